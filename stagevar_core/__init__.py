@@ -1,0 +1,1 @@
+"""Next-scale image generation in plain PyTorch: models, tokenizers, sampling and acceleration policies."""
