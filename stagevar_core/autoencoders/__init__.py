@@ -1,0 +1,1 @@
+"""Image tokenizers: images to codes per scale, accumulated codes back to images."""

@@ -1,0 +1,156 @@
+"""Infinity's bitwise tokenizer: binary spherical quantization over several scales.
+
+Arithmetic of infinity/models/bsq_vae/{vae,multiscale_bsq}.py: a latent pixel is ``dim`` signs, a code is
+``sign / sqrt(dim)``, scale after scale quantizes what the coarser ones left over.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..schedule import Scale, ScaleSchedule
+from .conv import Decoder, Encoder, clamp_image
+
+
+def resize_latent(latent: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Bilinear without antialiasing, both up and down.
+
+    The official code resamples (B, C, 1, H, W) trilinearly, which for one frame is the same; the transformer
+    was trained on inputs made this way, area resampling belongs to the encoder alone.
+    """
+    if tuple(latent.shape[-2:]) == tuple(grid):
+        return latent
+    return F.interpolate(latent.unsqueeze(2), size=(1, *grid), mode="trilinear").squeeze(2)
+
+
+class BitwiseQuantizer:
+    """Bits, codes and the accumulated latent of a bitwise tokenizer; it has no weights.
+
+    ``dim``: bits per latent pixel. ``patch``: latent pixels per token side (2 for the patchified 8B layout,
+    whose tokens carry ``4 * dim`` bits in ``pixel_shuffle`` order).
+    """
+
+    def __init__(self, dim: int, patch: int = 1) -> None:
+        self.dim = dim
+        self.patch = patch
+
+    @property
+    def bits_per_token(self) -> int:
+        return self.dim * self.patch**2
+
+    def latent_grid(self, scale: Scale) -> tuple[int, int]:
+        """The grid of ``scale`` in latent pixels."""
+        return scale.height * self.patch, scale.width * self.patch
+
+    def empty(self, batch: int, schedule: ScaleSchedule, device: torch.device) -> Tensor:
+        """The accumulated latent before the first scale, (B, dim, H, W) of zeros."""
+        grid = self.latent_grid(schedule.final)
+        return torch.zeros(batch, self.dim, *grid, dtype=torch.float32, device=device)
+
+    def to_latent(self, tokens: Tensor, scale: Scale) -> Tensor:
+        """Per-token values (B, L, bits) to the latent grid (B, dim, H, W)."""
+        grid = tokens.transpose(1, 2).reshape(tokens.shape[0], -1, scale.height, scale.width)
+        return F.pixel_shuffle(grid, self.patch) if self.patch > 1 else grid
+
+    def to_tokens(self, latent: Tensor) -> Tensor:
+        """The inverse of :meth:`to_latent`: (B, dim, H, W) to (B, L, bits)."""
+        grid = F.pixel_unshuffle(latent, self.patch) if self.patch > 1 else latent
+        return grid.flatten(2).transpose(1, 2)
+
+    def codes(self, bits: Tensor) -> Tensor:
+        """Bits {0, 1} on the latent grid (B, dim, H, W) to codes of magnitude ``1 / sqrt(dim)``."""
+        signs = (bits.to(torch.float32) * 2.0 - 1.0) / math.sqrt(self.dim)
+        # The official decode path normalises once more, which only changes the last bits of the mantissa.
+        return F.normalize(signs, dim=1)
+
+    def add(self, f_hat: Tensor, codes: Tensor) -> Tensor:
+        """``f_hat`` plus the codes of one scale resampled to the final grid."""
+        return f_hat + resize_latent(codes, tuple(f_hat.shape[-2:]))
+
+    def next_input(self, f_hat: Tensor, scale: Scale) -> Tensor:
+        """What the transformer sees at ``scale``: the accumulated latent there, as (B, L, bits)."""
+        return self.to_tokens(resize_latent(f_hat, self.latent_grid(scale)))
+
+    def encode(self, features: Tensor, schedule: ScaleSchedule) -> tuple[list[Tensor], Tensor]:
+        """Encoder features (B, dim, H, W) to bits per scale and the accumulated latent.
+
+        Bits are uint8 on the latent grid, (B, dim, h, w). Raises ``ValueError`` when the features do not have
+        the final grid of the schedule.
+        """
+        final = self.latent_grid(schedule.final)
+        if tuple(features.shape[-2:]) != final:
+            raise ValueError(f"the features are {tuple(features.shape[-2:])}; this schedule ends at {final}")
+        residual, f_hat, bits = features.float(), torch.zeros_like(features, dtype=torch.float32), []
+        for scale in schedule:
+            grid = self.latent_grid(scale)
+            pooled = residual if grid == final else F.interpolate(residual, size=grid, mode="area")
+            bits.append((F.normalize(pooled, dim=1) > 0).to(torch.uint8))
+            codes = resize_latent((bits[-1].float() * 2.0 - 1.0) / math.sqrt(self.dim), final)
+            residual, f_hat = residual - codes, f_hat + codes
+        return bits, f_hat
+
+    def accumulate(self, bits: Sequence[Tensor], schedule: ScaleSchedule) -> Tensor:
+        """The accumulated latent of known bits per scale (a prefix of the schedule is allowed)."""
+        f_hat = self.empty(bits[0].shape[0], schedule, bits[0].device)
+        for level in bits:
+            f_hat = self.add(f_hat, self.codes(level))
+        return f_hat
+
+    def teacher_inputs(self, bits: Sequence[Tensor], schedule: ScaleSchedule) -> Tensor:
+        """Transformer inputs of scales 1.. for known bits, concatenated to (B, L - L0, bits)."""
+        f_hat, inputs = self.empty(bits[0].shape[0], schedule, bits[0].device), []
+        for level, scale in zip(bits[:-1], schedule.scales[1:], strict=False):
+            f_hat = self.add(f_hat, self.codes(level))
+            inputs.append(self.next_input(f_hat, scale))
+        return torch.cat(inputs, dim=1)
+
+
+@dataclass(frozen=True)
+class BSQTokenizerConfig:
+    """Shape of a bitwise tokenizer: ``dim`` bits per latent pixel, stride ``2 ** (levels - 1)``."""
+
+    dim: int
+    width: int = 128
+    multipliers: tuple[int, ...] = (1, 2, 4, 4, 4)
+    blocks: int = 2
+
+    @property
+    def stride(self) -> int:
+        return 2 ** (len(self.multipliers) - 1)
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "BSQTokenizerConfig":
+        return cls(**{**values, "multipliers": tuple(values["multipliers"])})
+
+
+class BSQTokenizer(nn.Module):
+    """Convolutional encoder and decoder around a :class:`BitwiseQuantizer`."""
+
+    family = "infinity"
+
+    def __init__(self, config: BSQTokenizerConfig, *, operations=nn, dtype=None, device=None) -> None:
+        super().__init__()
+        self.config = config
+        shape = (config.width, config.multipliers)
+        factory = {"operations": operations, "dtype": dtype, "device": device}
+        self.encoder = Encoder(*shape, config.blocks, config.dim, **factory)
+        self.decoder = Decoder(*shape, config.blocks + 1, config.dim, **factory)
+
+    def quantizer(self, patch: int = 1) -> BitwiseQuantizer:
+        """The quantizer over this tokenizer's latents for tokens of ``patch`` x ``patch`` latent pixels."""
+        return BitwiseQuantizer(self.config.dim, patch)
+
+    def encode(self, image: Tensor) -> Tensor:
+        """Image (B, 3, H, W) in [-1, 1] to features (B, dim, H / stride, W / stride) before quantization."""
+        return self.encoder(image)
+
+    def decode(self, f_hat: Tensor) -> Tensor:
+        """Accumulated codes (B, dim, h, w) to an image (B, 3, H, W) in [-1, 1]."""
+        return clamp_image(self.decoder(f_hat))

@@ -1,0 +1,166 @@
+"""The convolutional encoder and decoder that Infinity's tokenizers are built from.
+
+Names follow the checkpoint files without their ``.conv`` / ``.norm`` wrapper levels
+(infinity/models/bsq_vae/vae.py of the official repository).
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def group_count(channels: int) -> int:
+    """Groups of the normalisation: 32 where they divide the channels, else 24 as in the official code."""
+    for groups in (32, 24):
+        if channels % groups == 0:
+            return groups
+    raise ValueError(f"{channels} channels divide into neither 32 nor 24 groups; choose a multiple of either")
+
+
+class ResBlock(nn.Module):
+    """``conv2(silu(norm2(conv1(silu(norm1(x)))))) + shortcut(x)``."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, *, operations=nn, dtype=None, device=None
+    ) -> None:
+        super().__init__()
+        factory = {"dtype": dtype, "device": device}
+        self.norm1 = operations.GroupNorm(group_count(in_channels), in_channels, eps=1e-6, **factory)
+        self.conv1 = operations.Conv2d(in_channels, out_channels, 3, padding=1, **factory)
+        self.norm2 = operations.GroupNorm(group_count(out_channels), out_channels, eps=1e-6, **factory)
+        self.conv2 = operations.Conv2d(out_channels, out_channels, 3, padding=1, **factory)
+        self.nin_shortcut = None
+        if in_channels != out_channels:
+            self.nin_shortcut = operations.Conv2d(in_channels, out_channels, 1, **factory)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        return h + (x if self.nin_shortcut is None else self.nin_shortcut(x))
+
+
+class Downsample(nn.Module):
+    """Stride-2 convolution after one pixel of zero padding at the right and the bottom."""
+
+    def __init__(self, channels: int, *, operations=nn, dtype=None, device=None) -> None:
+        super().__init__()
+        self.conv = operations.Conv2d(channels, channels, 3, stride=2, dtype=dtype, device=device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Nearest 2x, then a 3x3 convolution."""
+
+    def __init__(self, channels: int, *, operations=nn, dtype=None, device=None) -> None:
+        super().__init__()
+        self.conv = operations.Conv2d(channels, channels, 3, padding=1, dtype=dtype, device=device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class _Level(nn.Module):
+    """The residual blocks of one resolution; ``downsample`` / ``upsample`` is attached where there is one."""
+
+    def __init__(self, blocks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.block = nn.ModuleList(blocks)
+
+
+class _Middle(nn.Module):
+    def __init__(self, channels: int, **factory) -> None:
+        super().__init__()
+        self.block_1 = ResBlock(channels, channels, **factory)
+        self.block_2 = ResBlock(channels, channels, **factory)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block_2(self.block_1(x))
+
+
+class Encoder(nn.Module):
+    """Image (B, 3, H, W) in [-1, 1] to features (B, z, H / stride, W / stride)."""
+
+    def __init__(
+        self,
+        width: int,
+        multipliers: Sequence[int],
+        blocks: int,
+        z_channels: int,
+        *,
+        operations=nn,
+        **factory,
+    ) -> None:
+        super().__init__()
+        parts = {"operations": operations, **factory}
+        self.conv_in = operations.Conv2d(3, width, 3, padding=1, **factory)
+        self.down = nn.ModuleList()
+        channels = width
+        for index, multiplier in enumerate(multipliers):
+            out = width * multiplier
+            level = _Level([ResBlock(channels if j == 0 else out, out, **parts) for j in range(blocks)])
+            channels = out
+            if index < len(multipliers) - 1:
+                level.downsample = Downsample(channels, **parts)
+            self.down.append(level)
+        self.mid = _Middle(channels, **parts)
+        self.norm_out = operations.GroupNorm(group_count(channels), channels, eps=1e-6, **factory)
+        self.conv_out = operations.Conv2d(channels, z_channels, 3, padding=1, **factory)
+
+    def forward(self, image: Tensor) -> Tensor:
+        h = self.conv_in(image)
+        for level in self.down:
+            for block in level.block:
+                h = block(h)
+            if hasattr(level, "downsample"):
+                h = level.downsample(h)
+        return self.conv_out(F.silu(self.norm_out(self.mid(h))))
+
+
+class Decoder(nn.Module):
+    """Accumulated codes (B, z, h, w) to an image (B, 3, h * stride, w * stride), not clamped."""
+
+    def __init__(
+        self,
+        width: int,
+        multipliers: Sequence[int],
+        blocks: int,
+        z_channels: int,
+        *,
+        operations=nn,
+        **factory,
+    ) -> None:
+        super().__init__()
+        parts = {"operations": operations, **factory}
+        channels = width * multipliers[-1]
+        self.conv_in = operations.Conv2d(z_channels, channels, 3, padding=1, **factory)
+        self.mid = _Middle(channels, **parts)
+        levels = []
+        for index in reversed(range(len(multipliers))):
+            out = width * multipliers[index]
+            level = _Level([ResBlock(channels if j == 0 else out, out, **parts) for j in range(blocks)])
+            channels = out
+            if index > 0:
+                level.upsample = Upsample(channels, **parts)
+            levels.append(level)
+        # Stored by resolution as in the files: index 0 is the finest level, which runs last.
+        self.up = nn.ModuleList(reversed(levels))
+        self.norm_out = operations.GroupNorm(group_count(channels), channels, eps=1e-6, **factory)
+        self.conv_out = operations.Conv2d(channels, 3, 3, padding=1, **factory)
+
+    def forward(self, f_hat: Tensor) -> Tensor:
+        h = self.mid(self.conv_in(f_hat))
+        for level in reversed(self.up):
+            for block in level.block:
+                h = block(h)
+            if hasattr(level, "upsample"):
+                h = level.upsample(h)
+        return self.conv_out(F.silu(self.norm_out(h)))
+
+
+def clamp_image(image: Tensor) -> Tensor:
+    """Decoder output limited to the image range [-1, 1]."""
+    return torch.clamp(image, -1.0, 1.0)
