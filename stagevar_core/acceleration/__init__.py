@@ -1,0 +1,1 @@
+"""Acceleration policies: what runs at each scale, decided outside the models."""

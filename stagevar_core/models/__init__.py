@@ -1,0 +1,1 @@
+"""The transformer families, one file each."""

@@ -1,0 +1,303 @@
+"""Infinity (arXiv 2412.04431): a bitwise next-scale text-to-image transformer.
+
+Arithmetic of infinity/models/{infinity,basic}.py of FoundationVision/Infinity with the settings of all
+released models. Biases that the files keep apart (query, zero key, value) are folded into the projections
+when a checkpoint is converted; see ``checkpoints/convert.py`` for the names.
+"""
+
+import math
+from dataclasses import asdict, dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..autoencoders.bsq import BitwiseQuantizer
+from ..cache import KVCache
+from ..conditioning import TextConditioning, pad_rows
+from ..context import ScaleContext
+from ..heads import sample_bits
+from ..layers import (
+    AttentionFn,
+    FeedForward,
+    Site,
+    cast,
+    gather_angles,
+    merge_heads,
+    modulated_norm,
+    residual,
+    rms_norm,
+    rotary_angles,
+    rotate,
+    split_heads,
+)
+from ..schedule import Scale, ScaleSchedule
+
+MAX_LOG_SCALE = math.log(100.0)
+
+
+@dataclass(frozen=True)
+class InfinityConfig:
+    """Shape of an Infinity transformer.
+
+    ``bits``: bits per token (``dim * patch ** 2``). ``hidden``: width of the feed-forward. ``null_rows``:
+    learned unconditional text rows, the longest prompt in tokens. ``pool_heads``: heads of the text pooling.
+    """
+
+    depth: int
+    width: int
+    heads: int
+    hidden: int
+    bits: int
+    patch: int = 1
+    text_width: int = 2048
+    null_rows: int = 512
+    pool_heads: int = 16
+    levels: int = 15
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def dim(self) -> int:
+        """Bits per latent pixel of the tokenizer that belongs to this transformer."""
+        return self.bits // self.patch**2
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "InfinityConfig":
+        return cls(**values)
+
+
+INFINITY_125M = InfinityConfig(depth=12, width=768, heads=8, hidden=3072, bits=16)
+INFINITY_2B = InfinityConfig(depth=32, width=2048, heads=16, hidden=8192, bits=32)
+INFINITY_8B = InfinityConfig(depth=40, width=3584, heads=28, hidden=14336, bits=56, patch=2)
+
+
+@dataclass
+class TextState:
+    """What the blocks need of the text, computed once per run; rows are conditional, then unconditional."""
+
+    start: Tensor  # (rows, C), the pooled text: start token and source of all modulation
+    block_ada: Tensor  # (rows, 1, 6, C)
+    head_ada: Tensor  # (rows, 1, 2, C)
+    keys_values: list[tuple[Tensor, Tensor]]  # per block (rows, heads, T, head_dim)
+    mask: Tensor | None  # (rows, 1, 1, T), True = a token of the row's text; None when all texts are as long
+
+    def narrow(self, rows: slice) -> "TextState":
+        """Only these rows."""
+        return replace(
+            self,
+            start=self.start[rows],
+            block_ada=self.block_ada[rows],
+            head_ada=self.head_ada[rows],
+            keys_values=[(k[rows], v[rows]) for k, v in self.keys_values],
+            mask=None if self.mask is None else self.mask[rows],
+        )
+
+
+class SelfAttention(nn.Module):
+    """Cosine attention over all tokens so far, rotary positions, softmax scale 1."""
+
+    def __init__(self, config: InfinityConfig, *, operations=nn, dtype=None, device=None) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.qkv = operations.Linear(config.width, 3 * config.width, dtype=dtype, device=device)
+        self.proj = operations.Linear(config.width, config.width, dtype=dtype, device=device)
+        self.log_scale = nn.Parameter(torch.empty(config.heads, dtype=torch.float32, device=device))
+
+    def forward(self, x: Tensor, ctx: ScaleContext, layer: int, keep: Tensor | None) -> Tensor:
+        q, k, v = (split_heads(part, self.heads) for part in self.qkv(x).chunk(3, dim=-1))
+        q, k = F.normalize(q.float(), dim=-1, eps=1e-12), F.normalize(k.float(), dim=-1, eps=1e-12)
+        q = q * cast(self.log_scale, q).clamp(max=MAX_LOG_SCALE).exp().view(1, -1, 1, 1)
+        angles = gather_angles(ctx.positions, keep)
+        q, k = rotate(q, angles).to(v.dtype), rotate(k, angles).to(v.dtype)
+        return self.proj(merge_heads(ctx.attend(layer, q, k, v)))
+
+
+class CrossAttention(nn.Module):
+    """Scaled dot-product attention to the text of each row."""
+
+    def __init__(self, config: InfinityConfig, *, operations=nn, dtype=None, device=None) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.q = operations.Linear(config.width, config.width, dtype=dtype, device=device)
+        self.kv = operations.Linear(config.width, 2 * config.width, dtype=dtype, device=device)
+        self.proj = operations.Linear(config.width, config.width, dtype=dtype, device=device)
+
+    def keys_values(self, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (rows, heads, T, head_dim) of projected text (rows, T, C)."""
+        k, v = self.kv(text).chunk(2, dim=-1)
+        return split_heads(k, self.heads), split_heads(v, self.heads)
+
+    def forward(self, x: Tensor, ctx: ScaleContext, layer: int) -> Tensor:
+        q = split_heads(self.q(x), self.heads)
+        k, v = ctx.conditioned.keys_values[layer]
+        return self.proj(merge_heads(ctx.attention(q, k, v, mask=ctx.conditioned.mask)))
+
+
+class Block(nn.Module):
+    """Self-attention, cross-attention and feed-forward, each a residual branch."""
+
+    def __init__(self, config: InfinityConfig, *, operations=nn, dtype=None, device=None) -> None:
+        super().__init__()
+        factory = {"operations": operations, "dtype": dtype, "device": device}
+        self.ada = nn.Parameter(torch.empty(6, config.width, dtype=torch.float32, device=device))
+        self.self_attn = SelfAttention(config, **factory)
+        self.cross_norm = operations.LayerNorm(config.width, eps=1e-6, dtype=torch.float32, device=device)
+        self.cross_attn = CrossAttention(config, **factory)
+        self.ffn = FeedForward(config.width, config.hidden, config.width, **factory)
+
+    def forward(self, x: Tensor, ctx: ScaleContext, layer: int) -> Tensor:
+        """(rows, L, C) in float32 to the same; matrix products run in the context's dtype."""
+        ada = ctx.conditioned.block_ada + cast(self.ada, ctx.conditioned.block_ada)
+        gate1, gate2, scale1, scale2, shift1, shift2 = ada.unbind(dim=2)
+
+        def attend_self(h: Tensor, keep: Tensor | None) -> Tensor:
+            h = modulated_norm(h, scale1, shift1).to(ctx.dtype)
+            return self.self_attn(h, ctx, layer, keep) * gate1
+
+        def attend_text(h: Tensor, keep: Tensor | None) -> Tensor:
+            return self.cross_attn(self.cross_norm(h.float()).to(ctx.dtype), ctx, layer)
+
+        def feed_forward(h: Tensor, keep: Tensor | None) -> Tensor:
+            return self.ffn(modulated_norm(h, scale2, shift2).to(ctx.dtype)) * gate2
+
+        for name, branch in (("self", attend_self), ("cross", attend_text), ("ffn", feed_forward)):
+            x = residual(x, branch, Site(ctx.scale, layer, name), ctx.pruning)
+        return x
+
+
+class TextPool(nn.Module):
+    """Attention of one learned query per head over the text: (rows, T, text) to (rows, C)."""
+
+    def __init__(self, config: InfinityConfig, *, operations=nn, device=None) -> None:
+        super().__init__()
+        factory = {"dtype": torch.float32, "device": device}
+        head_dim = config.width // config.pool_heads
+        self.query = nn.Parameter(torch.empty(config.pool_heads, head_dim, **factory))
+        self.kv = operations.Linear(config.text_width, 2 * config.width, **factory)
+        self.proj = operations.Linear(config.width, config.width, **factory)
+
+    def forward(self, text: Tensor, mask: Tensor | None, attention: AttentionFn) -> Tensor:
+        heads = self.query.shape[0]
+        k, v = (split_heads(part, heads) for part in self.kv(text).chunk(2, dim=-1))
+        q = cast(self.query, k)[None, :, None].expand(text.shape[0], -1, -1, -1)
+        return self.proj(merge_heads(attention(q, k, v, mask=mask)).squeeze(1))
+
+
+class Infinity(nn.Module):
+    """The transformer: blocks in ``dtype``, everything around them (text, modulation, head) in float32.
+
+    ``operations`` supplies Linear and LayerNorm (``torch.nn`` or the host's), ``compute_dtype`` the dtype of
+    the blocks' matrix products where it differs from the storage dtype.
+    """
+
+    family = "infinity"
+
+    def __init__(
+        self, config: InfinityConfig, *, operations=nn, dtype=None, device=None, compute_dtype=None
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.compute_dtype = compute_dtype or dtype or torch.float32
+        width, precise = config.width, {"dtype": torch.float32, "device": device}
+        self.null_text = nn.Parameter(torch.empty(config.null_rows, config.text_width, **precise))
+        self.text_norm = nn.Parameter(torch.empty(config.text_width, **precise))
+        self.text_pool = TextPool(config, operations=operations, device=device)
+        self.text_mlp = FeedForward(config.text_width, width, width, operations=operations, **precise)
+        self.start = nn.Parameter(torch.empty(width, **precise))
+        self.level_embed = nn.Parameter(torch.empty(config.levels, width, **precise))
+        self.word_embed = operations.Linear(config.bits, width, **precise)
+        self.block_ada = operations.Linear(width, 6 * width, **precise)
+        self.blocks = nn.ModuleList(
+            Block(config, operations=operations, dtype=dtype, device=device) for _ in range(config.depth)
+        )
+        self.head_ada = operations.Linear(width, 2 * width, **precise)
+        self.head = operations.Linear(width, 2 * config.bits, **precise)
+
+    def quantizer(self) -> BitwiseQuantizer:
+        """The quantizer whose bits this transformer predicts."""
+        return BitwiseQuantizer(self.config.dim, self.config.patch)
+
+    def new_cache(self, rows: int, device: torch.device) -> KVCache:
+        """An empty cache for ``rows`` rows."""
+        config = self.config
+        return KVCache(
+            config.depth, rows, config.heads, config.head_dim, dtype=self.compute_dtype, device=device
+        )
+
+    def condition(
+        self, conditioning: TextConditioning, guided: bool, device: torch.device, attention: AttentionFn
+    ) -> TextState:
+        """Everything that depends on the text alone. Rows: prompts, then (when guided) their counterparts.
+
+        The counterpart of a prompt is the first ``len`` learned null rows, or the negative text.
+        """
+        texts = [text.to(device=device, dtype=torch.float32) for text in conditioning.features]
+        self._check_texts(texts)
+        if guided and conditioning.negative is not None:
+            negative = [text.to(device=device, dtype=torch.float32) for text in conditioning.negative]
+            self._check_texts(negative)
+            texts = texts + negative
+        elif guided:
+            null = self.null_text.to(device=device, dtype=torch.float32)
+            texts = texts + [null[: len(text)] for text in texts]
+        padded, mask = pad_rows(texts)
+        text = rms_norm(padded, self.text_norm)
+        pooled = self.text_pool(text, mask, attention)
+        projected = self.text_mlp(text).to(self.compute_dtype)
+        return TextState(
+            start=pooled,
+            block_ada=self.block_ada(F.silu(pooled)).unflatten(-1, (1, 6, -1)),
+            head_ada=self.head_ada(F.silu(pooled)).unflatten(-1, (1, 2, -1)),
+            keys_values=[block.cross_attn.keys_values(projected) for block in self.blocks],
+            mask=mask,
+        )
+
+    def positions(self, schedule: ScaleSchedule, scale: Scale, device: torch.device) -> Tensor:
+        """Rotary angles of one scale."""
+        return rotary_angles(schedule, scale, self.config.head_dim, device=device)
+
+    def first_tokens(self, state: TextState) -> Tensor:
+        """The start token of every row, (rows, 1, C), without level embedding."""
+        return (state.start + cast(self.start, state.start)).unsqueeze(1)
+
+    def embed(self, inputs: Tensor) -> Tensor:
+        """Accumulated latent at a scale (B, L, bits) to hidden states (B, L, C), without level embedding."""
+        return self.word_embed(inputs)
+
+    def forward(self, x: Tensor, ctx: ScaleContext) -> Tensor:
+        """All blocks over the tokens of one scale, (rows, L, C)."""
+        x = x + ctx.levels(cast(self.level_embed, x))
+        for layer, block in enumerate(self.blocks):
+            x = ctx.after_block(layer, block(x, ctx, layer))
+        return x
+
+    def logits(self, x: Tensor, state: TextState) -> Tensor:
+        """Bit logits (rows, L, 2 * bits) in float32; the pair of a bit is (bit 0, bit 1)."""
+        scale, shift = state.head_ada.unbind(dim=2)
+        return self.head(modulated_norm(x, scale, shift))
+
+    def sample(self, logits: Tensor, *, top_k: int, top_p: float, noise: Tensor | None) -> Tensor:
+        """Bits per token (B, L, bits)."""
+        return sample_bits(logits, top_k=top_k, top_p=top_p, noise=noise)
+
+    def noise_shape(self, batch: int, scale: Scale) -> tuple[int, ...]:
+        """Shape of the exponential draws of one scale."""
+        return batch, scale.tokens, self.config.bits, 2
+
+    def _check_texts(self, texts: list[Tensor]) -> None:
+        for text in texts:
+            if text.dim() != 2 or text.shape[1] != self.config.text_width:
+                raise ValueError(
+                    f"the text features have shape {tuple(text.shape)}; this transformer was trained on "
+                    f"(tokens, {self.config.text_width}). Load the text encoder that belongs to it"
+                )
+            if not 1 <= len(text) <= self.config.null_rows:
+                raise ValueError(
+                    f"the text has {len(text)} tokens; this transformer takes 1 to {self.config.null_rows}"
+                )
