@@ -1,4 +1,4 @@
-"""Leaf functions and modules that the families share: attention, rotary positions, norms, residual branches."""
+"""Leaves that the families share: attention, rotary positions, norms, residual branches."""
 
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
@@ -125,7 +125,7 @@ def rotary_angles(
 
 
 def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Turn adjacent pairs of ``x`` (rows, heads, L, D) by ``angles`` (2, L, D / 2) or (2, rows, 1, L, D / 2)."""
+    """Turn adjacent pairs of ``x`` (rows, heads, L, D) by ``angles``, (2, [rows, 1,] L, D / 2)."""
     cos, sin = angles[0], angles[1]
     a, b = x[..., 0::2], x[..., 1::2]
     return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2)

@@ -33,7 +33,7 @@ class PolicyRun(Protocol):
         """What to do at ``scale``."""
 
     def observe(self, scale: Scale, f_hat: Tensor) -> None:
-        """Sees the accumulated latent (B, C, H, W) after ``scale``; the only hook that may wait for the device."""
+        """See the accumulated latent (B, C, H, W) after ``scale``; no other hook may wait for the device."""
 
 
 class AccelerationPolicy(Protocol):
