@@ -32,7 +32,7 @@ class GuidanceRows:
         The slice is None when nothing changes. Raises ``ValueError`` when rows that were dropped are wanted.
         """
         wanted = {
-            "both": (self.conditional, self.unconditional),
+            "both": (True, True),
             "conditional": (True, False),
             "unconditional": (False, True),
         }

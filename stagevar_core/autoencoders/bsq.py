@@ -111,12 +111,16 @@ class BitwiseQuantizer:
 
 @dataclass(frozen=True)
 class BSQTokenizerConfig:
-    """Shape of a bitwise tokenizer: ``dim`` bits per latent pixel, stride ``2 ** (levels - 1)``."""
+    """Shape of a bitwise tokenizer: ``dim`` bits per latent pixel, stride ``2 ** (levels - 1)``.
+
+    ``groups``: of the normalisation, 32 in all released tokenizers.
+    """
 
     dim: int
     width: int = 128
     multipliers: tuple[int, ...] = (1, 2, 4, 4, 4)
     blocks: int = 2
+    groups: int = 32
 
     @property
     def stride(self) -> int:
@@ -139,7 +143,7 @@ class BSQTokenizer(nn.Module):
         super().__init__()
         self.config = config
         shape = (config.width, config.multipliers)
-        factory = {"operations": operations, "dtype": dtype, "device": device}
+        factory = {"groups": config.groups, "operations": operations, "dtype": dtype, "device": device}
         self.encoder = Encoder(*shape, config.blocks, config.dim, **factory)
         self.decoder = Decoder(*shape, config.blocks + 1, config.dim, **factory)
 

@@ -11,25 +11,29 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def group_count(channels: int) -> int:
-    """Groups of the normalisation: 32 where they divide the channels, else 24 as in the official code."""
-    for groups in (32, 24):
-        if channels % groups == 0:
-            return groups
-    raise ValueError(f"{channels} channels divide into neither 32 nor 24 groups; choose a multiple of either")
+def group_count(channels: int, groups: int = 32) -> int:
+    """Groups of the normalisation: 32 where they divide the channels, else 24 as in the official code.
+
+    ``groups``: instead of 32, for narrow networks; with one channel to a group an image loses its mean.
+    """
+    for count in (groups, 24):
+        if channels % count == 0:
+            return count
+    raise ValueError(f"{channels} channels divide into neither {groups} nor 24 groups; choose a multiple")
 
 
 class ResBlock(nn.Module):
     """``conv2(silu(norm2(conv1(silu(norm1(x)))))) + shortcut(x)``."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, *, operations=nn, dtype=None, device=None
+        self, in_channels: int, out_channels: int, *, groups=32, operations=nn, dtype=None, device=None
     ) -> None:
         super().__init__()
         factory = {"dtype": dtype, "device": device}
-        self.norm1 = operations.GroupNorm(group_count(in_channels), in_channels, eps=1e-6, **factory)
+        first, second = (group_count(channels, groups) for channels in (in_channels, out_channels))
+        self.norm1 = operations.GroupNorm(first, in_channels, eps=1e-6, **factory)
         self.conv1 = operations.Conv2d(in_channels, out_channels, 3, padding=1, **factory)
-        self.norm2 = operations.GroupNorm(group_count(out_channels), out_channels, eps=1e-6, **factory)
+        self.norm2 = operations.GroupNorm(second, out_channels, eps=1e-6, **factory)
         self.conv2 = operations.Conv2d(out_channels, out_channels, 3, padding=1, **factory)
         self.nin_shortcut = None
         if in_channels != out_channels:
@@ -91,23 +95,25 @@ class Encoder(nn.Module):
         blocks: int,
         z_channels: int,
         *,
+        groups=32,
         operations=nn,
         **factory,
     ) -> None:
         super().__init__()
         parts = {"operations": operations, **factory}
+        normed = {"groups": groups, **parts}
         self.conv_in = operations.Conv2d(3, width, 3, padding=1, **factory)
         self.down = nn.ModuleList()
         channels = width
         for index, multiplier in enumerate(multipliers):
             out = width * multiplier
-            level = _Level([ResBlock(channels if j == 0 else out, out, **parts) for j in range(blocks)])
+            level = _Level([ResBlock(channels if j == 0 else out, out, **normed) for j in range(blocks)])
             channels = out
             if index < len(multipliers) - 1:
                 level.downsample = Downsample(channels, **parts)
             self.down.append(level)
-        self.mid = _Middle(channels, **parts)
-        self.norm_out = operations.GroupNorm(group_count(channels), channels, eps=1e-6, **factory)
+        self.mid = _Middle(channels, **normed)
+        self.norm_out = operations.GroupNorm(group_count(channels, groups), channels, eps=1e-6, **factory)
         self.conv_out = operations.Conv2d(channels, z_channels, 3, padding=1, **factory)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -130,25 +136,27 @@ class Decoder(nn.Module):
         blocks: int,
         z_channels: int,
         *,
+        groups=32,
         operations=nn,
         **factory,
     ) -> None:
         super().__init__()
         parts = {"operations": operations, **factory}
+        normed = {"groups": groups, **parts}
         channels = width * multipliers[-1]
         self.conv_in = operations.Conv2d(z_channels, channels, 3, padding=1, **factory)
-        self.mid = _Middle(channels, **parts)
+        self.mid = _Middle(channels, **normed)
         levels = []
         for index in reversed(range(len(multipliers))):
             out = width * multipliers[index]
-            level = _Level([ResBlock(channels if j == 0 else out, out, **parts) for j in range(blocks)])
+            level = _Level([ResBlock(channels if j == 0 else out, out, **normed) for j in range(blocks)])
             channels = out
             if index > 0:
                 level.upsample = Upsample(channels, **parts)
             levels.append(level)
         # Stored by resolution as in the files: index 0 is the finest level, which runs last.
         self.up = nn.ModuleList(reversed(levels))
-        self.norm_out = operations.GroupNorm(group_count(channels), channels, eps=1e-6, **factory)
+        self.norm_out = operations.GroupNorm(group_count(channels, groups), channels, eps=1e-6, **factory)
         self.conv_out = operations.Conv2d(channels, 3, 3, padding=1, **factory)
 
     def forward(self, f_hat: Tensor) -> Tensor:
