@@ -1,0 +1,34 @@
+"""Checkpoint files: detection, conversion of official names, strict loading."""
+
+from .errors import CheckpointError
+from .files import RawCheckpoint, read
+from .load import (
+    Checkpoint,
+    Loaded,
+    build,
+    check_pairing,
+    load_text_encoder,
+    load_tokenizer,
+    load_transformer,
+    prepare,
+    state_dict,
+)
+from .metadata import Header
+from .save import save
+
+__all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "Header",
+    "Loaded",
+    "RawCheckpoint",
+    "build",
+    "check_pairing",
+    "load_text_encoder",
+    "load_tokenizer",
+    "load_transformer",
+    "prepare",
+    "read",
+    "save",
+    "state_dict",
+]

@@ -1,0 +1,242 @@
+"""From the names of published files to ours: one key map per family, as data, and how it is applied.
+
+A key map never computes on large tensors. Biases that the files keep apart are folded into one vector (a zero
+bias is stored nowhere), everything else keeps its storage under a new name.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .errors import CheckpointError, listed
+
+
+class Rename(NamedTuple):
+    """Keys that match ``source`` become ``target`` (a regular expression template).
+
+    ``dims``: leading dimensions are merged until so many are left, which drops those of size 1. ``alias``: a
+    second name of a tensor, used only where the file lacks the first.
+    """
+
+    source: str
+    target: str
+    dims: int | None = None
+    alias: bool = False
+
+
+class Fold(NamedTuple):
+    """``name`` is the concatenation of ``name:part`` vectors; None stands for zeros as long as the others."""
+
+    name: str
+    parts: tuple[str | None, ...]
+
+
+class Ignore(NamedTuple):
+    """Keys that no model here reads. ``what`` is reported; empty for what every file has."""
+
+    pattern: str
+    what: str = ""
+
+
+@dataclass(frozen=True)
+class KeyMap:
+    """Names of one kind of file. Keys that match nothing keep their name, so that strict loading lists them.
+
+    ``blocks``: prefixes of repeated blocks with one group per counter; the blocks found are renumbered to
+    ``blocks.N`` before ``renames`` apply.
+    """
+
+    renames: tuple[Rename, ...]
+    folds: tuple[Fold, ...] = ()
+    ignored: tuple[Ignore, ...] = ()
+    blocks: tuple[str, ...] = ()
+
+
+class Conversion(NamedTuple):
+    """Tensors under our names, and how many of which kind were left out."""
+
+    tensors: dict[str, Tensor]
+    dropped: dict[str, int]
+
+
+_BLOCK = r"(blocks\.\d+)"
+
+# infinity/models/{infinity,basic}.py of FoundationVision/Infinity.
+INFINITY_KEYS = KeyMap(
+    blocks=(r"block_chunks\.(\d+)\.module\.(\d+)", r"blocks\.(\d+)"),
+    renames=(
+        Rename(r"cfg_uncond", "null_text"),
+        Rename(r"pos_start", "start", dims=1),
+        Rename(r"text_norm\.weight", "text_norm"),
+        Rename(r"text_proj_for_sos\.ca\.mat_q", "text_pool.query", dims=2),
+        Rename(r"text_proj_for_sos\.ca\.mat_kv\.weight", "text_pool.kv.weight"),
+        Rename(r"text_proj_for_sos\.ca\.v_bias", "text_pool.kv.bias:value"),
+        Rename(r"text_proj_for_sos\.ca\.proj\.(weight|bias)", r"text_pool.proj.\1"),
+        Rename(r"text_proj_for_ca\.0\.(weight|bias)", r"text_mlp.fc1.\1"),
+        Rename(r"text_proj_for_ca\.2\.(weight|bias)", r"text_mlp.fc2.\1"),
+        Rename(r"lvl_embed\.weight", "level_embed"),
+        Rename(r"shared_ada_lin\.1\.(weight|bias)", r"block_ada.\1"),
+        Rename(r"head_nm\.ada_lin\.1\.(weight|bias)", r"head_ada.\1"),
+        Rename(_BLOCK + r"\.ada_gss", r"\1.ada", dims=2),
+        Rename(_BLOCK + r"\.sa\.scale_mul_1H11", r"\1.self_attn.log_scale", dims=1),
+        Rename(_BLOCK + r"\.sa\.mat_qkv\.weight", r"\1.self_attn.qkv.weight"),
+        Rename(_BLOCK + r"\.sa\.q_bias", r"\1.self_attn.qkv.bias:query"),
+        Rename(_BLOCK + r"\.sa\.v_bias", r"\1.self_attn.qkv.bias:value"),
+        Rename(_BLOCK + r"\.sa\.proj\.(weight|bias)", r"\1.self_attn.proj.\2"),
+        Rename(_BLOCK + r"\.ca\.mat_q\.(weight|bias)", r"\1.cross_attn.q.\2"),
+        Rename(_BLOCK + r"\.ca\.mat_kv\.weight", r"\1.cross_attn.kv.weight"),
+        Rename(_BLOCK + r"\.ca\.v_bias", r"\1.cross_attn.kv.bias:value"),
+        Rename(_BLOCK + r"\.ca\.proj\.(weight|bias)", r"\1.cross_attn.proj.\2"),
+        Rename(_BLOCK + r"\.ca_norm\.(weight|bias)", r"\1.cross_norm.\2"),
+    ),
+    folds=(
+        Fold("self_attn.qkv.bias", ("query", None, "value")),
+        Fold("cross_attn.kv.bias", (None, "value")),
+        Fold("text_pool.kv.bias", (None, "value")),
+    ),
+    ignored=(
+        Ignore(r".*\.zero_k_bias"),
+        Ignore(
+            r"lvl_1L|attn_bias_for_masking|Infinity_visible_kvlen|Infinity_invisible_qlen",
+            "mask buffers of old training code",
+        ),
+    ),
+)
+
+# infinity/models/bsq_vae/vae.py; published files may or may not have the `.conv` / `.norm` wrapper levels.
+BSQ_KEYS = KeyMap(
+    renames=(
+        Rename(
+            r"((?:encoder|decoder)\.(?:.+\.)?(?:conv\d|conv_in|conv_out|nin_shortcut|(?:down|up)sample\.conv))"
+            r"(?:\.conv)?\.(weight|bias)",
+            r"\1.\2",
+        ),
+        Rename(r"((?:encoder|decoder)\.(?:.+\.)?(?:norm\d|norm_out))(?:\.norm)?\.(weight|bias)", r"\1.\2"),
+    ),
+    ignored=(
+        Ignore(r"quantizer?\.lfq\.mask"),
+        Ignore(r"(?:\w+_)?(?:discriminator|disc)\..*", "discriminator"),
+        Ignore(r"(?:\w+_)?(?:loss|lpips|perceptual_model)\..*", "training losses"),
+    ),
+)
+
+# T5 as the transformers library writes it; these names are kept, also for ComfyUI's own T5.
+T5_KEYS = KeyMap(
+    renames=(Rename(r"encoder\.embed_tokens\.weight", "shared.weight", alias=True),),
+    ignored=(Ignore(r"decoder\..*", "text decoder"), Ignore(r"lm_head\..*", "language model head")),
+)
+
+
+class Route(NamedTuple):
+    """Where one tensor goes: a name of ours, or (None) nowhere, with what it was."""
+
+    target: str | None
+    dims: int | None = None
+    dropped: str = ""
+
+
+def routes(keys: Iterable[str], key_map: KeyMap | None, source: str = "checkpoint") -> dict[str, Route]:
+    """The route of every key; ``key_map`` None keeps all names. Raises for blocks that do not count up."""
+    if key_map is None:
+        return {key: Route(key) for key in keys}
+    keys = list(keys)
+    numbered = _number_blocks(keys, key_map.blocks, source)
+    result: dict[str, Route] = {}
+    aliases: list[tuple[str, Rename]] = []
+    for key in keys:
+        name = numbered.get(key, key)
+        ignored = next((rule for rule in key_map.ignored if re.fullmatch(rule.pattern, name)), None)
+        rename = next((rule for rule in key_map.renames if re.fullmatch(rule.source, name)), None)
+        if ignored is not None:
+            result[key] = Route(None, dropped=ignored.what)
+        elif rename is None:
+            result[key] = Route(name)
+        elif rename.alias:
+            aliases.append((key, rename))
+        else:
+            result[key] = Route(re.sub(rename.source, rename.target, name), rename.dims)
+    _refuse_duplicates(result, source)
+    taken = {route.target for route in result.values()}
+    for key, rename in aliases:
+        result[key] = Route(None if rename.target in taken else rename.target)
+    return result
+
+
+def convert(tensors: Mapping[str, Tensor], key_map: KeyMap | None, source: str = "checkpoint") -> Conversion:
+    """``tensors`` under our names, as a new dict that shares their storage."""
+    planned = routes(tensors, key_map, source)
+    converted: dict[str, Tensor] = {}
+    for key, route in planned.items():
+        if route.target is None:
+            continue
+        tensor = tensors[key]
+        if route.dims is not None and tensor.dim() > route.dims:
+            tensor = tensor.flatten(0, tensor.dim() - route.dims)
+        converted[route.target] = tensor
+    for fold in key_map.folds if key_map else ():
+        _fold(converted, fold, source)
+    dropped = Counter(route.dropped for route in planned.values() if route.target is None and route.dropped)
+    return Conversion(converted, dict(dropped))
+
+
+def _number_blocks(keys: list[str], patterns: tuple[str, ...], source: str) -> dict[str, str]:
+    """Keys inside blocks with a flat block number, for nested counters in their order."""
+    renamed: dict[str, str] = {}
+    for pattern in patterns:
+        found = {key: match for key in keys if (match := re.match(pattern + r"\.", key))}
+        counters = {key: tuple(int(group) for group in match.groups()) for key, match in found.items()}
+        order = {counter: index for index, counter in enumerate(sorted(set(counters.values())))}
+        _check_counters(set(order), source)
+        for key, match in found.items():
+            renamed[key] = f"blocks.{order[counters[key]]}.{key[match.end() :]}"
+    return renamed
+
+
+def _check_counters(present: set[tuple[int, ...]], source: str) -> None:
+    """Raise when a block is missing: every counter must run from 0 without a gap."""
+    if not present:
+        return
+    expected = {()}
+    for place in range(len(next(iter(present)))):
+        size = len({counter[place] for counter in present})
+        expected = {(*counter, index) for counter in expected for index in range(size)}
+    if present != expected:
+        gaps = [".".join(map(str, counter)) for counter in expected - present]
+        raise CheckpointError(
+            f"{source}: {len(present)} transformer blocks are present but not without gaps (missing block "
+            f"{listed(gaps)}); expected every block. Get the whole file again, or all shards of it"
+        )
+
+
+def _refuse_duplicates(planned: Mapping[str, Route], source: str) -> None:
+    counts = Counter(route.target for route in planned.values() if route.target is not None)
+    twice = [target for target, count in counts.items() if count > 1]
+    if twice:
+        raise CheckpointError(
+            f"{source}: {len(twice)} tensors are there twice under different names ({listed(twice)}); "
+            "expected one naming style. Save the model again with one of them"
+        )
+
+
+def _fold(tensors: dict[str, Tensor], fold: Fold, source: str) -> None:
+    """Replace the parts of every ``fold.name`` in place by their concatenation."""
+    marker = f"{fold.name}:"
+    owners = dict.fromkeys(key.partition(":")[0] for key in tensors if marker in key)
+    for owner in owners:
+        named = [f"{owner}:{part}" for part in fold.parts if part]
+        missing = [name for name in named if name not in tensors]
+        if missing:
+            raise CheckpointError(
+                f"{source}: the bias {owner} is incomplete, its part {listed(missing)} is missing; "
+                "get the whole file again"
+            )
+        like = tensors[named[0]]
+        parts = [tensors[f"{owner}:{part}"] if part else torch.zeros_like(like) for part in fold.parts]
+        for name in named:
+            del tensors[name]
+        tensors[owner] = torch.cat(parts)

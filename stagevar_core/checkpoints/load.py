@@ -1,0 +1,300 @@
+"""From a checkpoint file to a module: read, recognise, convert, check, cast, assign."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..schedule import AspectTable, infinity_aspect_table
+from ..text import T5TextEncoder, read_tokenizer
+from . import metadata as headers
+from .convert import convert
+from .detect import KINDS, SPECS, FamilySpec, detect, recognise, unknown
+from .errors import CheckpointError, listed
+from .files import RawCheckpoint, read
+from .wrappers import Group, extras, groups
+
+__all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "Loaded",
+    "RawCheckpoint",
+    "build",
+    "check_pairing",
+    "load_text_encoder",
+    "load_tokenizer",
+    "load_transformer",
+    "prepare",
+    "read",
+    "state_dict",
+]
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass
+class Checkpoint:
+    """A recognised checkpoint: complete tensors under our names, and what is known about the model.
+
+    ``trained``: the image sizes (None for text encoders). ``notes``: what of the file is not loaded.
+    """
+
+    kind: str
+    family: str
+    config: Any
+    tensors: dict[str, Tensor]
+    source: str
+    trained: AspectTable | None = None
+    defaults: dict[str, Any] = field(default_factory=dict)
+    tokenizer_json: str | None = None
+    title: str | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights still held."""
+        return sum(tensor.numel() for tensor in self.tensors.values())
+
+    def header(self) -> headers.Header:
+        """What a file of ours with these tensors says about them."""
+        return headers.Header(
+            kind=self.kind,
+            family=self.family,
+            config=self.config.to_dict(),
+            trained=self.trained,
+            defaults=self.defaults,
+            tokenizer_json=self.tokenizer_json,
+            title=self.title,
+        )
+
+
+class Loaded(NamedTuple):
+    """A module ready to run and the checkpoint it came from, whose tensors it took over."""
+
+    module: nn.Module
+    checkpoint: Checkpoint
+
+
+def prepare(
+    tensors: Mapping[str, Any],
+    metadata: Mapping[str, str] | None,
+    source: str | Path,
+    *,
+    kind: str | None = None,
+) -> Checkpoint:
+    """Recognise, convert and check what a file holds, without building a module or copying weights.
+
+    ``tensors`` may be wrapped as training checkpoints are. ``kind``: what the caller needs ("transformer",
+    "tokenizer", "text_encoder"); it picks from files that hold several and is an error where it differs.
+    """
+    source = str(source)
+    header = headers.parse(metadata, source)
+    group, spec = _choose(list(groups(tensors)), source, kind)
+    detected = detect({key: tensor.shape for key, tensor in group.tensors.items()}, source)
+    config = _config(spec, detected.config, header, source)
+    conversion = convert(group.tensors, spec.key_map, source)
+    _check_tensors(conversion.tensors, spec, config, source)
+    dropped = conversion.dropped | extras(tensors)
+    notes = tuple(f"{what} ({count} tensors)" for what, count in dropped.items())
+    sized = spec.kind != "text_encoder"
+    checkpoint = Checkpoint(
+        kind=spec.kind,
+        family=spec.name,
+        config=config,
+        tensors=conversion.tensors,
+        source=source,
+        trained=(header and header.trained) or (infinity_aspect_table() if sized else None),
+        defaults=header.defaults if header else {},
+        tokenizer_json=header.tokenizer_json if header else None,
+        title=header.title if header else None,
+        notes=notes,
+    )
+    _LOG.info("%s: %s, %s", source, spec.title, config)
+    if notes:
+        _LOG.info("%s: not loaded: %s", source, ", ".join(notes))
+    return checkpoint
+
+
+def state_dict(
+    checkpoint: Checkpoint, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+) -> dict[str, Tensor]:
+    """The tensors of a transformer or tokenizer as its module wants them, taken out of ``checkpoint``.
+
+    The module decides which weights have ``dtype`` (None: float32) and which stay float32. Tensors move one
+    by one, so that the weights are never held twice.
+    """
+    return _take(checkpoint, _skeleton(checkpoint, nn, dtype), device)
+
+
+def build(
+    checkpoint: Checkpoint,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    operations: Any = nn,
+) -> nn.Module:
+    """The module of a checkpoint; it takes the tensors over, in the dtypes of :func:`state_dict`."""
+    module = _skeleton(checkpoint, operations, dtype)
+    template = module if operations is nn else _skeleton(checkpoint, nn, dtype)
+    module.load_state_dict(_take(checkpoint, template, device), strict=True, assign=True)
+    return module.eval().requires_grad_(False)
+
+
+def load_transformer(
+    path: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    operations: Any = nn,
+) -> Loaded:
+    """Load a transformer; its blocks get ``dtype`` (None: float32), everything around them float32."""
+    checkpoint = prepare(*read(path), kind="transformer")
+    return Loaded(build(checkpoint, dtype=dtype, device=device, operations=operations), checkpoint)
+
+
+def load_tokenizer(
+    path: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    operations: Any = nn,
+) -> Loaded:
+    """Load an image tokenizer in ``dtype`` (None: float32)."""
+    checkpoint = prepare(*read(path), kind="tokenizer")
+    return Loaded(build(checkpoint, dtype=dtype, device=device, operations=operations), checkpoint)
+
+
+def load_text_encoder(
+    path: str | Path, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+) -> T5TextEncoder:
+    """Load a T5 encoder; its vocabulary comes from the file's metadata or lies beside it."""
+    checkpoint = prepare(*read(path), kind="text_encoder")
+    vocabulary = checkpoint.tokenizer_json or read_tokenizer(Path(path))
+    return T5TextEncoder(checkpoint.config, checkpoint.tensors, vocabulary, dtype=dtype, device=device)
+
+
+def check_pairing(transformer: Checkpoint, tokenizer: Checkpoint) -> None:
+    """Raise when the tokenizer is not one that this transformer predicts codes of.
+
+    Tokenizers of equal shape (d32 and d32reg) cannot be told apart.
+    """
+    wanted, found = transformer.config, tokenizer.config
+    both = f"{tokenizer.source} does not belong to {transformer.source}"
+    if transformer.family != tokenizer.family:
+        raise CheckpointError(
+            f"{both}: it is of the family {tokenizer.family}, expected {transformer.family}. "
+            "Choose the tokenizer that the model table of the README names"
+        )
+    if wanted.dim != found.dim:
+        raise CheckpointError(
+            f"{both}: it has {found.dim} bits per latent pixel, the transformer predicts {wanted.dim}. "
+            f"Choose the tokenizer with {wanted.dim}"
+        )
+    pixels = found.stride * wanted.patch
+    if transformer.trained is not None and pixels != transformer.trained.pixels_per_token:
+        raise CheckpointError(
+            f"{both}: with it a token covers {pixels} pixels per side, the transformer was trained with "
+            f"{transformer.trained.pixels_per_token}. Choose the tokenizer it was trained with"
+        )
+
+
+def _choose(found: list[Group], source: str, kind: str | None) -> tuple[Group, FamilySpec]:
+    """The set of tensors to load: the first that is recognised, of the wanted kind if there is one."""
+    known = [(group, spec) for group in found if (spec := recognise(list(group.tensors), source))]
+    if not known:
+        largest = max(found, key=lambda group: len(group.tensors), default=Group((), {}))
+        raise unknown(list(largest.tensors), source)
+    wanted = [(group, spec) for group, spec in known if kind in (None, spec.kind)]
+    if not wanted:
+        raise CheckpointError(
+            f"{source}: this is {_article(known[0][1].title)}, expected {KINDS[kind]}. "
+            "Load it with the loader of its kind, and choose another file here"
+        )
+    return wanted[0]
+
+
+def _config(spec: FamilySpec, detected: Any, header: headers.Header | None, source: str) -> Any:
+    """The configuration: from the header where there is one, after comparing it with the shapes."""
+    if header is None:
+        return detected
+    if (header.kind, header.family) != (spec.kind, spec.name):
+        named = [(entry.kind, entry.name) for entry in SPECS]
+        advice = "" if (header.kind, header.family) in named else " This version does not know that family."
+        raise CheckpointError(
+            f"{source}: its metadata says {header.family} {header.kind}, its tensors are those of "
+            f"{_article(spec.title)} ({spec.name} {spec.kind}); expected the two to agree.{advice} "
+            "Convert the model again with scripts/convert_checkpoint.py"
+        )
+    config = headers.read_config(spec.config_type, header.config, source)
+    said, seen = config.to_dict(), detected.to_dict()
+    for name in said.keys() - set(spec.unseen):
+        if said[name] != seen[name]:
+            raise CheckpointError(
+                f"{source}: its metadata says {name} = {said[name]}, its tensors have {seen[name]}; expected "
+                "the two to agree. Convert the model again with scripts/convert_checkpoint.py"
+            )
+    patch = said.get("patch", 1)
+    if said.get("bits", patch**2) % patch**2:
+        raise CheckpointError(
+            f"{source}: its metadata says patch = {patch}, which does not divide {said['bits']} bits per "
+            "token; expected 1, or 2 for the patchified layout"
+        )
+    return config
+
+
+def _check_tensors(tensors: Mapping[str, Tensor], spec: FamilySpec, config: Any, source: str) -> None:
+    """Strict: raise for missing, leftover and misshapen tensors, before anything is built."""
+    try:
+        expected = spec.expected(config)
+    except ValueError as error:  # sizes that the module itself refuses
+        raise CheckpointError(
+            f"{source}: its sizes make no {spec.title} ({error}); expected those of a trained model. "
+            "Get the file again, or convert it from the original"
+        ) from error
+    missing, leftover = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
+    if missing or leftover:
+        parts = [
+            f"{len(names)} tensors {what}: {listed(names)}"
+            for names, what in ((missing, "are missing"), (leftover, "are left over"))
+            if names
+        ]
+        raise CheckpointError(
+            f"{source}: not a complete {spec.title}; {'; '.join(parts)}. Expected exactly the "
+            f"{len(expected)} tensors of the model; get the file again, or convert it from the original"
+        )
+    wrong = [name for name, shape in expected.items() if tuple(tensors[name].shape) != shape]
+    if wrong:
+        first = wrong[0]
+        raise CheckpointError(
+            f"{source}: {len(wrong)} tensors have another shape than the rest of the {spec.title} asks for, "
+            f"first {first}: found {list(tensors[first].shape)}, expected {list(expected[first])}. "
+            "Get the file again, or convert it from the original"
+        )
+
+
+def _skeleton(checkpoint: Checkpoint, operations: Any, dtype: torch.dtype | None) -> nn.Module:
+    """The checkpoint's module without storage."""
+    modules = {(spec.kind, spec.name): spec.module for spec in SPECS if spec.module is not None}
+    module = modules.get((checkpoint.kind, checkpoint.family))
+    if module is None:
+        raise ValueError(
+            f"{checkpoint.source}: a {checkpoint.kind} has no module here; use load_text_encoder"
+        )
+    return module(checkpoint.config, operations=operations, dtype=dtype or torch.float32, device="meta")
+
+
+def _take(
+    checkpoint: Checkpoint, template: nn.Module, device: torch.device | str | None
+) -> dict[str, Tensor]:
+    state, tensors = {}, checkpoint.tensors
+    for name, like in template.state_dict().items():
+        state[name] = tensors.pop(name).to(device=device, dtype=like.dtype)
+    return state
+
+
+def _article(title: str) -> str:
+    return f"{'an' if title[0] in 'AEIOU' else 'a'} {title}"
