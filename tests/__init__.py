@@ -1,0 +1,1 @@
+"""Tests, and the parity runner ``python -m tests.parity``."""
