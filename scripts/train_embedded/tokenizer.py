@@ -22,8 +22,9 @@ from stagevar_core.schedule import ScaleSchedule
 SCHEDULE = ScaleSchedule.of([(s, s) for s in (1, 2, 4, 6, 8, 12, 16)], reference=(64, 64))
 CONFIG = BSQTokenizerConfig(dim=16, width=32, multipliers=(1, 1, 3, 4), blocks=1, groups=8)
 FLAT_SCALES = 5  # prefixes up to here (a quarter of the area) are decoded to the scene without patterns
-# How often 1, 2, ... 7 scales are decoded in training.
-PREFIX_WEIGHTS = (0.01, 0.01, 0.03, 0.06, 0.27, 0.07, 0.55)
+# How often 1, 2, ... 7 scales are decoded in the first half of training, which learns texture, and in the
+# second, which moves the shapes into the first five scales.
+PREFIX_WEIGHTS = ((0.01, 0.01, 0.03, 0.06, 0.27, 0.07, 0.55), (0.01, 0.01, 0.02, 0.05, 0.49, 0.05, 0.37))
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,8 @@ def training_loss(
     scenes, _ = scene_batch(s.seed, step, s.batch)
     textured, flat, labels = scene_tensors(scenes)
     generator = torch.Generator().manual_seed(s.seed * 1_000_003 + step)
-    counts = 1 + torch.multinomial(torch.tensor(PREFIX_WEIGHTS), s.batch, True, generator=generator)
+    weights = torch.tensor(PREFIX_WEIGHTS[step >= s.steps // 2])
+    counts = 1 + torch.multinomial(weights, s.batch, True, generator=generator)
     blend = min(max((step - s.warmup) / s.blend, 0.0), 1.0)
     flip = s.flip * (torch.rand(s.batch, generator=generator) < 0.5) * (blend == 1)
     target = torch.where((counts > FLAT_SCALES).view(-1, 1, 1, 1), textured, flat)

@@ -1,0 +1,61 @@
+"""Sets up everything and runs all checks: ruff, its formatter's check and pytest with ComfyUI and a browser.
+
+python3 scripts/test.py                  everything
+python3 scripts/test.py tests/test_x.py  extra arguments go to pytest
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from bootstrap import Setup, bootstrap
+from chromium import ensure_chromium
+from environment import ROOT, SetupError, log
+
+Command = list[str | Path]
+
+
+def test_environment(setup: Setup) -> dict[str, str]:
+    """What the tests are told about this machine (see tests/conftest.py)."""
+    chromium, reason = ensure_chromium()
+    if chromium is None:
+        log(f"browser tests {'will fail' if os.environ.get('CI') else 'are skipped'}: {reason}")
+    told = {
+        "STAGEVAR_TESTBED": str(setup.comfy_path),
+        "STAGEVAR_PYTHON": str(setup.python),
+        "STAGEVAR_COMFY_CLI": str(setup.comfy_cli),
+        "STAGEVAR_CHROMIUM": chromium or "",
+        "STAGEVAR_NO_BROWSER": reason,
+    }
+    return os.environ | told
+
+
+def main(pytest_arguments: list[str]) -> int:
+    """Runs every check, also after one failed, and returns 1 if any did."""
+    setup = bootstrap(tests=True)
+    log(f"ready after {setup.seconds:.0f} s")
+    environment = test_environment(setup)
+    checks: list[Command] = [
+        ["-m", "ruff", "check", "."],
+        ["-m", "ruff", "format", "--check", "."],
+        # pytest last: its closing line is the last line of the run.
+        ["-m", "pytest", *(pytest_arguments or ["tests"])],
+    ]
+    failed = []
+    for check in checks:
+        log(f"python {' '.join(map(str, check))}")
+        if subprocess.run([str(setup.python), *map(str, check)], cwd=ROOT, env=environment).returncode:
+            failed.append(str(check[1]) + (" format" if "format" in check else ""))
+    if failed:
+        print(f"FAILED: {', '.join(failed)}", file=sys.stderr, flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except SetupError as failure:
+        sys.exit(f"error: {failure}")

@@ -1,0 +1,134 @@
+"""The page in a real browser: what a user does with the shipped workflow."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from comfy_server import ComfyServer, Json, read_json, sampler_node, shipped_workflow
+from environment import ROOT
+from events import value_of
+from playwright.sync_api import Browser, Page, Route, sync_playwright
+from testbed import Bed, missing
+
+pytestmark = pytest.mark.browser
+
+WORKFLOW = "text_to_image_embedded"
+LAUNCH = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--disable-background-networking"]
+LAUNCH += ["--no-first-run", "--disable-component-update", "--disable-sync", "--disable-quic"]
+MINUTE = 60_000
+
+READY = """() => window.app?.graph && window.app.extensionManager
+    && window.LiteGraph?.registered_node_types?.StageVARSampler"""
+DROP = """({name, text}) => {
+    const transfer = new DataTransfer();
+    transfer.items.add(new File([text], name, {type: 'application/json'}));
+    for (const type of ['dragenter', 'dragover', 'drop']) {
+        const event = new DragEvent(type, {dataTransfer: transfer, bubbles: true, cancelable: true});
+        document.querySelector('#graph-canvas').dispatchEvent(event);
+    }
+}"""
+TYPES = "() => window.app.graph.nodes.map(node => node.type)"
+# Values cross the border as JSON text: the driver would turn `undefined` into `null` in objects.
+CONVERT = """async text => {
+    await window.app.loadGraphData(JSON.parse(text));
+    return JSON.stringify((await window.app.graphToPrompt()).output);
+}"""
+SHOWN_IMAGE = """() => {
+    const node = window.app.graph.nodes.find(found => found.type === 'SaveImage');
+    const drawn = node?.imgs?.[0] ?? document.querySelector(`[data-node-id="${node?.id}"] img`);
+    return drawn?.naturalWidth ? [drawn.naturalWidth, drawn.naturalHeight] : null;
+}"""
+
+
+@pytest.fixture(scope="module")
+def browser(bed: Bed) -> Iterator[Browser]:
+    """A headless Chromium."""
+    if bed.chromium is None:
+        missing(f"browser tests: {bed.no_browser}")
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=bed.chromium, args=LAUNCH)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser, comfy_server: ComfyServer) -> Iterator[Page]:
+    """A fresh page of our server that cannot reach anything else; fails on errors thrown in the page."""
+    context = browser.new_context(viewport={"width": 1920, "height": 1080})
+    page = context.new_page()
+
+    def only_our_server(route: Route) -> None:
+        if route.request.url.startswith((comfy_server.url, "blob:", "data:")):
+            route.continue_()
+        else:
+            route.abort()
+
+    errors: list[str] = []
+    page.route("**/*", only_our_server)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(comfy_server.url, timeout=2 * MINUTE)
+    page.wait_for_function(READY, timeout=2 * MINUTE)
+    yield page
+    context.close()
+    assert not errors
+
+
+def set_renderer(page: Page, vue: bool) -> None:
+    """Chooses between the two ways the page draws nodes."""
+    page.evaluate("on => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", vue)
+
+
+def stored_pairs() -> list[tuple[Path, Path]]:
+    """Every stored workflow with its twin in API format."""
+    pairs = [(path, path.with_suffix(".api.json")) for path in sorted((ROOT / "workflows").glob("*.json"))]
+    pairs += [(path, path.parent / "api" / path.name) for path, _ in pairs]
+    return [(path, twin) for path, twin in pairs if twin.is_file()]
+
+
+def without_titles(prompt: Json) -> Json:
+    """An API workflow reduced to what is executed."""
+    return {node: {key: data[key] for key in ("class_type", "inputs")} for node, data in prompt.items()}
+
+
+def test_stored_workflows_convert_to_their_api_twins(page: Page) -> None:
+    pairs = stored_pairs()
+    assert shipped_workflow(WORKFLOW, api=False) in [path for path, _ in pairs]
+    for path, twin in pairs:
+        converted = json.loads(page.evaluate(CONVERT, path.read_text(encoding="utf-8")))
+        assert without_titles(converted) == without_titles(read_json(twin)), path.name
+
+
+def with_seed(path: Path, seed: int) -> str:
+    """The text of a stored workflow with another seed, so that the server cannot answer from its cache."""
+    workflow = read_json(path)
+    stored = read_json(shipped_workflow(WORKFLOW))
+    old = stored[sampler_node(stored)]["inputs"]["seed"]
+    for node in workflow["nodes"]:
+        if node["type"] == "StageVARSampler":
+            node["widgets_values"] = [seed if value == old else value for value in node["widgets_values"]]
+    return json.dumps(workflow)
+
+
+@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])
+def test_dropped_workflow_shows_its_image(
+    page: Page, comfy_server: ComfyServer, stored_prompt: Json, artifacts: Path, vue: bool
+) -> None:
+    set_renderer(page, vue)
+    page.evaluate("() => window.app.graph.clear()")
+    path = shipped_workflow(WORKFLOW, api=False)
+    page.evaluate(DROP, {"name": path.name, "text": with_seed(path, 4711 + vue)})
+    page.wait_for_function(f"() => ({TYPES})().includes('StageVARSampler')", timeout=MINUTE)
+    page.wait_for_timeout(1000)
+    before = set(comfy_server.get("/history"))
+    page.keyboard.press("Control+Enter")
+    page.wait_for_function(SHOWN_IMAGE, timeout=5 * MINUTE)
+    shown = page.evaluate(SHOWN_IMAGE)
+    page.evaluate("() => window.app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+    page.wait_for_timeout(1500)
+    page.screenshot(path=str(artifacts / f"browser_{'vue' if vue else 'canvas'}.png"))
+    assert len(set(comfy_server.get("/history")) - before) == 1
+    assert shown == [value_of(stored_prompt, "width"), value_of(stored_prompt, "height")]
+    assert not page.locator(".p-toast-message-error").all_inner_texts()

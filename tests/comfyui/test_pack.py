@@ -1,0 +1,61 @@
+"""The pack as ComfyUI sees it after start-up."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from comfy_server import PACK_NAME, ComfyServer, Json
+
+NODES = ("StageVARLoadModel", "StageVARLoadTokenizer", "StageVARLoadTextEncoder", "StageVARSampler")
+
+
+def our_nodes(server: ComfyServer) -> dict[str, Json]:
+    """The schemas of all nodes this pack registers."""
+    return {
+        name: schema
+        for name, schema in server.object_info().items()
+        if PACK_NAME in str(schema["python_module"])
+    }
+
+
+def inputs_of(schema: Json) -> list[tuple[str, Any, Json]]:
+    """Name, type and options of every input."""
+    sections = [schema["input"].get(section, {}) for section in ("required", "optional")]
+    found = [(name, spec) for section in sections for name, spec in section.items()]
+    return [(name, spec[0], spec[1] if len(spec) > 1 else {}) for name, spec in found]
+
+
+def test_pack_loads_without_a_complaint(comfy_server: ComfyServer) -> None:
+    assert not comfy_server.import_problems(), comfy_server.log_tail()
+    complaint = re.compile(r"warn|error|deprecat", re.IGNORECASE)
+    lines = [line for line in comfy_server.startup_log.splitlines() if "stagevar" in line.lower()]
+    assert not [line for line in lines if complaint.search(line)]
+
+
+@pytest.mark.parametrize("node", NODES)
+def test_node_is_registered(comfy_server: ComfyServer, node: str) -> None:
+    assert node in comfy_server.object_info(node)
+
+
+def test_every_node_id_is_prefixed_and_described(comfy_server: ComfyServer) -> None:
+    nodes = our_nodes(comfy_server)
+    assert set(NODES) <= set(nodes)
+    for name, schema in nodes.items():
+        assert name.startswith("StageVAR")
+        assert schema["description"], f"{name} has no description"
+        assert schema["category"], f"{name} has no category"
+
+
+def test_every_input_has_a_tooltip_and_floats_keep_their_value(comfy_server: ComfyServer) -> None:
+    for node, schema in our_nodes(comfy_server).items():
+        for name, kind, options in inputs_of(schema):
+            assert options.get("tooltip"), f"{node}.{name} has no tooltip"
+            if kind == "FLOAT":  # without both, the page rounds to 0.1
+                assert options.get("step") and options.get("round"), f"{node}.{name} needs step and round"
+
+
+def test_workflow_templates_are_offered(comfy_server: ComfyServer) -> None:
+    offered = comfy_server.get("/workflow_templates")
+    assert "text_to_image_embedded" in offered[PACK_NAME]

@@ -1,0 +1,51 @@
+"""What all tests share: where ComfyUI, comfy-cli and Chromium are, and one running ComfyUI for the session.
+
+`python scripts/test.py` sets everything up and says where it is through environment variables; a plain
+`pytest` looks in the default places. What is missing skips its tests with the reason, or fails them in CI.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from chromium import find_chromium
+from comfy_server import ComfyServer
+from environment import ROOT, TESTBED, venv_bin
+from testbed import Bed, missing
+
+# Screenshots and the like, for people to look at; ignored by git.
+ARTIFACTS = Path(os.environ.get("STAGEVAR_ARTIFACTS", ROOT / "output" / "tests"))
+
+
+@pytest.fixture(scope="session")
+def bed() -> Bed:
+    """The test bed, from the environment or the default places."""
+    told = os.environ.get
+    chromium = told("STAGEVAR_CHROMIUM", find_chromium() or "")
+    return Bed(
+        Path(told("STAGEVAR_PYTHON", sys.executable)),
+        Path(told("STAGEVAR_TESTBED") or told("COMFYUI_PATH") or TESTBED / "ComfyUI"),
+        Path(told("STAGEVAR_COMFY_CLI", venv_bin(TESTBED / "comfy-cli", "comfy"))),
+        chromium or None,
+        told("STAGEVAR_NO_BROWSER") or "no Chromium found",
+    )
+
+
+@pytest.fixture(scope="session")
+def comfy_server(bed: Bed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+    """A headless ComfyUI with this checkout as its only custom node."""
+    if not (bed.comfy_path / "main.py").is_file():
+        missing(f"no ComfyUI in {bed.comfy_path}: run python scripts/test.py")
+    with ComfyServer(bed.python, bed.comfy_path, tmp_path_factory.mktemp("comfyui")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def artifacts() -> Path:
+    """A folder for what a person may want to look at after the run."""
+    ARTIFACTS.mkdir(parents=True, exist_ok=True)
+    return ARTIFACTS
