@@ -1,0 +1,101 @@
+"""What a machine is and can do: peak memory, matrix-product and copy ceilings, names of the hardware."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has finished."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class PeakMemory:
+    """Peak of the device's memory since :meth:`reset`: allocated bytes on a GPU, resident set on the CPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def reset(self) -> None:
+        """Forget the peak so far, where the system can."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            return
+        try:
+            Path("/proc/self/clear_refs").write_text("5")
+        except OSError:
+            pass  # elsewhere the peak is that of the whole process, which is never too low
+
+    def peak(self) -> int | None:
+        """Bytes, None where nothing tells."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        status = Path("/proc/self/status")
+        if status.is_file():
+            lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+            return int(lines["VmHWM"].split()[0]) * 1024
+        try:
+            import resource
+        except ImportError:  # Windows
+            return None
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+
+def best_of(function: Callable[[], object], device: torch.device, repeat: int = 5) -> float:
+    """Shortest time of several runs, the first one not counted."""
+    times = []
+    for _ in range(repeat + 1):
+        synchronise(device)
+        start = time.perf_counter()
+        function()
+        synchronise(device)
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
+
+
+def ceilings(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
+    """What this machine reaches now: FLOP/s of a large matrix product in ``dtype``, bytes/s of a copy."""
+    size = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.randn(size, size).to(device=device, dtype=dtype) for _ in range(2))
+    matmul = 2.0 * size**3 / best_of(lambda: a @ b, device)
+    source = torch.zeros(2**28 if device.type == "cuda" else 2**26, device=device)
+    target = torch.empty_like(source)
+    copy = 2.0 * source.numel() * 4 / best_of(lambda: target.copy_(source), device)
+    return {"matmul_flops_per_s": matmul, "copy_bytes_per_s": copy}
+
+
+def hardware(device: torch.device) -> dict[str, Any]:
+    """What the numbers belong to."""
+    found = {
+        "device": str(device),
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": platform.system(),
+    }
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        found |= {"gpu": properties.name, "gpu_bytes": properties.total_memory}
+    return found
+
+
+def processor() -> str:
+    """The CPU's own name where the system tells."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,264 @@
+"""Prompts to pictures in one object: text encoder, transformer and tokenizer, without ComfyUI."""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .acceleration.policy import AccelerationPolicy
+from .checkpoints.load import build, check_pairing, load_text_encoder, prepare, read
+from .conditioning import TextConditioning
+from .heads import SeededNoise
+from .layers import AttentionFn, sdpa
+from .sampling import Generation, Monitor, SamplingSettings, generate
+from .schedule import AspectTable, Scale, ScaleSchedule
+from .text import MAX_TOKENS, T5TextEncoder
+
+ASSETS = Path(__file__).parent / "assets"
+EMBEDDED = {name: ASSETS / f"{name}.safetensors" for name in ("transformer", "tokenizer", "text_encoder")}
+MAX_BATCH = 1024
+MAX_SEED = 2**64 - 1
+DECODE_PIXELS = 2**21  # per decoder pass; a large batch of large images would not fit
+_LOG = logging.getLogger(__name__)
+
+
+def default_device() -> torch.device:
+    """The first CUDA device where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def default_dtype(device: torch.device | str) -> torch.dtype:
+    """bfloat16 on a GPU as the official code, float32 on the CPU."""
+    return torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
+
+
+def to_uint8(image: Tensor) -> Tensor:
+    """Decoder output (B, 3, H, W) in [-1, 1] to (B, H, W, 3) uint8, truncated like the official code."""
+    return ((image.float() + 1.0) / 2.0 * 255.0).permute(0, 2, 3, 1).to(torch.uint8).contiguous()
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has finished, so that a clock read next is right."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Result of a call.
+
+    ``images``: (B, H, W, 3) uint8 on the CPU, those of a prompt next to each other. ``seeds``: one per image.
+    ``seconds``: 'text', 'scales' (a list, the first includes the text's projections), 'decode' and 'total'.
+    A scale that a policy skipped counts 0. ``steps``: images by index of the scale, where asked for.
+    """
+
+    images: Tensor
+    seeds: tuple[int, ...]
+    schedule: ScaleSchedule
+    settings: SamplingSettings
+    seconds: dict[str, Any]
+    generation: Generation
+    steps: dict[int, Tensor] = field(default_factory=dict)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) in pixels."""
+        return self.images.shape[2], self.images.shape[1]
+
+
+class _Clock(Monitor):
+    """Times the scales, keeps their latents where asked for, and passes everything on."""
+
+    def __init__(self, device: torch.device, keep: bool, monitor: Monitor | None) -> None:
+        self.device, self.keep, self.monitor = device, keep, monitor or Monitor()
+        self.seconds: dict[int, float] = {}
+        self.latents: dict[int, Tensor] = {}
+        self._last = self._now()
+
+    def block(self, scale: Scale, layer: int) -> None:
+        self.monitor.block(scale, layer)
+
+    def logits(self, scale: Scale, raw: Tensor, guided: Tensor) -> None:
+        self.monitor.logits(scale, raw, guided)
+
+    def scale(self, scale: Scale, f_hat: Tensor) -> None:
+        now = self._now()
+        self.seconds[scale.index] = now - self._last
+        if self.keep:
+            self.latents[scale.index] = f_hat
+        self.monitor.scale(scale, f_hat)
+        self._last = self._now()  # what the caller does with the latent is not the model's time
+
+    def _now(self) -> float:
+        synchronise(self.device)
+        return time.perf_counter()
+
+
+class Pipeline:
+    """Three models that belong together; ``ValueError`` names both sides where they do not.
+
+    ``trained``: sizes and schedules of the transformer. ``defaults``: its settings, any of cfg, temperature,
+    top_k, top_p, width, height.
+    """
+
+    def __init__(
+        self,
+        transformer: nn.Module,
+        tokenizer: nn.Module,
+        text_encoder: T5TextEncoder,
+        trained: AspectTable,
+        *,
+        defaults: Mapping[str, Any] | None = None,
+        device: torch.device | str | None = None,
+        attention: AttentionFn = sdpa,
+    ) -> None:
+        if transformer.config.text_width != text_encoder.width:
+            raise ValueError(
+                f"the text encoder gives {text_encoder.width} channels; this transformer was trained on "
+                f"{transformer.config.text_width}. Load the text encoder that belongs to it"
+            )
+        self.transformer, self.tokenizer, self.text_encoder = transformer, tokenizer, text_encoder
+        self.trained, self.defaults, self.attention = trained, dict(defaults or {}), attention
+        self.device = torch.device(device) if device is not None else text_encoder.device
+
+    @classmethod
+    def load(
+        cls,
+        transformer: Path | str,
+        tokenizer: Path | str,
+        text_encoder: Path | str,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> "Pipeline":
+        """Load three checkpoints. ``dtype`` is that of the transformer's blocks and the tokenizer.
+
+        The text encoder runs in bfloat16 or float32 by the device, never in float16.
+        """
+        device = torch.device(device) if device is not None else default_device()
+        dtype = dtype or default_dtype(device)
+        model = prepare(*read(transformer), kind="transformer")
+        codes = prepare(*read(tokenizer), kind="tokenizer")
+        check_pairing(model, codes)
+        encoder = load_text_encoder(text_encoder, device=device)
+        return cls(
+            build(model, dtype=dtype, device=device),
+            build(codes, dtype=dtype, device=device),
+            encoder,
+            model.trained,
+            defaults=model.defaults,
+            device=device,
+        )
+
+    @classmethod
+    def embedded(
+        cls, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+    ) -> "Pipeline":
+        """The small model that comes with this package."""
+        return cls.load(*EMBEDDED.values(), dtype=dtype, device=device)
+
+    def settings(
+        self,
+        cfg: float | Sequence[float] | None = None,
+        temperature: float | Sequence[float] | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+    ) -> SamplingSettings:
+        """Sampling settings, the model's own where None."""
+        given = {"cfg": cfg, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+        chosen = {**self.defaults, **{name: value for name, value in given.items() if value is not None}}
+        names = {"cfg": "cfg_scale"}
+        return SamplingSettings(**{names.get(name, name): chosen[name] for name in given if name in chosen})
+
+    def schedule(self, width: int | None = None, height: int | None = None) -> ScaleSchedule:
+        """The trained schedule nearest to a size; one side alone is taken for a square."""
+        if width is None and height is None:
+            height, width = self._default_size()
+        height, width = (width if height is None else height), (height if width is None else width)
+        return self.trained.snap(height, width)
+
+    def _default_size(self) -> tuple[int, int]:
+        """(height, width): the model's own, else the square of its largest budget."""
+        budget = max(self.trained.budgets, key=self.trained.budgets.get)
+        square = self.trained.schedule(self.trained.nearest_ratio(1, 1), budget)
+        height, width = self.trained.image_size(square)
+        return self.defaults.get("height", height), self.defaults.get("width", width)
+
+    def encode(self, prompts: Sequence[str], negative: str | None = None) -> TextConditioning:
+        """Text features; ``negative`` None is the model's learned null text."""
+        limit = min(MAX_TOKENS, self.transformer.config.null_rows)
+        texts = list(prompts) if negative is None else [*prompts, negative]
+        features = self.text_encoder.encode(texts, max_tokens=limit)
+        count = len(prompts)
+        return TextConditioning(features[:count], None if negative is None else features[count:] * count)
+
+    @torch.inference_mode()
+    def decode(self, f_hat: Tensor) -> Tensor:
+        """Accumulated latents (B, C, h, w) to images (B, H, W, 3) uint8 on the CPU."""
+        dtype = next(self.tokenizer.parameters()).dtype
+        pixels = f_hat.shape[2] * f_hat.shape[3] * self.tokenizer.config.stride**2
+        parts = f_hat.to(dtype).split(max(1, DECODE_PIXELS // pixels))
+        return torch.cat([to_uint8(self.tokenizer.decode(part)).cpu() for part in parts])
+
+    def __call__(  # noqa: PLR0913 - what a user may ask for, all but the prompt optional
+        self,
+        prompt: str | Sequence[str],
+        negative: str | None = None,
+        *,
+        seed: int = 0,
+        width: int | None = None,
+        height: int | None = None,
+        settings: SamplingSettings | None = None,
+        batch: int = 1,
+        steps: bool = False,
+        monitor: Monitor | None = None,
+        policy: AccelerationPolicy | None = None,
+    ) -> Pictures:
+        """``batch`` images of every prompt; image ``i`` of the call has the seed ``seed + i``.
+
+        The same seed and prompt give the same picture in any batch. ``steps`` also decodes every scale.
+        Raises ``ValueError`` for what cannot be generated.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        check_request(len(prompts), batch, seed)
+        schedule, settings = self.schedule(width, height), settings or self.settings()
+        settings.validate(len(schedule), self.transformer.config.depth)
+        started = time.perf_counter()
+        repeated = [text for text in prompts for _ in range(batch)]
+        conditioning = self.encode(repeated, negative)
+        synchronise(self.device)
+        seconds: dict[str, Any] = {"text": time.perf_counter() - started}
+        clock = _Clock(self.device, steps, monitor)
+        generation = generate(
+            self.transformer,
+            conditioning,
+            schedule,
+            settings,
+            noise=SeededNoise(seed, conditioning.batch),
+            policy=policy,
+            attention=self.attention,
+            monitor=clock,
+            device=self.device,
+        )
+        seconds["scales"] = [clock.seconds.get(scale.index, 0.0) for scale in schedule]
+        decoding = time.perf_counter()
+        images = self.decode(generation.f_hat)
+        finished = time.perf_counter()
+        seconds |= {"decode": finished - decoding, "total": finished - started}
+        seeds = tuple((seed + index) % (MAX_SEED + 1) for index in range(len(repeated)))
+        pictures = {index: self.decode(latent) for index, latent in clock.latents.items()}
+        return Pictures(images, seeds, schedule, settings, seconds, generation, pictures)
+
+
+def check_request(prompts: int, batch: int, seed: int) -> None:
+    """Raise ``ValueError`` naming the field that cannot be used."""
+    if prompts < 1:
+        raise ValueError("no prompt was given; pass a text, which may be empty")
+    if not 1 <= batch <= MAX_BATCH:
+        raise ValueError(f"batch is {batch}; expected 1 to {MAX_BATCH} images per prompt")
+    if not 0 <= seed <= MAX_SEED:
+        raise ValueError(f"seed is {seed}; expected 0 to {MAX_SEED}")

@@ -1,0 +1,88 @@
+"""Counted work against the published table, and against PyTorch's own counter."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from stagevar_core.autoencoders.bsq import BSQTokenizer, BSQTokenizerConfig
+from stagevar_core.conditioning import TextConditioning
+from stagevar_core.costs import (
+    Flops,
+    condition_flops,
+    decode_flops,
+    kv_bytes,
+    scale_flops,
+    schedule_flops,
+)
+from stagevar_core.models.infinity import INFINITY_2B, INFINITY_8B, Infinity, InfinityConfig
+from stagevar_core.sampling import SamplingSettings, generate
+from stagevar_core.schedule import ScaleSchedule, infinity_aspect_table
+
+MEGAPIXEL = infinity_aspect_table().schedule(1.0, "1M")
+
+
+@pytest.mark.parametrize(
+    ("config", "linear", "attention"), [(INFINITY_2B, 79.08, 35.91), (INFINITY_8B, 302.72, 78.54)]
+)
+def test_published_totals(config, linear, attention):
+    costs = sum(schedule_flops(config, MEGAPIXEL), Flops())
+    assert costs.linear / 1e12 == pytest.approx(linear, abs=0.01)
+    assert costs.attention / 1e12 == pytest.approx(attention, abs=0.01)
+
+
+def test_published_sum_with_64_text_tokens():
+    for config, teraflops in ((INFINITY_2B, 115.3), (INFINITY_8B, 382.0)):
+        assert sum(schedule_flops(config, MEGAPIXEL), Flops()).total / 1e12 == pytest.approx(
+            teraflops, abs=0.1
+        )
+
+
+def test_published_rows_of_the_table():
+    costs = schedule_flops(INFINITY_2B, MEGAPIXEL)
+    assert [round(cost.linear / 1e12, 3) for cost in costs[-3:]] == [12.026, 17.317, 30.786]
+    assert [round(cost.attention / 1e12, 3) for cost in costs[-3:]] == [3.457, 7.761, 22.594]
+
+
+def test_published_cache_and_decoder():
+    assert kv_bytes(INFINITY_2B, MEGAPIXEL.tokens) / 1e9 == pytest.approx(5.5, abs=0.05)
+    assert kv_bytes(INFINITY_8B, MEGAPIXEL.tokens) / 1e9 == pytest.approx(12.1, abs=0.05)
+    assert decode_flops(BSQTokenizerConfig(dim=32), (64, 64)) / 1e12 == pytest.approx(9.8, abs=0.2)
+    assert decode_flops(BSQTokenizerConfig(14, multipliers=(1, 2, 4, 4)), (128, 128)) / 1e12 == pytest.approx(
+        9.8, abs=0.2
+    )
+
+
+def test_one_row_costs_half():
+    both, one = (scale_flops(INFINITY_2B, 64, 128, rows=rows).total for rows in (2, 1))
+    assert both == 2 * one
+
+
+def plain_attention(q, k, v, *, scale=None, mask=None):
+    """Matrix products that the counter sees on every device."""
+    return (q @ k.transpose(-1, -2) * (scale or q.shape[-1] ** -0.5)).softmax(dim=-1) @ v
+
+
+def test_transformer_equals_the_counter_of_pytorch():
+    config = InfinityConfig(2, 32, 2, 96, bits=8, text_width=16, null_rows=8, pool_heads=4)
+    model = Infinity(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.05)
+    schedule = ScaleSchedule.of([(1, 1), (2, 2), (3, 4)])
+    text = TextConditioning((torch.randn(5, 16),))
+    settings = SamplingSettings(greedy=True)
+    with FlopCounterMode(display=False) as counter:
+        generate(model, text, schedule, settings, noise=None, attention=plain_attention)
+    expected = sum(schedule_flops(config, schedule, text_tokens=5), Flops()).total
+    expected += condition_flops(config, text_tokens=5)
+    pooling = 2 * 4 * 5 * config.width  # one query per head over five text tokens, two rows
+    word_embedding = 2 * (schedule.tokens - 1) * config.bits * config.width
+    assert counter.get_total_flops() == expected + pooling + word_embedding
+
+
+def test_decoder_equals_the_counter_of_pytorch():
+    config = BSQTokenizerConfig(4, width=32, multipliers=(1, 2), blocks=1)
+    tokenizer = BSQTokenizer(config)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        tokenizer.decode(torch.zeros(2, 4, 3, 5))
+    assert counter.get_total_flops() == decode_flops(config, (3, 5), batch=2)
