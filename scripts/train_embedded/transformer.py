@@ -1,4 +1,4 @@
-"""Training of the transformer on cached latents: first the scales up to a quarter of the area, then all."""
+"""Training of the transformer on cached latents, mostly on the scales up to a quarter of the area."""
 
 from __future__ import annotations
 
@@ -45,21 +45,22 @@ TEXT_LENGTH = 40  # captions are padded to it, so that shapes stay fixed; the lo
 class TransformerTraining:
     """Settings of this phase; the learning rate decays over both parts together."""
 
-    short_steps: int = 2600  # on the first scales only
-    short_batch: int = 48
-    long_steps: int = 1800  # on all scales
-    long_batch: int = 24
+    steps: int = 3000
+    short_batch: int = 48  # images on the scales up to a quarter of the area
+    long_batch: int = 24  # on all scales
+    long_every: int = 5  # every so many steps see all scales ...
+    long_tail: int = 120  # ... and the last ones all do
     lr: float = 2.5e-3
     decay: float = 0.5  # share of all steps over which the learning rate falls to nothing
     strength: float = 0.25  # of the bit flips
     text_drop: float = 0.1
-    scenes: int = 61_440
+    scenes: int = 20_480
     ema: float = 0.998
     seed: int = 4
 
-    @property
-    def steps(self) -> int:
-        return self.short_steps + self.long_steps
+    def is_long(self, step: int) -> bool:
+        """Whether a step trains all scales; most train the first ones, which decide what is drawn."""
+        return step % self.long_every == self.long_every - 1 or step >= self.steps - self.long_tail
 
 
 def plain_attention(
@@ -245,13 +246,11 @@ def train_transformer(out: Path, s: TransformerTraining | None = None) -> None:
         model.load_state_dict(state["model"])
         ema.module.load_state_dict(state["ema"])
         optimizer.load_state_dict(state["optimizer"])
-    losses = torch.compile(scale_losses, dynamic=False)
     last_time, seen, shown = time.time(), 0, time.time()
     for step in range(first, s.steps):
-        short = step < s.short_steps
-        schedule = SCHEDULE.prefix(FLAT_SCALES) if short else SCHEDULE
-        size = s.short_batch if short else s.long_batch
-        parts = losses(model, schedule, *batches(model, step, size, schedule))
+        schedule = SCHEDULE if s.is_long(step) else SCHEDULE.prefix(FLAT_SCALES)
+        size = s.long_batch if s.is_long(step) else s.short_batch
+        parts = scale_losses(model, schedule, *batches(model, step, size, schedule))
         # Between a mean over tokens, which forgets the layout, and one over scales, which forgets texture.
         weights = torch.tensor([float(scale.tokens) ** 0.5 for scale in schedule])
         (parts @ weights / weights.sum()).backward()
@@ -263,7 +262,7 @@ def train_transformer(out: Path, s: TransformerTraining | None = None) -> None:
             rate, last_time, seen = seen / (time.time() - last_time), time.time(), 0
             log(step=step + 1, rate=rate, losses=[round(float(p), 3) for p in parts])
         last = step + 1 == s.steps
-        if time.time() - shown > 480 or last:
+        if time.time() - shown > 420 or last:
             save_checkpoint(
                 path,
                 step=step + 1,
@@ -271,6 +270,5 @@ def train_transformer(out: Path, s: TransformerTraining | None = None) -> None:
                 ema=ema.module.state_dict(),
                 optimizer=optimizer.state_dict(),
             )
-            scales = FLAT_SCALES if short else len(SCHEDULE)
-            log(step=step + 1, **evaluate(ema.module, tokenizer, batches, scales, 300 if last else 96))
+            log(step=step + 1, **evaluate(ema.module, tokenizer, batches, len(SCHEDULE), 300 if last else 96))
             last_time, seen, shown = time.time(), 0, time.time()
