@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .acceleration.policy import ScalePlan
+from .acceleration.policy import FirstScales
 from .pipeline import Pipeline
 from .sampling import Monitor, SamplingSettings
 from .scenes import Scene, place, render, sample_caption, score, summarise
@@ -16,24 +16,6 @@ from .scenes.grammar import CANVAS
 from .schedule import Scale, ScaleSchedule
 
 Report = dict[str, dict]
-
-
-@dataclass(frozen=True)
-class FirstScales:
-    """A policy that runs the first ``count`` scales; the codes of the later ones stay zero."""
-
-    count: int
-
-    def start(self, schedule: ScaleSchedule, depth: int) -> "FirstScales":
-        if not 1 <= self.count <= len(schedule):
-            raise ValueError(f"scales is {self.count}; expected 1 to {len(schedule)} for this schedule")
-        return self
-
-    def plan(self, scale: Scale) -> ScalePlan:
-        return ScalePlan(run=scale.index < self.count)
-
-    def observe(self, scale: Scale, f_hat: Tensor) -> None:
-        """Nothing to decide."""
 
 
 def held_out(count: int, seed: int) -> list[tuple[Scene, str]]:

@@ -43,12 +43,8 @@ def export(out: Path, assets: Path = ASSETS) -> None:
         "top_p": SAMPLING.top_p,
     }
     image = Header("tokenizer", "infinity", TOKENIZER_CONFIG.to_dict(), title=TITLE)
-    model = Header(
-        "transformer", "infinity", CONFIG.to_dict(), trained=table, defaults=defaults, title=TITLE
-    )
-    text = Header(
-        "text_encoder", "t5", text_config.to_dict(), tokenizer_json=tokenizer.to_str(), title=TITLE
-    )
+    model = Header("transformer", "infinity", CONFIG.to_dict(), trained=table, defaults=defaults, title=TITLE)
+    text = Header("text_encoder", "t5", text_config.to_dict(), tokenizer_json=tokenizer.to_str(), title=TITLE)
     files = {
         "tokenizer": (averaged(out, "tokenizer"), image),
         "transformer": (averaged(out, "transformer"), model),

@@ -18,7 +18,7 @@ from tokenizer import CONFIG as TOKENIZER_CONFIG
 from tokenizer import FLAT_SCALES, SCHEDULE
 from torch import Tensor, nn
 
-from stagevar_core.acceleration.policy import ScalePlan
+from stagevar_core.acceleration.policy import FirstScales
 from stagevar_core.autoencoders.bsq import BSQTokenizer
 from stagevar_core.conditioning import TextConditioning
 from stagevar_core.heads import SeededNoise
@@ -45,7 +45,7 @@ TEXT_LENGTH = 40  # captions are padded to it, so that shapes stay fixed; the lo
 class TransformerTraining:
     """Settings of this phase; the learning rate decays over both parts together."""
 
-    steps: int = 3000
+    steps: int = 2400
     short_batch: int = 48  # images on the scales up to a quarter of the area
     long_batch: int = 24  # on all scales
     long_every: int = 5  # every so many steps see all scales ...
@@ -162,22 +162,6 @@ class Batches:
         return text, mask[:, None, None, :], torch.cat(inputs, dim=1), torch.cat(targets, dim=1).float()
 
 
-class FirstScales:
-    """A policy that stops after `count` scales: the picture that the coarse scales alone make."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-
-    def start(self, schedule: ScaleSchedule, depth: int) -> FirstScales:
-        return self
-
-    def plan(self, scale) -> ScalePlan:
-        return ScalePlan(run=scale.index < self.count)
-
-    def observe(self, scale, f_hat: Tensor) -> None:
-        """Nothing to decide."""
-
-
 SAMPLING = SamplingSettings(cfg_scale=2.0, temperature=0.7, top_k=0, top_p=0.0)
 
 
@@ -260,7 +244,7 @@ def train_transformer(out: Path, s: TransformerTraining | None = None) -> None:
         seen += size
         if step % 50 == 49:
             rate, last_time, seen = seen / (time.time() - last_time), time.time(), 0
-            log(step=step + 1, rate=rate, losses=[round(float(p), 3) for p in parts])
+            log(step=step + 1, rate=rate, losses=[round(p, 3) for p in parts.tolist()])
         last = step + 1 == s.steps
         if time.time() - shown > 420 or last:
             save_checkpoint(

@@ -54,3 +54,21 @@ class DensePolicy:
 
     def observe(self, scale: Scale, f_hat: Tensor) -> None:
         """Nothing to decide."""
+
+
+@dataclass(frozen=True)
+class FirstScales:
+    """A policy that runs the first ``count`` scales; the codes of the later ones stay zero."""
+
+    count: int
+
+    def start(self, schedule: ScaleSchedule, depth: int) -> "FirstScales":
+        if not 1 <= self.count <= len(schedule):
+            raise ValueError(f"scales is {self.count}; expected 1 to {len(schedule)} for this schedule")
+        return self
+
+    def plan(self, scale: Scale) -> ScalePlan:
+        return ScalePlan(run=scale.index < self.count)
+
+    def observe(self, scale: Scale, f_hat: Tensor) -> None:
+        """Nothing to decide."""
