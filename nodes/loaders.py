@@ -1,0 +1,149 @@
+"""Nodes that load the three parts of a model: transformer, image tokenizer, text encoder."""
+
+import folder_paths
+from comfy_api.latest import io
+
+from . import files
+from .bridge import DEFAULT, WEIGHT_DTYPES, load_transformer
+from .clip import load_text_encoder
+from .files import EMBEDDED, TEXT_ENCODER, TOKENIZER, TRANSFORMER, Part
+from .schema import CATEGORY, VarModel, describe
+from .vae import TokenizerVAE
+
+
+def _file_input(part: Part, what: str) -> io.Combo.Input:
+    return describe(
+        io.Combo.Input,
+        part.field,
+        options=files.choices(part),
+        default=EMBEDDED,
+        tooltip=f"{what} from models/{part.folder}: a file, or a folder of shards with its index. "
+        f"The first entry is the small model that comes with this pack. Official files: {part.source}.",
+    )
+
+
+def _dtype_input(tooltip: str) -> io.Combo.Input:
+    return describe(
+        io.Combo.Input,
+        "weight_dtype",
+        options=list(WEIGHT_DTYPES),
+        default=DEFAULT,
+        advanced=True,
+        tooltip=tooltip,
+    )
+
+
+class LoadModel(io.ComfyNode):
+    """File of an Infinity transformer to VAR_MODEL."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return describe(
+            io.Schema,
+            node_id="StageVARLoadModel",
+            display_name="Load StageVAR Model",
+            category=CATEGORY,
+            description="Loads an Infinity transformer: the built-in one, or an official file (125M, 2B, "
+            "8B). Which model a file holds is read from its contents.",
+            search_aliases=["infinity", "VAR", "visual autoregressive", "load model"],
+            inputs=[
+                _file_input(TRANSFORMER, "Transformer"),
+                _dtype_input(
+                    "How the blocks' weights are stored. default: bfloat16 for large models where the device "
+                    "has it, else float32. fp8_e4m3fn takes half the memory of bfloat16, less exact."
+                ),
+            ],
+            outputs=[
+                describe(
+                    VarModel.Output,
+                    display_name="var_model",
+                    tooltip="For StageVAR Sampler and the acceleration nodes.",
+                )
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, model_name: str | None = None) -> bool | str:
+        return files.missing(TRANSFORMER, model_name)
+
+    @classmethod
+    def fingerprint_inputs(cls, model_name: str | None = None, weight_dtype: str = DEFAULT) -> str:
+        return files.version(TRANSFORMER, model_name)
+
+    @classmethod
+    def execute(cls, model_name: str, weight_dtype: str = DEFAULT) -> io.NodeOutput:
+        checkpoint = files.load(TRANSFORMER, model_name)
+        return io.NodeOutput(load_transformer(checkpoint, weight_dtype))
+
+
+class LoadTokenizer(io.ComfyNode):
+    """File of a bitwise tokenizer to VAE."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return describe(
+            io.Schema,
+            node_id="StageVARLoadTokenizer",
+            display_name="Load StageVAR Tokenizer (VAE)",
+            category=CATEGORY,
+            description="Loads the image tokenizer of an Infinity model as a VAE: VAE Decode and VAE Encode, "
+            "tiled or not, work on it. Each model needs the tokenizer it was trained with.",
+            search_aliases=["infinity vae", "bsq", "load vae"],
+            inputs=[_file_input(TOKENIZER, "Tokenizer")],
+            outputs=[
+                describe(
+                    io.Vae.Output, display_name="vae", tooltip="For StageVAR Sampler, VAE Decode, VAE Encode."
+                )
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, vae_name: str | None = None) -> bool | str:
+        return files.missing(TOKENIZER, vae_name)
+
+    @classmethod
+    def fingerprint_inputs(cls, vae_name: str | None = None) -> str:
+        return files.version(TOKENIZER, vae_name)
+
+    @classmethod
+    def execute(cls, vae_name: str) -> io.NodeOutput:
+        return io.NodeOutput(TokenizerVAE(files.load(TOKENIZER, vae_name)))
+
+
+class LoadTextEncoder(io.ComfyNode):
+    """File of a T5 encoder to CLIP."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return describe(
+            io.Schema,
+            node_id="StageVARLoadTextEncoder",
+            display_name="Load StageVAR Text Encoder",
+            category=CATEGORY,
+            description="Loads the text encoder as a CLIP for CLIP Text Encode, prompt weights included: "
+            "Flan-T5-XL for the official models, the built-in one for the built-in model. ComfyUI's own CLIP "
+            "loader takes Flan-T5-XL for another model, with wrong results.",
+            search_aliases=["flan t5", "infinity text encoder", "load clip"],
+            inputs=[
+                _file_input(TEXT_ENCODER, "Text encoder"),
+                _dtype_input(
+                    "How the weights are stored; ComfyUI computes in float32. default: bfloat16 for large "
+                    "encoders, else float32; never float16, in which large T5 encoders overflow."
+                ),
+            ],
+            outputs=[describe(io.Clip.Output, display_name="clip", tooltip="For CLIP Text Encode.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, text_encoder_name: str | None = None) -> bool | str:
+        return files.missing(TEXT_ENCODER, text_encoder_name)
+
+    @classmethod
+    def fingerprint_inputs(cls, text_encoder_name: str | None = None, weight_dtype: str = DEFAULT) -> str:
+        return files.version(TEXT_ENCODER, text_encoder_name)
+
+    @classmethod
+    def execute(cls, text_encoder_name: str, weight_dtype: str = DEFAULT) -> io.NodeOutput:
+        checkpoint = files.load(TEXT_ENCODER, text_encoder_name)
+        folders = folder_paths.get_folder_paths("embeddings")
+        return io.NodeOutput(load_text_encoder(checkpoint, weight_dtype, folders))

@@ -1,0 +1,140 @@
+"""The image tokenizer as a core VAE, so that every core VAE node works on it."""
+
+import logging
+from typing import Any
+
+import comfy.model_management as mm
+import comfy.sd
+import torch
+from torch import Tensor
+
+from ..stagevar_core.autoencoders.bsq import BSQTokenizer, BSQTokenizerConfig
+from ..stagevar_core.checkpoints.load import Checkpoint
+from ..stagevar_core.schedule import AspectTable, ScaleSchedule
+from .bridge import fill, host_operations, wrap
+
+_LOG = logging.getLogger(__name__)
+_NO_WEIGHTS = "No VAE weights detected"
+
+
+class HostTokenizer(BSQTokenizer):
+    """Takes and returns float32; the encoder computes in it, since bits flip easily, the decoder need not."""
+
+    def __init__(self, config: BSQTokenizerConfig, *, decode_dtype: torch.dtype, **factory: Any) -> None:
+        super().__init__(config, dtype=torch.float32, **factory)
+        self.decode_dtype = decode_dtype
+        self.decoder.to(decode_dtype)
+
+    def encode(self, image: Tensor) -> Tensor:
+        return super().encode(image.float())
+
+    def decode(self, f_hat: Tensor) -> Tensor:
+        return super().decode(f_hat.to(self.decode_dtype)).float()
+
+
+class TokenizerVAE(comfy.sd.VAE):
+    """A bitwise tokenizer behind the interface of ``comfy.sd.VAE``.
+
+    Encoding returns what the tokenizer would store of the image, the sum of its codes over all scales, when
+    the image has a size the models are trained on; for other sizes the features before quantization.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        _default_attributes(self)
+        config: BSQTokenizerConfig = checkpoint.config
+        self.checkpoint, self.config = checkpoint, config
+        self.device = mm.vae_device()
+        decode_dtype = mm.vae_dtype(self.device, [torch.bfloat16, torch.float32])
+        self.vae_dtype = torch.float32  # what core casts to; the module narrows for itself
+        self.working_dtypes = [torch.float32]
+        self.output_device = mm.intermediate_device()
+        self.latent_channels = config.dim
+        self.latent_dim = 2
+        self.output_channels = 3
+        self.downscale_ratio = self.upscale_ratio = config.stride
+        self.process_input = lambda image: image * 2.0 - 1.0
+        # Newer releases ignore what this returns and expect the argument to be changed.
+        self.process_output = lambda image: image.add_(1.0).div_(2.0).clamp_(0.0, 1.0)
+        # Counted at the peak: 6 and 4 tensors of the first level's channels at full resolution; the rest is
+        # for the convolutions' workspace.
+        decoding = config.width * config.stride**2 * decode_dtype.itemsize
+        self.memory_used_decode = lambda shape, dtype: shape[2] * shape[3] * decoding * 9
+        self.memory_used_encode = lambda shape, dtype: shape[2] * shape[3] * config.width * 4 * 6
+        operations = host_operations(decode_dtype, None, self.device)
+        self.first_stage_model = HostTokenizer(
+            config, decode_dtype=decode_dtype, operations=operations, device="meta"
+        )
+        self.patcher = wrap(self.first_stage_model, self.device, mm.vae_offload_device())
+        plain = HostTokenizer(config, decode_dtype=decode_dtype, device="meta")
+        fill(self.first_stage_model, plain, checkpoint.tensors, decode_dtype)
+        self.size = None
+        self.model_size()
+        _LOG.info(
+            "StageVAR: %s: tokenizer with %d channels, %s decoder",
+            checkpoint.source,
+            config.dim,
+            decode_dtype,
+        )
+
+    def decode(self, samples_in: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        self._check_latent(samples_in)
+        return super().decode(samples_in, *args, **kwargs)
+
+    def decode_tiled(self, samples: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        self._check_latent(samples)
+        return super().decode_tiled(samples, *args, **kwargs)
+
+    def encode(self, pixel_samples: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return self._quantized(super().encode(self._pixels(pixel_samples), *args, **kwargs))
+
+    def encode_tiled(self, pixel_samples: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return self._quantized(super().encode_tiled(self._pixels(pixel_samples), *args, **kwargs))
+
+    def schedule_of(self, grid: tuple[int, int]) -> ScaleSchedule | None:
+        """The trained schedule over latent pixels that ends at ``grid``; None when there is none."""
+        table: AspectTable = self.checkpoint.trained
+        patch = max(1, table.pixels_per_token // self.config.stride)
+        for ratio in table.grids:
+            for budget in table.budgets:
+                schedule = table.schedule(ratio, budget)
+                if (schedule.final.height * patch, schedule.final.width * patch) == grid:
+                    return ScaleSchedule.of([(h * patch, w * patch) for h, w in schedule.grids])
+        return None
+
+    def _quantized(self, features: Tensor) -> Tensor:
+        schedule = self.schedule_of(tuple(features.shape[-2:]))
+        if schedule is None:
+            _LOG.info("StageVAR: no trained size of this tokenizer; the latent is not quantized")
+            return features
+        return self.first_stage_model.quantizer().encode(features.float(), schedule)[1]
+
+    def _pixels(self, pixels: Tensor) -> Tensor:
+        height, width = pixels.shape[1:3]
+        if min(height, width) < self.config.stride:
+            raise ValueError(
+                f"pixels: the image is {width}x{height}; this tokenizer needs at least "
+                f"{self.config.stride}x{self.config.stride}. Use a larger image"
+            )
+        return pixels[..., :3]
+
+    def _check_latent(self, samples: Tensor) -> None:
+        if samples.dim() == 4 and samples.shape[1] == self.latent_channels:
+            return
+        raise ValueError(
+            f"samples: the latent has shape {tuple(samples.shape)}; the tokenizer {self.checkpoint.source!r} "
+            f"decodes (batch, {self.latent_channels}, height, width). Use the VAE of the model that made it"
+        )
+
+
+def _default_attributes(vae: comfy.sd.VAE) -> None:
+    """Every attribute of this ComfyUI's VAE; its constructor stops early, with a warning, without weights."""
+
+    def quiet(record: logging.LogRecord) -> bool:
+        return _NO_WEIGHTS not in record.getMessage()
+
+    root = logging.getLogger()
+    root.addFilter(quiet)
+    try:
+        comfy.sd.VAE.__init__(vae, sd={})
+    finally:
+        root.removeFilter(quiet)
