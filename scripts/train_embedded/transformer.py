@@ -45,11 +45,11 @@ TEXT_LENGTH = 40  # captions are padded to it, so that shapes stay fixed; the lo
 class TransformerTraining:
     """Settings of this phase; the learning rate decays over both parts together."""
 
-    steps: int = 2400
+    steps: int = 1540
     short_batch: int = 48  # images on the scales up to a quarter of the area
     long_batch: int = 24  # on all scales
-    long_every: int = 5  # every so many steps see all scales ...
-    long_tail: int = 120  # ... and the last ones all do
+    layout_steps: int = 648  # the first steps, of which every fifth sees all scales; then every second
+    long_tail: int = 120  # the last steps all do
     lr: float = 2.5e-3
     decay: float = 0.5  # share of all steps over which the learning rate falls to nothing
     strength: float = 0.25  # of the bit flips
@@ -60,7 +60,8 @@ class TransformerTraining:
 
     def is_long(self, step: int) -> bool:
         """Whether a step trains all scales; most train the first ones, which decide what is drawn."""
-        return step % self.long_every == self.long_every - 1 or step >= self.steps - self.long_tail
+        every = 5 if step < self.layout_steps else 2
+        return step % every == every - 1 or step >= self.steps - self.long_tail
 
 
 def plain_attention(
