@@ -265,9 +265,6 @@ def test_pictures_of_another_size_are_not_scored():
         evaluate.collect([caption], iter([{"x": image}]), lambda n: None)
 
 
-@pytest.mark.skipif(
-    not all(path.is_file() for path in EMBEDDED.values()), reason="the embedded model is not trained yet"
-)
 def test_the_embedded_model_draws_what_the_prompt_says(tmp_path):
     code, stdout, _ = command(
         EMBEDDED, "generate", "--prompt", "a large red circle", "--out", tmp_path / "x.png", "--json"
