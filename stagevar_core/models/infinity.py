@@ -238,7 +238,10 @@ class Infinity(nn.Module):
         The counterpart of a prompt is the first ``len`` learned null rows, or the negative text.
         """
         texts = [text.to(device=device, dtype=torch.float32) for text in conditioning.features]
-        self._check_texts(texts)
+        # Only the null text has a fixed number of rows; like the official code, this takes longer texts where
+        # it is not used: without guidance, and with a negative text.
+        nulled = guided and conditioning.negative is None
+        self._check_texts(texts, longest=self.config.null_rows if nulled else None)
         if guided and conditioning.negative is not None:
             negative = [text.to(device=device, dtype=torch.float32) for text in conditioning.negative]
             self._check_texts(negative)
@@ -290,14 +293,14 @@ class Infinity(nn.Module):
         """Shape of the exponential draws of one scale."""
         return batch, scale.tokens, self.config.bits, 2
 
-    def _check_texts(self, texts: list[Tensor]) -> None:
+    def _check_texts(self, texts: list[Tensor], longest: int | None = None) -> None:
         for text in texts:
             if text.dim() != 2 or text.shape[1] != self.config.text_width:
                 raise ValueError(
                     f"the text features have shape {tuple(text.shape)}; this transformer was trained on "
                     f"(tokens, {self.config.text_width}). Load the text encoder that belongs to it"
                 )
-            if not 1 <= len(text) <= self.config.null_rows:
+            if len(text) < 1 or (longest is not None and len(text) > longest):
                 raise ValueError(
                     f"the text has {len(text)} tokens; this transformer takes 1 to {self.config.null_rows}"
                 )
