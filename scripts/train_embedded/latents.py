@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from data import scene_batch, to_tensor
 from torch import Tensor
 
 from stagevar_core.autoencoders.bsq import BSQTokenizer, resize_latent
-from stagevar_core.scenes import render_batch
+from stagevar_core.scenes import parse, render_batch
 from stagevar_core.schedule import ScaleSchedule
 
 SHARD = 4096
@@ -61,9 +62,18 @@ class LatentStore:
     def __len__(self) -> int:
         return len(self.captions)
 
-    def batch(self, rng: np.random.Generator, size: int) -> tuple[list[str], Tensor]:
-        """Random captions with their latents (N, d, h, w) in float32."""
+    @cached_property
+    def patterned(self) -> np.ndarray:
+        """Indices of the scenes whose objects are dotted or checkered."""
+        specs = (parse(text) for text in self.captions)
+        found = [any(o.pattern in ("dotted", "checkered") for o in spec.objects) for spec in specs]
+        return np.flatnonzero(found)
+
+    def batch(self, rng: np.random.Generator, size: int, patterned: float = 0.0) -> tuple[list[str], Tensor]:
+        """Random captions with their latents (N, d, h, w) in float32; a share of them `patterned`."""
         picks = rng.integers(len(self), size=size)
+        if patterned:
+            picks = np.where(rng.random(size) < patterned, rng.choice(self.patterned, size), picks)
         rows = [self.parts[i // SHARD][i % SHARD] for i in picks.tolist()]
         return [self.captions[i] for i in picks.tolist()], torch.stack(rows).float()
 

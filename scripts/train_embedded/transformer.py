@@ -45,23 +45,29 @@ TEXT_LENGTH = 40  # captions are padded to it, so that shapes stay fixed; the lo
 class TransformerTraining:
     """Settings of this phase; the learning rate decays over both parts together."""
 
-    steps: int = 1540
+    steps: int = 1780
     short_batch: int = 48  # images on the scales up to a quarter of the area
     long_batch: int = 24  # on all scales
     layout_steps: int = 648  # the first steps, of which every fifth sees all scales; then every second
-    long_tail: int = 120  # the last steps all do
+    texture_steps: int = 240  # the last steps: all scales, mostly scenes with patterned objects
+    patterned: float = 0.7  # share of such scenes then; they are what is learned last
     lr: float = 2.5e-3
     decay: float = 0.5  # share of all steps over which the learning rate falls to nothing
     strength: float = 0.25  # of the bit flips
     text_drop: float = 0.1
     scenes: int = 20_480
     ema: float = 0.998
+    texture_ema: float = 0.98
     seed: int = 4
+
+    def is_texture(self, step: int) -> bool:
+        """Whether a step belongs to the last part, which teaches the patterns of objects."""
+        return step >= self.steps - self.texture_steps
 
     def is_long(self, step: int) -> bool:
         """Whether a step trains all scales; most train the first ones, which decide what is drawn."""
         every = 5 if step < self.layout_steps else 2
-        return step % every == every - 1 or step >= self.steps - self.long_tail
+        return step % every == every - 1 or self.is_texture(step)
 
 
 def plain_attention(
@@ -152,7 +158,7 @@ class Batches:
     def __call__(self, model: Infinity, step: int, size: int, schedule: ScaleSchedule) -> tuple[Tensor, ...]:
         """Text, mask, inputs and targets of a step."""
         rng = np.random.default_rng([self.s.seed, step])
-        texts, z = self.store.batch(rng, size)
+        texts, z = self.store.batch(rng, size, self.s.patterned if self.s.is_texture(step) else 0.0)
         for i, text in enumerate(texts):
             other = caption(parse(text), rng)
             texts[i] = text if is_held_out(other) else other
@@ -241,6 +247,7 @@ def train_transformer(out: Path, s: TransformerTraining | None = None) -> None:
         (parts @ weights / weights.sum()).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step(step)
+        ema.decay = s.texture_ema if s.is_texture(step) else s.ema
         ema.update(model, step)
         seen += size
         if step % 50 == 49:
