@@ -38,12 +38,15 @@ def test_it_draws_what_unseen_captions_say(scores):
 
 
 def test_the_last_two_scales_carry_the_texture(scores):
-    # The aim is 0.80 with all scales, which the shipped weights miss (README: dots and checks on objects are
-    # not learned yet); what must hold is that the texture there is comes from the last two scales.
     everything = scores["drawn"]["all scales"]["all"]["texture"]["mean"]
     without = scores["drawn"]["without the last 2"]["all"]["texture"]["mean"]
     assert without <= 0.10
     assert everything - without >= 0.30
+
+
+@pytest.mark.xfail(strict=True, reason="dots and checks on objects are not learned yet; see the README")
+def test_the_named_pattern_is_read_back(scores):
+    assert scores["drawn"]["all scales"]["all"]["texture"]["mean"] >= 0.80
 
 
 def test_the_tokenizer_keeps_shapes_in_a_quarter_of_the_area(scores):
