@@ -45,12 +45,12 @@ TEXT_LENGTH = 40  # captions are padded to it, so that shapes stay fixed; the lo
 class TransformerTraining:
     """Settings of this phase; the learning rate decays over both parts together."""
 
-    steps: int = 1780
+    steps: int = 2560
     short_batch: int = 48  # images on the scales up to a quarter of the area
     long_batch: int = 24  # on all scales
     layout_steps: int = 648  # the first steps, of which every fifth sees all scales; then every second
-    texture_steps: int = 240  # the last steps: all scales, mostly scenes with patterned objects
-    patterned: float = 0.7  # share of such scenes then; they are what is learned last
+    texture_steps: int = 1020  # the last steps: all scales, mostly scenes with patterned objects
+    patterned: float = 0.8  # share of such scenes then; they are what is learned last
     lr: float = 2.5e-3
     decay: float = 0.5  # share of all steps over which the learning rate falls to nothing
     strength: float = 0.25  # of the bit flips
