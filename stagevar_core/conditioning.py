@@ -11,11 +11,13 @@ from torch import Tensor
 class TextConditioning:
     """Encoded prompts of a batch: one (tokens, width) tensor per image, without padding.
 
-    ``negative`` replaces the model's own null text in the unconditional rows; None keeps the null text.
+    ``negative`` replaces the null text in the unconditional rows; None keeps it. ``null``: the encoded empty
+    prompt (tokens, width), for models without a learned null text.
     """
 
     features: tuple[Tensor, ...]
     negative: tuple[Tensor, ...] | None = None
+    null: Tensor | None = None
 
     def __post_init__(self) -> None:
         if not self.features:
@@ -28,6 +30,63 @@ class TextConditioning:
     @property
     def batch(self) -> int:
         return len(self.features)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the features are."""
+        return self.features[0].device
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the longest text."""
+        return max(len(text) for text in (*self.features, *(self.negative or ())))
+
+    def image(self, index: int) -> "TextConditioning":
+        """That of one image of the batch."""
+        negative = None if self.negative is None else self.negative[index : index + 1]
+        return TextConditioning(self.features[index : index + 1], negative, self.null)
+
+
+@dataclass(frozen=True)
+class ClassConditioning:
+    """Class labels of a batch, one per image; -1 is no class, the model's own unconditional row.
+
+    ``negative`` replaces that row where guidance pushes away from it. ``device``: where to run when
+    ``generate`` is not told.
+    """
+
+    labels: tuple[int, ...]
+    negative: tuple[int, ...] | None = None
+    device: torch.device = torch.device("cpu")
+
+    tokens = 0  # a class is no sequence to attend to
+
+    def __post_init__(self) -> None:
+        if not self.labels:
+            raise ValueError("conditioning needs at least one class label, got none")
+        if self.negative is not None and len(self.negative) != len(self.labels):
+            raise ValueError(
+                f"{len(self.negative)} negative labels for {len(self.labels)} labels; give one for each"
+            )
+
+    @property
+    def batch(self) -> int:
+        return len(self.labels)
+
+    def image(self, index: int) -> "ClassConditioning":
+        """That of one image of the batch."""
+        negative = None if self.negative is None else self.negative[index : index + 1]
+        return ClassConditioning(self.labels[index : index + 1], negative, self.device)
+
+
+def require(conditioning: object, kind: type, family: str) -> None:
+    """Raise ``ValueError`` when a model gets the other kind of conditioning."""
+    names = {TextConditioning: "an encoded text", ClassConditioning: "a class label"}
+    if not isinstance(conditioning, kind):
+        found = names.get(type(conditioning), type(conditioning).__name__)
+        raise ValueError(
+            f"{family} is conditioned on {names[kind]}, got {found}; connect {names[kind]} instead"
+        )
 
 
 def pad_rows(texts: list[Tensor]) -> tuple[Tensor, Tensor | None]:

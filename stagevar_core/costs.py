@@ -3,11 +3,18 @@
 Only matrix products count. Norms, rotary positions and sampling are memory-bound and below 1% of the FLOPs.
 """
 
-from dataclasses import dataclass, fields
+from __future__ import annotations
 
-from .autoencoders.bsq import BSQTokenizerConfig
-from .models.infinity import InfinityConfig
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
 from .schedule import ScaleSchedule
+
+if TYPE_CHECKING:
+    from .autoencoders.bsq import BSQTokenizerConfig
+    from .autoencoders.vq import VQTokenizerConfig
 
 
 @dataclass(frozen=True)
@@ -16,64 +23,106 @@ class Flops:
 
     ``linear``: projections and feed-forward of all blocks. ``attention``: self-attention over the cache.
     ``text``: cross-attention. ``head``: logits; the word embedding, less than that, is left out.
+    ``reduction``: mixing tokens where a method does.
     """
 
     linear: float = 0.0
     attention: float = 0.0
     text: float = 0.0
     head: float = 0.0
+    reduction: float = 0.0
 
     @property
     def total(self) -> float:
-        return self.linear + self.attention + self.text + self.head
+        return sum(getattr(self, f.name) for f in fields(self))
 
     def __add__(self, other: "Flops") -> "Flops":
         return Flops(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
 
-def scale_flops(
-    config: InfinityConfig, tokens: int, visible: int, *, rows: int = 2, text_tokens: int = 64
-) -> Flops:
-    """One scale of ``tokens`` new tokens that attend to ``visible`` ones, themselves included.
+@dataclass(frozen=True)
+class UnitCosts:
+    """FLOPs of one unit of every kind of work in a family's blocks.
 
-    Per token and layer ``12 C^2 + 4 C F`` for the matrices (28 C^2 when F = 4 C) and ``4 visible C`` for
-    scores and mixing; ``rows`` is 2 per image with guidance.
+    ``branches``: kind of residual branch -> FLOPs per token, without attention. ``pair``: per query-key pair
+    of self-attention, all heads together; ``text_pair`` of cross-attention. ``head``: per token.
+    ``per_image``: branches that run once per image, for both of its rows; cross-attention goes with them.
     """
-    width, count = config.width, rows * tokens
+
+    depth: int
+    branches: Mapping[str, float]
+    pair: float
+    text_pair: float
+    head: float
+    per_image: tuple[str, ...] = ()
+
+
+def counted(units: UnitCosts, work: Counter) -> Flops:
+    """FLOPs of the work that a scale's context counted, see ``context.ScaleContext``."""
     return Flops(
-        linear=count * config.depth * (12.0 * width**2 + 4.0 * width * config.hidden),
-        attention=count * config.depth * 4.0 * visible * width,
-        text=count * config.depth * 4.0 * text_tokens * width,
-        head=count * 2.0 * width * 2.0 * config.bits,
+        linear=sum(work[part] * cost for part, cost in units.branches.items()),
+        attention=work["pairs"] * units.pair,
+        text=work["text pairs"] * units.text_pair,
+        head=work["head"] * units.head,
+        reduction=float(work["reduction"]),
     )
 
 
+def scale_flops(
+    units: UnitCosts,
+    tokens: int,
+    visible: int,
+    *,
+    rows: int = 2,
+    text_tokens: int = 64,
+    images: int | None = None,
+) -> Flops:
+    """One scale of ``tokens`` new tokens that attend to ``visible`` ones, themselves included.
+
+    For Infinity per token and layer ``12 C^2 + 4 C F`` for the matrices (28 C^2 when F = 4 C) and
+    ``4 visible C`` for scores and mixing; ``rows`` is 2 per image with guidance. ``images``: in these rows,
+    for what runs once per image; None counts that for every row.
+    """
+    every, single = (tokens * units.depth * count for count in (rows, rows if images is None else images))
+    work = Counter({part: single if part in units.per_image else every for part in units.branches})
+    work["pairs"] = every * visible
+    work["text pairs"] = (single if units.per_image else every) * text_tokens
+    work["head"] = rows * tokens
+    return counted(units, work)
+
+
 def schedule_flops(
-    config: InfinityConfig, schedule: ScaleSchedule, *, rows: int = 2, text_tokens: int = 64
+    units: UnitCosts,
+    schedule: ScaleSchedule,
+    *,
+    rows: int = 2,
+    text_tokens: int = 64,
+    images: int | None = None,
 ) -> list[Flops]:
     """The dense cost of every scale of ``schedule``, for cost-weighted progress and achieved rates."""
     costs, visible = [], 0
     for scale in schedule:
         visible += scale.tokens
-        costs.append(scale_flops(config, scale.tokens, visible, rows=rows, text_tokens=text_tokens))
+        costs.append(
+            scale_flops(units, scale.tokens, visible, rows=rows, text_tokens=text_tokens, images=images)
+        )
     return costs
 
 
-def condition_flops(config: InfinityConfig, *, rows: int = 2, text_tokens: int = 64) -> float:
-    """What a run spends on the text once: pooling, its projection and the keys and values of all blocks."""
-    width, count = config.width, rows * text_tokens
-    shared = count * 2.0 * (config.text_width * 3.0 * width + width**2)
-    modulation = rows * 2.0 * 9.0 * width**2  # pooled projection, 6 C of the blocks, 2 C of the head
-    return shared + modulation + count * config.depth * 4.0 * width**2
+def condition_flops(config: Any, *, rows: int = 2, text_tokens: int = 64) -> float:
+    """What a run of a transformer's ``config`` spends once, on its text or classes."""
+    return config.condition_flops(rows, text_tokens)
 
 
-def kv_bytes(config: InfinityConfig, tokens: int, *, rows: int = 2, itemsize: int = 2) -> int:
+def kv_bytes(config: Any, tokens: int, *, rows: int = 2, itemsize: int = 2) -> int:
     """Size of the KV cache that holds ``tokens`` tokens per row in every layer."""
     return 2 * config.depth * rows * tokens * config.width * itemsize
 
 
-def decode_flops(config: BSQTokenizerConfig, latent: tuple[int, int], *, batch: int = 1) -> float:
-    """FLOPs of the convolutional decoder for a latent grid (height, width); convolutions only."""
+def decode_flops(
+    config: BSQTokenizerConfig | VQTokenizerConfig, latent: tuple[int, int], *, batch: int = 1
+) -> float:
+    """FLOPs of the convolutional decoder for a latent grid (height, width), with its attention if any."""
 
     def conv(inputs: int, outputs: int, pixels: int, kernel: int = 3) -> float:
         return 2.0 * kernel**2 * inputs * outputs * pixels
@@ -92,4 +141,4 @@ def decode_flops(config: BSQTokenizerConfig, latent: tuple[int, int], *, batch: 
         if index > 0:
             pixels *= 4
             total += conv(channels, channels, pixels)
-    return batch * (total + conv(channels, 3, pixels))
+    return batch * (total + conv(channels, 3, pixels) + config.attention_flops(*latent))

@@ -118,7 +118,7 @@ def generated(
 def reconstructed(pipeline: Pipeline, scenes: Sequence[Scene], *, batch: int) -> Pictures:
     """Rendered scenes through the tokenizer, with all scales and with those up to a quarter of the area."""
     schedule = pipeline.schedule()
-    quantizer = pipeline.transformer.quantizer()
+    quantizer = pipeline.quantizer
     weight = next(pipeline.tokenizer.parameters())
     early = quarter(schedule)
     for start in range(0, len(scenes), batch):

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from .schedule import ScaleSchedule
+
 
 def mix(conditional: Tensor, unconditional: Tensor, cfg_scale: float) -> Tensor:
     """``w * c + (1 - w) * u``, Infinity's rule; 1 is unguided, 0 the unconditional branch alone."""
@@ -45,6 +47,18 @@ class GuidanceRows:
         if narrowed == self:
             return self, None
         return narrowed, slice(0, self.batch) if conditional else slice(self.batch, 2 * self.batch)
+
+
+def ramped(cfg_scale: float | Sequence[float], schedule: ScaleSchedule) -> tuple[float, ...]:
+    """The weights ``w = 1 + t`` of VAR's rule ``(1 + t) c - t u``, as :func:`mix` takes them.
+
+    A number is the strength t of the last scale, the first has none and those between a share by their
+    place; a list is t of every scale.
+    """
+    if isinstance(cfg_scale, int | float):
+        last = max(len(schedule) - 1, 1)
+        return tuple(1.0 + cfg_scale * (scale.index / last) for scale in schedule)
+    return tuple(1.0 + strength for strength in per_scale("cfg", cfg_scale, len(schedule)))
 
 
 def per_scale(name: str, value: float | Sequence[float], count: int) -> tuple[float, ...]:

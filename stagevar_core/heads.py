@@ -1,19 +1,32 @@
 """From logits to codes: the sampling rules of the output heads, and where their noise comes from."""
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from .layers import AttentionFn
 from .schedule import Scale
 
 
 class Noise(Protocol):
-    """Unit-rate exponential draws for the sampling race ``argmax(p / e)``."""
+    """Unit-rate exponential draws for the sampling race ``argmax(p / e)``.
+
+    ``seeds``: one per image, for other draws that belong to the run.
+    """
+
+    seeds: tuple[int, ...]
 
     def exponential(self, scale: Scale, shape: Sequence[int], device: torch.device) -> Tensor:
         """Draws of ``shape`` (B, ...) in float32 for one scale."""
+
+    def uniform(self, scale: Scale, shape: Sequence[int], device: torch.device) -> Tensor:
+        """Draws of ``shape`` (B, ...) from 0 to 1 out of a second stream, for heads that ask for them."""
+
+    def image(self, index: int) -> "Noise":
+        """The draws of one image alone."""
 
 
 class SeededNoise:
@@ -25,9 +38,10 @@ class SeededNoise:
 
     def __init__(self, seed: int, batch: int, device: str | torch.device = "cpu") -> None:
         # Seeds wrap at 64 bits, the range of the host's seed widget.
-        self._generators = [
-            torch.Generator(device).manual_seed((seed + index) % 2**64) for index in range(batch)
-        ]
+        self.seeds = tuple((seed + index) % 2**64 for index in range(batch))
+        self._generators = [torch.Generator(device).manual_seed(each) for each in self.seeds]
+        self._second = [torch.Generator(device).manual_seed(each) for each in self.seeds]
+        self._device = device
 
     def exponential(self, scale: Scale, shape: Sequence[int], device: torch.device) -> Tensor:
         draws = [
@@ -38,15 +52,32 @@ class SeededNoise:
         ]
         return torch.stack(draws).to(device)
 
+    def uniform(self, scale: Scale, shape: Sequence[int], device: torch.device) -> Tensor:
+        draws = [
+            torch.rand(*shape[1:], generator=generator, device=generator.device) for generator in self._second
+        ]
+        return torch.stack(draws).to(device)
+
+    def image(self, index: int) -> "SeededNoise":
+        return SeededNoise(self.seeds[index], 1, self._device)
+
 
 class ReplayedNoise:
-    """Stored draws per scale index, for parity with a recorded run."""
+    """Stored draws (B, ...) per scale index, for parity with a recorded run."""
 
-    def __init__(self, draws: Sequence[Tensor]) -> None:
-        self._draws = draws
+    def __init__(self, draws: Sequence[Tensor], images: slice = slice(None)) -> None:
+        self._draws, self._images = draws, images
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(range(self._draws[0].shape[0]))[self._images]
 
     def exponential(self, scale: Scale, shape: Sequence[int], device: torch.device) -> Tensor:
-        return self._draws[scale.index].reshape(*shape).to(device)
+        return self._draws[scale.index][self._images].reshape(*shape).to(device)
+
+    def image(self, index: int) -> "ReplayedNoise":
+        place = self.seeds[index]
+        return ReplayedNoise(self._draws, slice(place, place + 1))
 
 
 def bit_probabilities(logits: Tensor, top_k: int, top_p: float) -> Tensor:
@@ -75,3 +106,98 @@ def sample_bits(logits: Tensor, *, top_k: int = 0, top_p: float = 0.0, noise: Te
         return (pairs[..., 1] > pairs[..., 0]).to(torch.uint8)
     race = bit_probabilities(pairs, top_k, top_p) / noise
     return (race[..., 1] > race[..., 0]).to(torch.uint8)
+
+
+def filter_logits(logits: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Logits (..., V) with minus infinity for what top-k, then top-p remove; 0 switches either off.
+
+    Values equal to the k-th largest all stay. Top-p removes the least likely ones that together have at most
+    ``1 - top_p``, never the most likely (models/helpers.py of FoundationVision/VAR).
+    """
+    logits = logits.float()
+    if top_k > 0:
+        smallest = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < smallest, -torch.inf)
+    if top_p > 0:
+        ascending, order = logits.sort(dim=-1)
+        removed = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1.0 - top_p
+        removed[..., -1] = False
+        logits = logits.masked_fill(removed.scatter(-1, order, removed), -torch.inf)
+    return logits
+
+
+def sample_tokens(
+    logits: Tensor, *, top_k: int = 0, top_p: float = 0.0, noise: Tensor | None = None
+) -> Tensor:
+    """Token ids (B, L) from logits (B, L, V).
+
+    ``noise``: exponential draws of the logits' shape, with which the race equals one ``torch.multinomial``;
+    None takes the largest logit.
+    """
+    if noise is None:
+        return logits.argmax(dim=-1)
+    return (filter_logits(logits, top_k, top_p).softmax(dim=-1) / noise).argmax(dim=-1)
+
+
+def smooth_shares(logits: Tensor, *, top_k: int, top_p: float, progress: float, noise: Tensor) -> Tensor:
+    """Shares (B, L, V) of all tokens instead of one draw: ``softmax((l (1 + r) + G) / tau)``.
+
+    ``progress`` r: place of the scale, 0..1; ``tau = max(0.27 (1 - 0.95 r), 0.005)``. G is Gumbel noise,
+    ``-log`` of the exponential draws ``noise`` (models/{var,helpers}.py of FoundationVision/VAR).
+    """
+    tau = max(0.27 * (1.0 - progress * 0.95), 0.005)
+    filtered = filter_logits(logits, top_k, top_p)
+    return ((filtered * (1.0 + progress) - noise.log()) / tau).softmax(dim=-1)
+
+
+def refinement(model: Any, wanted: str) -> str | None:
+    """How a model's own network draws the fine scales; None draws them at once.
+
+    Raises ``ValueError`` for a way that the model does not have.
+    """
+    offered = getattr(model, "refinements", ())
+    if wanted == "auto":
+        return offered[0] if offered else None
+    if wanted == "off":
+        return None
+    if wanted in offered:
+        return wanted
+    if not offered:
+        raise ValueError(
+            f"refine is {wanted!r}, but this {model.family} file has no sampler network; choose 'auto' or "
+            "'off', or a file with one"
+        )
+    raise ValueError(f"refine is {wanted!r}; expected one of {['auto', 'off', *offered]}")
+
+
+@dataclass(frozen=True)
+class HeadContext:
+    """What a head may use that draws the tokens of one scale in several passes of its own.
+
+    ``hidden``: the blocks' output (rows, L, C). ``guided``: what is sampled from otherwise (B, L, V).
+    ``guide``: logits of all rows to guided ones, with the strength of the last scale. ``codes``: ids (B, L)
+    to codes (B, L, dim). ``noise`` None: greedy.
+    """
+
+    scale: Scale
+    positions: Tensor | None
+    conditioned: Any
+    hidden: Tensor
+    guided: Tensor
+    guide: Callable[[Tensor], Tensor]
+    codes: Callable[[Tensor], Tensor]
+    dtype: torch.dtype
+    attention: AttentionFn
+    top_k: int
+    top_p: float
+    noise: Noise | None
+
+    def exponential(self, shape: Sequence[int]) -> Tensor:
+        """Draws of ``shape`` (B, ...) for one pass."""
+        return self.noise.exponential(self.scale, shape, self.guided.device)
+
+    def uniform(self, shape: Sequence[int]) -> Tensor | None:
+        """Draws of ``shape`` per image, (B, *shape); None where greedy."""
+        if self.noise is None:
+            return None
+        return self.noise.uniform(self.scale, (len(self.guided), *shape), self.guided.device)

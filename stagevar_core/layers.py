@@ -1,13 +1,19 @@
 """Leaves that the families share: attention, rotary positions, norms, residual branches."""
 
-from collections.abc import Callable
-from typing import NamedTuple, Protocol
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .schedule import Scale, ScaleSchedule
+
+if TYPE_CHECKING:
+    from .context import ScaleContext
+
+MAX_LOG_SCALE = math.log(100.0)
 
 
 class AttentionFn(Protocol):
@@ -30,21 +36,60 @@ def sdpa(
 
 
 class Site(NamedTuple):
-    """Where a residual branch runs: the scale, the block's index and the branch's name."""
+    """A region of the network whose tokens may be reduced: blocks ``layers`` of a scale.
+
+    ``part``: 'blocks' for whole blocks, else the residual branch of the one block.
+    """
 
     scale: Scale
-    layer: int
-    branch: str
+    layers: range
+    part: str
 
 
-class TokenPruning(Protocol):
-    """Runs a residual branch on some of the tokens; created for one run, may remember between scales."""
+@dataclass(frozen=True)
+class TokenMap:
+    """How the r tokens of a region come from all L: gathered at ``keep`` or mixed by ``matrix``.
 
-    def select(self, x: Tensor, site: Site) -> Tensor | None:
-        """Kept token indices (rows, kept) of ``x`` (rows, L, C), or None to run the branch densely."""
+    ``keep``: (rows, r), the tokens they stand for when the region is restored. ``matrix``: (rows, L, r), the
+    mixture ``matrix^T x``; None gathers. ``at``: (rows, r), whose rotary positions they get; None: ``keep``.
+    """
 
-    def restore(self, y: Tensor, keep: Tensor | None, site: Site) -> Tensor:
-        """The branch output for all tokens, (rows, L, C), from its output on the kept ones."""
+    keep: Tensor
+    matrix: Tensor | None = None
+    at: Tensor | None = None
+
+    @property
+    def count(self) -> int:
+        return self.keep.shape[1]
+
+    def apply(self, x: Tensor) -> Tensor:
+        """(rows, L, C) to (rows, r, C)."""
+        if self.matrix is None:
+            return gather_tokens(x, self.keep)
+        return (self.matrix.to(x.dtype).mT @ x).to(x.dtype)
+
+    def positions(self, angles: Tensor | None) -> Tensor | None:
+        """Rotary angles (2, L, D / 2) of the r tokens, as :func:`rotate` takes them; None stays None."""
+        return None if angles is None else angles[:, self.keep if self.at is None else self.at].unsqueeze(2)
+
+
+class TokenReduction(Protocol):
+    """Runs regions on fewer tokens; created for one run, may remember between scales.
+
+    ``spans``: ranges of blocks, together all of them in order, each reduced at its start and restored at its
+    end; one span is a whole scale. Empty: every residual branch is a region of its own.
+    """
+
+    spans: tuple[range, ...]
+
+    def reduce(self, x: Tensor, site: Site) -> TokenMap | None:
+        """The tokens of a region with the input ``x`` (rows, L, C); None runs all. No token skips it."""
+
+    def restore(self, x: Tensor, y: Tensor, tokens: TokenMap | None, site: Site) -> Tensor:
+        """The region's output (rows, L, C) from ``y``, that on the reduced tokens, and its input ``x``."""
+
+    def code_weights(self) -> Tensor | None:
+        """Factors (B, L) of the codes of this scale, known after its blocks; None is one everywhere."""
 
 
 def gather_tokens(x: Tensor, keep: Tensor) -> Tensor:
@@ -52,18 +97,13 @@ def gather_tokens(x: Tensor, keep: Tensor) -> Tensor:
     return x.gather(1, keep.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
 
 
-def residual(
-    x: Tensor, branch: Callable[[Tensor, Tensor | None], Tensor], site: Site, pruning: TokenPruning | None
-) -> Tensor:
-    """``x + branch(x)``, on the tokens that ``pruning`` keeps; blocks know acceleration only here.
-
-    ``branch`` receives the kept indices so that it can gather rotary positions the same way.
-    """
-    if pruning is None:
-        return x + branch(x, None)
-    keep = pruning.select(x, site)
-    y = branch(x if keep is None else gather_tokens(x, keep), keep)
-    return x + pruning.restore(y, keep, site)
+def resize_tokens(x: Tensor, before: Scale, after: Scale, mode: str) -> Tensor:
+    """Tokens (rows, L, C) of one grid on another; ``mode`` is 'area', 'bilinear' or 'nearest'."""
+    if before.grid == after.grid:
+        return x
+    options = {"align_corners": False} if mode == "bilinear" else {}
+    grid = x.transpose(1, 2).unflatten(2, before.grid)
+    return F.interpolate(grid, size=after.grid, mode=mode, **options).flatten(2).transpose(1, 2)
 
 
 def cast(parameter: Tensor, like: Tensor) -> Tensor:
@@ -71,9 +111,14 @@ def cast(parameter: Tensor, like: Tensor) -> Tensor:
     return parameter.to(device=like.device, dtype=like.dtype)
 
 
+def plain_norm(x: Tensor, eps: float = 1e-6) -> Tensor:
+    """Layer norm without affine weights, in float32."""
+    return F.layer_norm(x.float(), x.shape[-1:], eps=eps)
+
+
 def modulated_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float = 1e-6) -> Tensor:
     """``LN(x) * (1 + scale) + shift`` without affine weights, in float32."""
-    return F.layer_norm(x.float(), x.shape[-1:], eps=eps) * (1.0 + scale) + shift
+    return plain_norm(x, eps) * (1.0 + scale) + shift
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
@@ -81,6 +126,17 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
     wide = x.float()
     normed = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps)
     return (normed * weight.to(device=x.device, dtype=torch.float32)).to(x.dtype)
+
+
+def unit(x: Tensor) -> Tensor:
+    """Vectors of length 1 in float32."""
+    return F.normalize(x.float(), dim=-1, eps=1e-12)
+
+
+def scaled_unit(q: Tensor, log_scale: Tensor) -> Tensor:
+    """Queries (rows, heads, L, head_dim) of the length that each head learned, in float32."""
+    direction = unit(q)
+    return direction * cast(log_scale, direction).clamp(max=MAX_LOG_SCALE).exp().view(1, -1, 1, 1)
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -135,9 +191,30 @@ def rotate(x: Tensor, angles: Tensor) -> Tensor:
     return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2)
 
 
-def gather_angles(angles: Tensor, keep: Tensor | None) -> Tensor:
-    """Rotary angles (2, L, D / 2) of the kept tokens (rows, kept), as :func:`rotate` takes them."""
-    return angles if keep is None else angles[:, keep].unsqueeze(2)
+class CosineAttention(nn.Module):
+    """Self-attention of unit queries and keys with a learned scale per head, the softmax scale is 1.
+
+    ``log_scale``: one per head, at most ln 100. ``angles`` None: without rotary positions.
+    """
+
+    def __init__(self, width: int, heads: int, *, operations=nn, dtype=None, device=None) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = operations.Linear(width, 3 * width, dtype=dtype, device=device)
+        self.proj = operations.Linear(width, width, dtype=dtype, device=device)
+        self.log_scale = nn.Parameter(torch.empty(heads, dtype=torch.float32, device=device))
+
+    def project(self, x: Tensor, angles: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values (rows, heads, L, head_dim) of ``x`` (rows, L, C)."""
+        q, k, v = (split_heads(part, self.heads) for part in self.qkv(x).chunk(3, dim=-1))
+        q, k = scaled_unit(q, self.log_scale), unit(k)
+        if angles is not None:
+            q, k = rotate(q, angles), rotate(k, angles)
+        return q.to(v.dtype), k.to(v.dtype), v
+
+    def forward(self, x: Tensor, ctx: "ScaleContext", layer: int, angles: Tensor | None) -> Tensor:
+        """(rows, L, C) to the same, over all tokens so far."""
+        return self.proj(merge_heads(ctx.attend(layer, *self.project(x, angles))))
 
 
 class FeedForward(nn.Module):

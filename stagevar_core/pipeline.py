@@ -1,4 +1,4 @@
-"""Prompts to pictures in one object: text encoder, transformer and tokenizer, without ComfyUI."""
+"""Prompts or classes to pictures in one object: the models that belong together, without ComfyUI."""
 
 import logging
 import time
@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from .acceleration.policy import AccelerationPolicy
 from .checkpoints.load import build, check_pairing, load_text_encoder, prepare, read
-from .conditioning import TextConditioning
+from .conditioning import ClassConditioning, TextConditioning
 from .heads import SeededNoise
+from .labels import class_index
 from .layers import AttentionFn, sdpa
 from .sampling import Generation, Monitor, SamplingSettings, generate
 from .schedule import AspectTable, Scale, ScaleSchedule
@@ -77,8 +78,20 @@ class _Clock(Monitor):
     def __init__(self, device: torch.device, keep: bool, monitor: Monitor | None) -> None:
         self.device, self.keep, self.monitor = device, keep, monitor or Monitor()
         self.seconds: dict[int, float] = {}
-        self.latents: dict[int, Tensor] = {}
+        self._runs: list[dict[int, Tensor]] = []
         self._last = self._now()
+
+    @property
+    def latents(self) -> dict[int, Tensor]:
+        """Latents (B, C, H, W) by scale; an image that skipped a scale has there what it had before."""
+        scales = sorted({index for run in self._runs for index in run})
+        return {
+            scale: torch.cat([run[max(index for index in run if index <= scale)] for run in self._runs])
+            for scale in scales
+        }
+
+    def restart(self, runs: int) -> None:
+        self.monitor.restart(runs)
 
     def block(self, scale: Scale, layer: int) -> None:
         self.monitor.block(scale, layer)
@@ -88,9 +101,11 @@ class _Clock(Monitor):
 
     def scale(self, scale: Scale, f_hat: Tensor) -> None:
         now = self._now()
-        self.seconds[scale.index] = now - self._last
+        self.seconds[scale.index] = self.seconds.get(scale.index, 0.0) + now - self._last
         if self.keep:
-            self.latents[scale.index] = f_hat
+            if not self._runs or scale.index <= max(self._runs[-1]):  # the next image of the batch
+                self._runs.append({})
+            self._runs[-1][scale.index] = f_hat
         self.monitor.scale(scale, f_hat)
         self._last = self._now()  # what the caller does with the latent is not the model's time
 
@@ -102,6 +117,7 @@ class _Clock(Monitor):
 class Pipeline:
     """Three models that belong together; ``ValueError`` names both sides where they do not.
 
+    ``text_encoder``: None for transformers that take class labels; a prompt is then a class's name or number.
     ``trained``: sizes and schedules of the transformer. ``defaults``: its settings, any of cfg, temperature,
     top_k, top_p, width, height.
     """
@@ -110,41 +126,43 @@ class Pipeline:
         self,
         transformer: nn.Module,
         tokenizer: nn.Module,
-        text_encoder: T5TextEncoder,
+        text_encoder: T5TextEncoder | None,
         trained: AspectTable,
         *,
         defaults: Mapping[str, Any] | None = None,
         device: torch.device | str | None = None,
         attention: AttentionFn = sdpa,
     ) -> None:
-        if transformer.config.text_width != text_encoder.width:
-            raise ValueError(
-                f"the text encoder gives {text_encoder.width} channels; this transformer was trained on "
-                f"{transformer.config.text_width}. Load the text encoder that belongs to it"
-            )
+        check_text(transformer, text_encoder)
         self.transformer, self.tokenizer, self.text_encoder = transformer, tokenizer, text_encoder
         self.trained, self.defaults, self.attention = trained, dict(defaults or {}), attention
-        self.device = torch.device(device) if device is not None else text_encoder.device
+        if device is None:
+            device = next(transformer.parameters()).device if text_encoder is None else text_encoder.device
+        self.device = torch.device(device)
 
     @classmethod
     def load(
         cls,
         transformer: Path | str,
         tokenizer: Path | str,
-        text_encoder: Path | str,
+        text_encoder: Path | str | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> "Pipeline":
         """Load three checkpoints. ``dtype`` is that of the transformer's blocks and the tokenizer.
 
-        The text encoder runs in bfloat16 or float32 by the device, never in float16.
+        The text encoder runs in bfloat16 or float32 by the device, never in float16; it is not read for a
+        transformer that takes class labels.
         """
         device = torch.device(device) if device is not None else default_device()
         dtype = dtype or default_dtype(device)
         model = prepare(*read(transformer), kind="transformer")
         codes = prepare(*read(tokenizer), kind="tokenizer")
         check_pairing(model, codes)
-        encoder = load_text_encoder(text_encoder, device=device)
+        takes_text = hasattr(model.config, "text_width")
+        if takes_text and text_encoder is None:
+            raise ValueError(f"{transformer} takes text; give the text encoder that belongs to it")
+        encoder = load_text_encoder(text_encoder, device=device) if takes_text else None
         return cls(
             build(model, dtype=dtype, device=device),
             build(codes, dtype=dtype, device=device),
@@ -188,13 +206,32 @@ class Pipeline:
         height, width = self.trained.image_size(square)
         return self.defaults.get("height", height), self.defaults.get("width", width)
 
-    def encode(self, prompts: Sequence[str], negative: str | None = None) -> TextConditioning:
-        """Text features; ``negative`` None is the model's learned null text."""
-        limit = min(MAX_TOKENS, self.transformer.config.null_rows)
-        texts = list(prompts) if negative is None else [*prompts, negative]
+    @property
+    def quantizer(self) -> Any:
+        """What turns the tokens of this transformer into latents; of the tokenizer, which has the codes."""
+        return self.tokenizer.quantizer(self.transformer.config.patch)
+
+    def encode(
+        self, prompts: Sequence[str], negative: str | None = None
+    ) -> TextConditioning | ClassConditioning:
+        """Text features or class labels.
+
+        ``negative`` None is the model's null text or class; the empty prompt where it learned none.
+        """
+        if self.text_encoder is None:
+            classes = self.transformer.config.classes
+            labels = tuple(class_index(prompt, classes) for prompt in prompts)
+            against = None if negative is None else (class_index(negative, classes),) * len(labels)
+            return ClassConditioning(labels, against, self.device)
+        limit = min(MAX_TOKENS, getattr(self.transformer.config, "null_rows", MAX_TOKENS))
+        learned, count = hasattr(self.transformer, "null_text"), len(prompts)
+        texts = [*prompts, *([] if negative is None else [negative]), *([] if learned else [""])]
         features = self.text_encoder.encode(texts, max_tokens=limit)
-        count = len(prompts)
-        return TextConditioning(features[:count], None if negative is None else features[count:] * count)
+        return TextConditioning(
+            features[:count],
+            None if negative is None else features[count : count + 1] * count,
+            None if learned else features[-1],
+        )
 
     @torch.inference_mode()
     def decode(self, f_hat: Tensor) -> Tensor:
@@ -239,6 +276,7 @@ class Pipeline:
             schedule,
             settings,
             noise=SeededNoise(seed, conditioning.batch),
+            quantizer=self.quantizer,
             policy=policy,
             attention=self.attention,
             monitor=clock,
@@ -252,6 +290,26 @@ class Pipeline:
         seeds = tuple((seed + index) % (MAX_SEED + 1) for index in range(len(repeated)))
         pictures = {index: self.decode(latent) for index, latent in clock.latents.items()}
         return Pictures(images, seeds, schedule, settings, seconds, generation, pictures)
+
+
+def check_text(transformer: nn.Module, text_encoder: T5TextEncoder | None) -> None:
+    """Raise ``ValueError`` when a text encoder is missing, too many or another one's."""
+    wanted = getattr(transformer.config, "text_width", None)
+    found = None if text_encoder is None else text_encoder.width
+    if wanted == found:
+        kinds = getattr(transformer, "text_family", None), getattr(text_encoder, "family", None)
+        if None not in kinds and kinds[0] != kinds[1]:
+            raise ValueError(
+                f"the text encoder is a {kinds[1]}; this transformer was trained on a {kinds[0]}. Load the "
+                "text encoder that belongs to it"
+            )
+        return
+    if wanted is None:
+        raise ValueError("this transformer takes class labels, but a text encoder is given; leave it out")
+    raise ValueError(
+        f"the text encoder gives {found or 'no'} channels; this transformer was trained on {wanted}. "
+        "Load the text encoder that belongs to it"
+    )
 
 
 def check_request(prompts: int, batch: int, seed: int) -> None:

@@ -144,6 +144,37 @@ class AspectTable:
         return height * width
 
 
+@dataclass(frozen=True)
+class SquareTable(AspectTable):
+    """Squares of several sizes, each with a schedule of its own instead of a part of one.
+
+    ``schedules``: size -> full schedule; ``grids`` holds the first of them, ``budgets`` their lengths.
+    """
+
+    schedules: dict[str, tuple[tuple[int, int], ...]]
+
+    @classmethod
+    def of(cls, *sides: Sequence[int], pixels_per_token: int = 16) -> "SquareTable":
+        """From the side lengths of the scales of each size; sizes are named by their pixels."""
+        schedules = {str(each[-1] * pixels_per_token): tuple((side, side) for side in each) for each in sides}
+        first = next(iter(schedules.values()))
+        budgets = {name: len(grids) for name, grids in schedules.items()}
+        return cls({1.0: first}, budgets, pixels_per_token, schedules)
+
+    def schedule(self, ratio: float, budget: str) -> ScaleSchedule:
+        """The schedule of a size; raises ``ValueError`` naming the known ones."""
+        super().schedule(ratio, budget)
+        return ScaleSchedule.of(self.schedules[budget])
+
+    def restrict(self, ratios: Sequence[float], budgets: Sequence[str]) -> "SquareTable":
+        """The same table with only these sizes."""
+        super().restrict(ratios, budgets)
+        return SquareTable.of(
+            *([side for side, _ in self.schedules[name]] for name in budgets),
+            pixels_per_token=self.pixels_per_token,
+        )
+
+
 def infinity_aspect_table(pixels_per_token: int = 16) -> AspectTable:
     """The 15 aspect templates and 4 pixel budgets of Infinity (infinity/utils/dynamic_resolution.py)."""
     data = json.loads((_TABLES / "infinity_schedules.json").read_text(encoding="utf-8"))

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .conditioning import TextConditioning
+from .conditioning import ClassConditioning, TextConditioning
 from .context import ScaleContext
 from .layers import AttentionFn, sdpa
 from .schedule import ScaleSchedule
@@ -15,8 +15,6 @@ from .schedule import ScaleSchedule
 @dataclass
 class TeacherContext(ScaleContext):
     """The context of a pass in which every scale is present; nothing is cached."""
-
-    schedule: ScaleSchedule | None = None
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Scale by scale, each attending to itself and the coarser ones: the block-causal mask, exactly."""
@@ -31,10 +29,14 @@ class TeacherContext(ScaleContext):
         """The level embedding of every token, (L, C)."""
         return torch.cat([table[scale.index].expand(scale.tokens, -1) for scale in self.schedule])
 
+    def learned(self, table: Tensor) -> Tensor:
+        """The rows of all tokens, (L, C)."""
+        return table[: self.schedule.tokens]
+
 
 def teacher_forced(
     model: Any,
-    conditioning: TextConditioning,
+    conditioning: TextConditioning | ClassConditioning,
     inputs: Tensor,
     schedule: ScaleSchedule,
     *,
@@ -59,9 +61,10 @@ def teacher_forced(
             monitor(layer, x)
         return x
 
+    positions = [model.positions(schedule, scale, device) for scale in schedule]
     ctx = TeacherContext(
         scale=schedule.final,
-        positions=torch.cat([model.positions(schedule, scale, device) for scale in schedule], dim=1),
+        positions=None if positions[0] is None else torch.cat(positions, dim=1),
         conditioned=state,
         dtype=model.compute_dtype,
         attention=attention,

@@ -123,6 +123,7 @@ class OneStreamNoise:
 
     def __init__(self, seed: int) -> None:
         self._generator = torch.Generator().manual_seed(seed)
+        self.seeds = (seed,)
 
     def exponential(self, scale, shape, device) -> Tensor:
         return torch.empty(*shape, dtype=torch.float32).exponential_(generator=self._generator)
@@ -280,10 +281,10 @@ def _area_inputs(
 ) -> dict[str, Tensor]:
     """The accumulated latent area-resampled to each next grid, which the tokenizer's own forward returns."""
     f_hat, inputs = quantizer.empty(len(bits[0]), schedule, bits[0].device), {}
-    for level, scale in zip(bits, schedule.scales[1:], strict=False):
-        f_hat = quantizer.add(f_hat, quantizer.codes(level))
-        grid = quantizer.latent_grid(scale)
-        inputs[f"scale{scale.index:02d}.area_input"] = F.interpolate(f_hat, size=grid, mode="area")
+    for level, scale, following in zip(bits, schedule, schedule.scales[1:], strict=False):
+        f_hat = quantizer.add(f_hat, quantizer.codes(level), schedule, scale)
+        grid = quantizer.latent_grid(following)
+        inputs[f"scale{following.index:02d}.area_input"] = F.interpolate(f_hat, size=grid, mode="area")
     return inputs
 
 

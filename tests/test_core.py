@@ -1,6 +1,5 @@
 """The loop over scales: caching, batches, guidance, sampling and what a run leaves behind."""
 
-import gc
 import math
 import random
 import weakref
@@ -16,7 +15,7 @@ from stagevar_core.conditioning import TextConditioning
 from stagevar_core.guidance import mix
 from stagevar_core.heads import SeededNoise, bit_probabilities, sample_bits
 from stagevar_core.layers import sdpa
-from stagevar_core.sampling import Monitor, SamplingSettings
+from stagevar_core.sampling import SamplingSettings
 from stagevar_core.schedule import Scale, ScaleSchedule
 from stagevar_core.teacher import teacher_forced
 from tests.tiny import (
@@ -24,7 +23,10 @@ from tests.tiny import (
     SQUARE,
     TALL,
     TEXT_WIDTH,
+    InterruptAt,
+    Interrupted,
     Logits,
+    live_tensors,
     prompts,
     run,
     same_codes,
@@ -268,27 +270,6 @@ def test_inputs_that_cannot_be_used_are_named() -> None:
 
 
 # ----------------------------------------------------------------------------------- what a run leaves
-
-
-class Interrupted(Exception):
-    pass
-
-
-class InterruptAt(Monitor):
-    """Stops in the middle of a block sequence, like a host's cancel button."""
-
-    def __init__(self, index: int, layer: int) -> None:
-        self.at = index, layer
-
-    def block(self, scale: Scale, layer: int) -> None:
-        if (scale.index, layer) == self.at:
-            raise Interrupted
-
-
-def live_tensors() -> int:
-    gc.collect()
-    # By type: isinstance would wake up lazy objects of other libraries.
-    return sum(issubclass(type(candidate), Tensor) for candidate in gc.get_objects())
 
 
 def test_an_interrupt_leaves_no_tensor_behind(monkeypatch: pytest.MonkeyPatch) -> None:

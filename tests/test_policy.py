@@ -1,72 +1,87 @@
-"""The seam between the loop and acceleration: pruned tokens, fewer guidance rows, skipped scales."""
+"""The seam between the loop and acceleration: reduced tokens, fewer guidance rows, skipped scales."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 import torch
 from torch import Tensor
 
-from stagevar_core.acceleration.policy import ScalePlan
+from stagevar_core.acceleration.policy import RunInfo, ScalePlan, Seen
 from stagevar_core.cache import KVCache
 from stagevar_core.guidance import GuidanceRows
-from stagevar_core.layers import Site
+from stagevar_core.heads import SeededNoise
+from stagevar_core.layers import Site, TokenMap
+from stagevar_core.pipeline import _Clock
 from stagevar_core.sampling import Monitor, SamplingSettings
 from stagevar_core.schedule import Scale, ScaleSchedule, infinity_aspect_table
 from tests.tiny import SQUARE, TALL, prompts, run, same_codes, tiny_infinity
 
 ASPECTS = infinity_aspect_table()
+BRANCHES: tuple[range, ...] = ()
+WHOLE = (range(3),)
+SPANS = (range(2), range(2, 3))
 
 
 @dataclass(frozen=True)
 class Planned:
     """A policy that is its own state: a plan per scale, counted from the last one."""
 
-    plans: dict[int, ScalePlan]
+    plans: dict[int, ScalePlan] = field(default_factory=dict)
     otherwise: ScalePlan = ScalePlan()
-    scales: int = 0
+    info: RunInfo | None = None
+    name = "planned"
+    per_image = False
+    notes = ()
 
-    def start(self, schedule: ScaleSchedule, depth: int) -> "Planned":
-        return Planned(self.plans, self.otherwise, len(schedule))
+    def start(self, info: RunInfo) -> "Planned":
+        return type(self)(self.plans, self.otherwise, info)
 
     def plan(self, scale: Scale) -> ScalePlan:
-        return self.plans.get(scale.index - self.scales, self.otherwise)
+        return self.plans.get(scale.index - len(self.info.schedule), self.otherwise)
 
-    def observe(self, scale: Scale, f_hat: Tensor) -> None:
+    def room(self, scale: Scale) -> int:
+        return sum(later.tokens for later in self.info.schedule.scales[scale.index :])
+
+    def observe(self, seen: Seen) -> None:
         pass
 
 
-class KeepAll:
-    """Gathers every token in its place: the pruned path, with nothing pruned."""
+class KeepHalf:
+    """Runs every other token of a region; the rest take the output of their neighbour."""
 
-    def select(self, x: Tensor, site: Site) -> Tensor:
-        return torch.arange(x.shape[1]).expand(len(x), -1)
+    def __init__(self, spans: tuple[range, ...] = BRANCHES) -> None:
+        self.spans = spans
+        self.sites: list[Site] = []
 
-    def restore(self, y: Tensor, keep: Tensor | None, site: Site) -> Tensor:
+    def reduce(self, x: Tensor, site: Site) -> TokenMap | None:
+        self.sites.append(site)
+        return TokenMap(torch.arange(0, x.shape[1], 2).expand(len(x), -1))
+
+    def restore(self, x: Tensor, y: Tensor, tokens: TokenMap | None, site: Site) -> Tensor:
+        return y.repeat_interleave(2, dim=1)[:, : site.scale.tokens]
+
+    def code_weights(self) -> Tensor | None:
+        return None
+
+
+class KeepAll(KeepHalf):
+    """Gathers every token in its place: the reduced path, with nothing left out."""
+
+    def reduce(self, x: Tensor, site: Site) -> TokenMap:
+        return TokenMap(torch.arange(x.shape[1]).expand(len(x), -1))
+
+    def restore(self, x: Tensor, y: Tensor, tokens: TokenMap | None, site: Site) -> Tensor:
         return y
 
 
-class KeepHalf:
-    """Runs every other token; the rest take the output of their neighbour."""
-
-    def __init__(self) -> None:
-        self.sites: list[Site] = []
-
-    def select(self, x: Tensor, site: Site) -> Tensor:
-        self.sites.append(site)
-        return torch.arange(0, x.shape[1], 2).expand(len(x), -1)
-
-    def restore(self, y: Tensor, keep: Tensor | None, site: Site) -> Tensor:
-        return y.repeat_interleave(2, dim=1)[:, : site.scale.tokens]
-
-
-class NoPruning(KeepHalf):
+class Decline(KeepHalf):
     """Declines at every site, which is the dense computation again."""
 
-    def select(self, x: Tensor, site: Site) -> None:
+    def reduce(self, x: Tensor, site: Site) -> None:
         self.sites.append(site)
 
-    def restore(self, y: Tensor, keep: Tensor | None, site: Site) -> Tensor:
-        assert keep is None
+    def restore(self, x: Tensor, y: Tensor, tokens: TokenMap | None, site: Site) -> Tensor:
+        assert tokens is None
         return y
 
 
@@ -88,50 +103,63 @@ class CacheWatch(Monitor):
 
 
 @pytest.mark.parametrize("schedule", [SQUARE, TALL], ids=["square", "tall"])
-@pytest.mark.parametrize("pruning", [KeepAll, NoPruning])
-def test_keeping_everything_is_the_dense_run_bit_for_bit(pruning: type, schedule: ScaleSchedule) -> None:
+@pytest.mark.parametrize("spans", [WHOLE, SPANS, BRANCHES], ids=["scale", "spans", "branches"])
+@pytest.mark.parametrize("reduction", [KeepAll, Decline])
+def test_keeping_everything_is_the_dense_run_bit_for_bit(
+    reduction: type, spans: tuple[range, ...], schedule: ScaleSchedule
+) -> None:
     model, text = tiny_infinity(), prompts(5, 9)
     dense = run(model, text, schedule)
-    kept = run(model, text, schedule, policy=Planned({}, ScalePlan(pruning=pruning())))
+    kept = run(model, text, schedule, policy=Planned({}, ScalePlan(reduction=reduction(spans))))
     assert same_codes(dense, kept) and torch.equal(dense.f_hat, kept.f_hat)
 
 
 def test_a_dense_run_after_an_accelerated_one_is_unchanged() -> None:
     model, text = tiny_infinity(), prompts(5, 9)
     before = run(model, text)
-    half = ScalePlan(rows="conditional", pruning=KeepHalf())
+    half = ScalePlan(rows="conditional", reduction=KeepHalf())
     accelerated = run(model, text, policy=Planned({-1: half, -2: half}))
     after = run(model, text)
     assert not same_codes(before, accelerated)
     assert same_codes(before, after) and torch.equal(before.f_hat, after.f_hat)
 
 
-def test_every_residual_branch_is_a_site() -> None:
-    model, pruning = tiny_infinity(), KeepHalf()
-    run(model, prompts(5), policy=Planned({-1: ScalePlan(pruning=pruning)}))
-    assert [(site.layer, site.branch) for site in pruning.sites] == [
-        (layer, branch) for layer in range(model.config.depth) for branch in ("self", "cross", "ffn")
+def test_without_spans_every_residual_branch_is_a_site() -> None:
+    model, reduction = tiny_infinity(), KeepHalf()
+    run(model, prompts(5), policy=Planned({-1: ScalePlan(reduction=reduction)}))
+    assert [(site.layers, site.part) for site in reduction.sites] == [
+        (range(layer, layer + 1), part)
+        for layer in range(model.config.depth)
+        for part in ("self", "cross", "ffn")
     ]
-    assert {site.scale for site in pruning.sites} == {SQUARE.final}
+    assert {site.scale for site in reduction.sites} == {SQUARE.final}
 
 
+def test_with_spans_every_span_of_blocks_is_a_site() -> None:
+    model, reduction = tiny_infinity(), KeepHalf(SPANS)
+    run(model, prompts(5), policy=Planned({-1: ScalePlan(reduction=reduction)}))
+    assert [(site.layers, site.part) for site in reduction.sites] == [(span, "blocks") for span in SPANS]
+
+
+@pytest.mark.parametrize("spans", [BRANCHES, WHOLE], ids=["branches", "scale"])
 @pytest.mark.parametrize("ratio", list(ASPECTS.grids))
-def test_pruning_and_narrowing_run_on_every_aspect_ratio(
-    ratio: float, monkeypatch: pytest.MonkeyPatch
+def test_reducing_and_narrowing_run_on_every_aspect_ratio(
+    ratio: float, spans: tuple[range, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, schedule = tiny_infinity(depth=2), ASPECTS.schedule(ratio, "0.06M")
-    watch, half = CacheWatch(model, monkeypatch), ScalePlan(rows="conditional", pruning=KeepHalf())
+    model, schedule = tiny_infinity(), ASPECTS.schedule(ratio, "0.06M")
+    watch, half = CacheWatch(model, monkeypatch), ScalePlan(rows="conditional", reduction=KeepHalf(spans))
     result = run(model, prompts(5, 9), schedule, policy=Planned({-1: half, -2: half}), monitor=watch)
     assert result.f_hat.shape == (2, 4, *schedule.final.grid) and result.f_hat.isfinite().all()
     tokens = [scale.tokens for scale in schedule]
-    kept = sum(tokens[:-2]) + sum((count + 1) // 2 for count in tokens[-2:])
+    kept = sum(tokens[:-2]) + (tokens[-2] + 1) // 2  # nothing looks at the last scale's keys
     cache = watch.caches[0]
-    assert [cache.length(layer) for layer in range(2)] == [kept, kept]
+    assert [cache.length(layer) for layer in range(3)] == [kept] * 3
     assert watch.rows == [4] * (len(schedule) - 2) + [2, 2]
-    per_token = 2 * 2 * model.config.width * 4  # layers, keys and values, float32
-    assert watch.bytes[0] == 4 * schedule.tokens * per_token  # reserved at once
-    assert watch.bytes[-2] == 2 * (kept - (tokens[-1] + 1) // 2) * per_token
-    assert watch.bytes[-1] == 2 * kept * per_token
+    one_layer = 2 * model.config.width * 4  # keys and values, float32
+    whole = 4 * sum(tokens[:-1]) * 3 * one_layer
+    assert set(watch.bytes[:-2]) == {whole}  # reserved at once
+    assert watch.bytes[-2] == whole // 2  # half of it is gone with the rows
+    assert watch.bytes[-1] == whole // 2 + 2 * (kept + (tokens[-1] + 1) // 2) * one_layer
 
 
 def test_narrowing_frees_the_memory_of_the_dropped_rows() -> None:
@@ -142,8 +170,8 @@ def test_narrowing_frees_the_memory_of_the_dropped_rows() -> None:
         cache.append(layer, values, -values)
     reserved = cache.bytes
     assert reserved == 2 * 2 * 4 * 2 * 10 * 8 * 4
-    cache.narrow(slice(2, 4))
-    assert cache.rows == 2 and cache.bytes == reserved * 3 // 10 // 2
+    cache.narrow(slice(2, 4), 1)
+    assert cache.rows == 2 and cache.bytes == reserved * 4 // 10 // 2
     k, v = cache.append(0, values[2:], -values[2:])
     assert torch.equal(k, torch.cat((values[2:], values[2:]), 2)) and torch.equal(v, -k)
     assert (cache.length(0), cache.length(1)) == (6, 3)
@@ -200,21 +228,50 @@ def test_later_scales_run_after_a_skipped_one(skipped: int, monkeypatch: pytest.
     watch = CacheWatch(model, monkeypatch)
     result = run(model, prompts(5), policy=Planned({skipped: ScalePlan(run=False)}), monitor=watch)
     assert [code is None for code in result.codes] == [index == skipped + 5 for index in range(5)]
-    assert watch.caches[0].length(0) == SQUARE.tokens - SQUARE[skipped].tokens
+    assert watch.caches[0].length(0) == SQUARE.tokens - SQUARE[skipped].tokens - SQUARE.final.tokens
     assert result.f_hat.isfinite().all()
 
 
-def test_the_policy_sees_the_latent_after_every_scale_that_ran() -> None:
-    seen: list[tuple[int, Tensor]] = []
+class SkipSome(Planned):
+    """Decides for every image on its own: the one with seed 4 skips a scale."""
+
+    per_image = True
+
+    def plan(self, scale: Scale) -> ScalePlan:
+        assert self.info.batch == 1
+        return ScalePlan(run=(scale.index, self.info.seeds) != (3, (4,)))
+
+
+def test_images_that_run_one_after_the_other_are_one_batch() -> None:
+    model, text, runs = tiny_infinity(), prompts(5, 9), []
+    outer = Monitor()
+    outer.restart = runs.append
+    clock = _Clock(torch.device("cpu"), True, outer)
+    settings = SamplingSettings(temperature=1.0)
+    options = {"settings": settings, "policy": SkipSome()}
+    result = run(model, text, noise=SeededNoise(3, 2), monitor=clock, **options)
+    alone = [run(model, text.image(i), noise=SeededNoise(3 + i, 1), **options) for i in range(2)]
+    assert torch.equal(result.f_hat, torch.cat([one.f_hat for one in alone]))
+    assert result.codes[3] is None and alone[0].codes[3] is not None and result.codes[4].shape[0] == 2
+    assert runs == [2] and list(clock.latents) == list(range(5)) == list(clock.seconds)
+    assert torch.equal(clock.latents[4], result.f_hat)
+    assert torch.equal(clock.latents[3][1], clock.latents[2][1])  # the second image skipped it
+    assert not torch.equal(clock.latents[3][0], clock.latents[2][0])
+
+
+def test_the_policy_sees_every_scale_that_ran() -> None:
+    found: list[Seen] = []
 
     class Watching(Planned):
-        def start(self, schedule: ScaleSchedule, depth: int) -> "Watching":
-            assert (len(schedule), depth) == (5, 3)
-            return Watching(self.plans, self.otherwise, len(schedule))
-
-        def observe(self, scale: Scale, f_hat: Tensor) -> None:
-            seen.append((scale.index, f_hat))
+        def observe(self, seen: Seen) -> None:
+            assert (len(self.info.schedule), self.info.depth, self.info.batch) == (5, 3, 1)
+            found.append(seen)
 
     result = run(tiny_infinity(), prompts(5), policy=Watching({-2: ScalePlan(run=False)}))
-    assert [index for index, _ in seen] == [0, 1, 2, 4]
-    assert torch.equal(seen[-1][1], result.f_hat)
+    assert [seen.scale.index for seen in found] == [0, 1, 2, 4]
+    assert torch.equal(found[-1].f_hat, result.f_hat)
+    assert torch.allclose(sum(seen.change for seen in found), result.f_hat, atol=1e-5)
+    for seen in found:
+        assert seen.raw.shape == (2, seen.scale.tokens, 8) and seen.guided.shape == (1, seen.scale.tokens, 8)
+        codes = result.codes[seen.scale.index].flatten(2).transpose(1, 2)
+        assert torch.equal(seen.decide(seen.guided), codes)

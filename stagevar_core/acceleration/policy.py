@@ -4,55 +4,132 @@ A policy holds settings and is safe to share; ``start`` gives the state of one g
 plain Python values, before a scale runs, what of it runs.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
-from ..layers import TokenPruning
+from ..layers import TokenReduction
+from ..local import LocalWindow
 from ..schedule import Scale, ScaleSchedule
 
 
 @dataclass(frozen=True)
-class ScalePlan:
-    """What runs at one scale.
+class RunInfo:
+    """What a policy may know before the first scale.
 
-    ``run``: False skips the scale, its codes stay zero. ``rows``: 'both', 'conditional' or 'unconditional';
-    rows may only narrow from scale to scale. ``pruning``: tokens of the residual branches, None is dense.
+    ``depth``: number of blocks. ``guided``: there are unconditional rows. ``negative``: those rows follow a
+    negative prompt, not the null text. ``seeds``: one per image, for whatever the policy draws.
+    """
+
+    schedule: ScaleSchedule
+    depth: int
+    batch: int
+    guided: bool
+    negative: bool
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ScalePlan:
+    """What runs at one scale; five independent choices.
+
+    ``run``: False skips the scale, its codes stay zero.
+    ``rows``: 'both', 'conditional' or 'unconditional' (the null text, never a negative prompt); rows may only
+    narrow. ``reuse``: with conditional rows, the share of the last guided scale's guidance that is added.
+    ``reduction``: fewer tokens, how they are restored and how their codes count; None is dense.
+    ``window``: self-attention within a window; it is dense where the cache no longer holds whole scales.
+    ``store``: False hides this scale's keys and values from later ones. ``kv_budget``: keys left after it.
+    ``stage``, ``budget`` (tokens per reduced region) and ``note`` (why) are for the report.
     """
 
     run: bool = True
     rows: str = "both"
-    pruning: TokenPruning | None = None
+    reuse: float = 0.0
+    reduction: TokenReduction | None = None
+    window: LocalWindow | None = None
+    store: bool = True
+    kv_budget: int | None = None
+    stage: str = ""
+    budget: tuple[int, ...] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a policy may look at after a scale ran.
+
+    ``f_hat``: the accumulated latent (B, C, H, W). ``change``: what this scale added to it. ``raw``: head
+    outputs (rows, L, V), ``guided``: what was sampled from (B, L, V). ``binary``: V holds pairs of logits,
+    one per bit. ``decide``: logits to the most likely codes, (rows, L) or (rows, L, bits).
+    """
+
+    scale: Scale
+    f_hat: Tensor
+    change: Tensor
+    raw: Tensor
+    guided: Tensor
+    binary: bool
+    decide: Callable[[Tensor], Tensor]
 
 
 class PolicyRun(Protocol):
-    """State of one generation."""
+    """State of one generation. ``notes``: what the user should know about this run, for the report."""
+
+    notes: list[str]
 
     def plan(self, scale: Scale) -> ScalePlan:
-        """What to do at ``scale``."""
+        """What to do at ``scale``; called once per scale, in order."""
 
-    def observe(self, scale: Scale, f_hat: Tensor) -> None:
-        """See the accumulated latent (B, C, H, W) after ``scale``; no other hook may wait for the device."""
+    def room(self, scale: Scale) -> int:
+        """Keys per row to make room for from ``scale`` until the rows change; at most too many.
+
+        The last scale's keys and values are never stored, since nothing attends to them later.
+        """
+
+    def observe(self, seen: Seen) -> None:
+        """Look at the result of a scale; no other hook may wait for the device."""
 
 
 class AccelerationPolicy(Protocol):
-    """Immutable settings of a method."""
+    """Immutable settings of a method.
 
-    def start(self, schedule: ScaleSchedule, depth: int) -> PolicyRun:
-        """Fresh state for one generation over ``schedule`` with ``depth`` blocks."""
+    ``name``: for the report. ``per_image``: its plans depend on what was drawn, so every image of a batch is
+    a run of its own.
+    """
+
+    name: str
+    per_image: bool
+
+    def start(self, info: RunInfo) -> PolicyRun:
+        """Fresh state for one generation; ``ValueError`` when the method cannot run on this schedule."""
 
 
 class DensePolicy:
     """Everything runs: the official computation."""
 
-    def start(self, schedule: ScaleSchedule, depth: int) -> "DensePolicy":
-        return self
+    name = "off"
+    per_image = False
+
+    def start(self, info: RunInfo) -> "DensePolicyRun":
+        return DensePolicyRun(info)
+
+
+class DensePolicyRun:
+    """Plans nothing; also the start of other methods, which override what they change."""
+
+    def __init__(self, info: RunInfo) -> None:
+        self.info = info
+        self.notes: list[str] = []
 
     def plan(self, scale: Scale) -> ScalePlan:
         return ScalePlan()
 
-    def observe(self, scale: Scale, f_hat: Tensor) -> None:
+    def room(self, scale: Scale) -> int:
+        return sum(later.tokens for later in self.info.schedule.scales[scale.index : -1])
+
+    def observe(self, seen: Seen) -> None:
         """Nothing to decide."""
 
 
@@ -61,14 +138,22 @@ class FirstScales:
     """A policy that runs the first ``count`` scales; the codes of the later ones stay zero."""
 
     count: int
+    name = "first scales"
+    per_image = False
 
-    def start(self, schedule: ScaleSchedule, depth: int) -> "FirstScales":
-        if not 1 <= self.count <= len(schedule):
-            raise ValueError(f"scales is {self.count}; expected 1 to {len(schedule)} for this schedule")
-        return self
+    def start(self, info: RunInfo) -> "_FirstScalesRun":
+        if not 1 <= self.count <= len(info.schedule):
+            raise ValueError(f"scales is {self.count}; expected 1 to {len(info.schedule)} for this schedule")
+        return _FirstScalesRun(info, self.count)
+
+
+class _FirstScalesRun(DensePolicyRun):
+    def __init__(self, info: RunInfo, count: int) -> None:
+        super().__init__(info)
+        self.count = count
 
     def plan(self, scale: Scale) -> ScalePlan:
         return ScalePlan(run=scale.index < self.count)
 
-    def observe(self, scale: Scale, f_hat: Tensor) -> None:
-        """Nothing to decide."""
+    def room(self, scale: Scale) -> int:
+        return sum(later.tokens for later in self.info.schedule.scales[scale.index : self.count])

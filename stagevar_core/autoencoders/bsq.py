@@ -61,13 +61,18 @@ class BitwiseQuantizer:
         grid = F.pixel_unshuffle(latent, self.patch) if self.patch > 1 else latent
         return grid.flatten(2).transpose(1, 2)
 
+    def spread(self, weights: Tensor, scale: Scale) -> Tensor:
+        """One factor per token (B, L) to factors of the latent grid (B, 1, H, W)."""
+        grid = weights.reshape(-1, 1, scale.height, scale.width)
+        return grid.repeat_interleave(self.patch, 2).repeat_interleave(self.patch, 3)
+
     def codes(self, bits: Tensor) -> Tensor:
         """Bits {0, 1} on the latent grid (B, dim, H, W) to codes of magnitude ``1 / sqrt(dim)``."""
         signs = (bits.to(torch.float32) * 2.0 - 1.0) / math.sqrt(self.dim)
         # The official decode path normalises once more, which only changes the last bits of the mantissa.
         return F.normalize(signs, dim=1)
 
-    def add(self, f_hat: Tensor, codes: Tensor) -> Tensor:
+    def add(self, f_hat: Tensor, codes: Tensor, schedule: ScaleSchedule, scale: Scale) -> Tensor:
         """``f_hat`` plus the codes of one scale resampled to the final grid."""
         return f_hat + resize_latent(codes, tuple(f_hat.shape[-2:]))
 
@@ -96,16 +101,16 @@ class BitwiseQuantizer:
     def accumulate(self, bits: Sequence[Tensor], schedule: ScaleSchedule) -> Tensor:
         """The accumulated latent of known bits per scale (a prefix of the schedule is allowed)."""
         f_hat = self.empty(bits[0].shape[0], schedule, bits[0].device)
-        for level in bits:
-            f_hat = self.add(f_hat, self.codes(level))
+        for level, scale in zip(bits, schedule, strict=False):
+            f_hat = self.add(f_hat, self.codes(level), schedule, scale)
         return f_hat
 
     def teacher_inputs(self, bits: Sequence[Tensor], schedule: ScaleSchedule) -> Tensor:
         """Transformer inputs of scales 1.. for known bits, concatenated to (B, L - L0, bits)."""
         f_hat, inputs = self.empty(bits[0].shape[0], schedule, bits[0].device), []
-        for level, scale in zip(bits[:-1], schedule.scales[1:], strict=False):
-            f_hat = self.add(f_hat, self.codes(level))
-            inputs.append(self.next_input(f_hat, scale))
+        for level, scale, following in zip(bits[:-1], schedule, schedule.scales[1:], strict=False):
+            f_hat = self.add(f_hat, self.codes(level), schedule, scale)
+            inputs.append(self.next_input(f_hat, following))
         return torch.cat(inputs, dim=1)
 
 
@@ -125,6 +130,10 @@ class BSQTokenizerConfig:
     @property
     def stride(self) -> int:
         return 2 ** (len(self.multipliers) - 1)
+
+    def attention_flops(self, height: int, width: int) -> float:
+        """FLOPs of the decoder that are no convolutions of its blocks: none."""
+        return 0.0
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -150,6 +159,11 @@ class BSQTokenizer(nn.Module):
     def quantizer(self, patch: int = 1) -> BitwiseQuantizer:
         """The quantizer over this tokenizer's latents for tokens of ``patch`` x ``patch`` latent pixels."""
         return BitwiseQuantizer(self.config.dim, patch)
+
+    @property
+    def decoding(self) -> tuple[nn.Module, ...]:
+        """What :meth:`decode` runs; it may have another dtype than the rest."""
+        return (self.decoder,)
 
     def encode(self, image: Tensor) -> Tensor:
         """Image (B, 3, H, W) in [-1, 1] to features (B, dim, H / stride, W / stride) before quantization."""

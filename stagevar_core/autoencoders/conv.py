@@ -1,7 +1,7 @@
-"""The convolutional encoder and decoder that Infinity's tokenizers are built from.
+"""The convolutional encoder and decoder that all tokenizers are built from.
 
-Names follow the checkpoint files without their ``.conv`` / ``.norm`` wrapper levels
-(infinity/models/bsq_vae/vae.py of the official repository).
+Names follow the checkpoint files without their ``.conv`` / ``.norm`` wrapper levels (models/basic_vae.py of
+VAR, infinity/models/bsq_vae/vae.py of Infinity). VAR's have attention at the coarsest level, Infinity's none.
 """
 
 from collections.abc import Sequence
@@ -45,6 +45,22 @@ class ResBlock(nn.Module):
         return h + (x if self.nin_shortcut is None else self.nin_shortcut(x))
 
 
+class PixelAttention(nn.Module):
+    """``x + proj_out(attention(norm(x)))``: one head over all pixels."""
+
+    def __init__(self, channels: int, *, groups=32, operations=nn, dtype=None, device=None) -> None:
+        super().__init__()
+        factory = {"dtype": dtype, "device": device}
+        self.norm = operations.GroupNorm(group_count(channels, groups), channels, eps=1e-6, **factory)
+        self.qkv = operations.Conv2d(channels, 3 * channels, 1, **factory)
+        self.proj_out = operations.Conv2d(channels, channels, 1, **factory)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norm(x)).flatten(2).mT.unsqueeze(1).chunk(3, dim=-1)  # (B, 1, h * w, C)
+        mixed = F.scaled_dot_product_attention(q, k, v).squeeze(1)
+        return x + self.proj_out(mixed.mT.unflatten(2, x.shape[-2:]))
+
+
 class Downsample(nn.Module):
     """Stride-2 convolution after one pixel of zero padding at the right and the bottom."""
 
@@ -70,19 +86,35 @@ class Upsample(nn.Module):
 class _Level(nn.Module):
     """The residual blocks of one resolution; ``downsample`` / ``upsample`` is attached where there is one."""
 
-    def __init__(self, blocks: Sequence[nn.Module]) -> None:
+    def __init__(self, blocks: Sequence[nn.Module], attentions: Sequence[nn.Module] = ()) -> None:
         super().__init__()
         self.block = nn.ModuleList(blocks)
+        self.attn = nn.ModuleList(attentions)  # none, or one after every block
+
+    def forward(self, h: Tensor) -> Tensor:
+        for index, block in enumerate(self.block):
+            h = block(h)
+            if self.attn:
+                h = self.attn[index](h)
+        return h
 
 
 class _Middle(nn.Module):
-    def __init__(self, channels: int, **factory) -> None:
+    def __init__(self, channels: int, attention: bool, **factory) -> None:
         super().__init__()
         self.block_1 = ResBlock(channels, channels, **factory)
+        self.attn_1 = PixelAttention(channels, **factory) if attention else None
         self.block_2 = ResBlock(channels, channels, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.block_2(self.block_1(x))
+        h = self.block_1(x)
+        return self.block_2(h if self.attn_1 is None else self.attn_1(h))
+
+
+def _level(count: int, into: int, out: int, attention: bool, **factory) -> _Level:
+    """``count`` blocks, the first of which changes the width."""
+    blocks = [ResBlock(into if j == 0 else out, out, **factory) for j in range(count)]
+    return _Level(blocks, [PixelAttention(out, **factory) for _ in blocks] if attention else ())
 
 
 class Encoder(nn.Module):
@@ -95,6 +127,7 @@ class Encoder(nn.Module):
         blocks: int,
         z_channels: int,
         *,
+        attention=False,
         groups=32,
         operations=nn,
         **factory,
@@ -106,21 +139,20 @@ class Encoder(nn.Module):
         self.down = nn.ModuleList()
         channels = width
         for index, multiplier in enumerate(multipliers):
-            out = width * multiplier
-            level = _Level([ResBlock(channels if j == 0 else out, out, **normed) for j in range(blocks)])
+            out, deepest = width * multiplier, index == len(multipliers) - 1
+            level = _level(blocks, channels, out, attention and deepest, **normed)
             channels = out
-            if index < len(multipliers) - 1:
+            if not deepest:
                 level.downsample = Downsample(channels, **parts)
             self.down.append(level)
-        self.mid = _Middle(channels, **normed)
+        self.mid = _Middle(channels, attention, **normed)
         self.norm_out = operations.GroupNorm(group_count(channels, groups), channels, eps=1e-6, **factory)
         self.conv_out = operations.Conv2d(channels, z_channels, 3, padding=1, **factory)
 
     def forward(self, image: Tensor) -> Tensor:
         h = self.conv_in(image)
         for level in self.down:
-            for block in level.block:
-                h = block(h)
+            h = level(h)
             if hasattr(level, "downsample"):
                 h = level.downsample(h)
         return self.conv_out(F.silu(self.norm_out(self.mid(h))))
@@ -136,6 +168,7 @@ class Decoder(nn.Module):
         blocks: int,
         z_channels: int,
         *,
+        attention=False,
         groups=32,
         operations=nn,
         **factory,
@@ -145,11 +178,11 @@ class Decoder(nn.Module):
         normed = {"groups": groups, **parts}
         channels = width * multipliers[-1]
         self.conv_in = operations.Conv2d(z_channels, channels, 3, padding=1, **factory)
-        self.mid = _Middle(channels, **normed)
+        self.mid = _Middle(channels, attention, **normed)
         levels = []
         for index in reversed(range(len(multipliers))):
-            out = width * multipliers[index]
-            level = _Level([ResBlock(channels if j == 0 else out, out, **normed) for j in range(blocks)])
+            out, deepest = width * multipliers[index], index == len(multipliers) - 1
+            level = _level(blocks, channels, out, attention and deepest, **normed)
             channels = out
             if index > 0:
                 level.upsample = Upsample(channels, **parts)
@@ -162,8 +195,7 @@ class Decoder(nn.Module):
     def forward(self, f_hat: Tensor) -> Tensor:
         h = self.mid(self.conv_in(f_hat))
         for level in reversed(self.up):
-            for block in level.block:
-                h = block(h)
+            h = level(h)
             if hasattr(level, "upsample"):
                 h = level.upsample(h)
         return self.conv_out(F.silu(self.norm_out(h)))

@@ -5,7 +5,7 @@ released models. Biases that the files keep apart (query, zero key, value) are f
 when a checkpoint is converted; see ``checkpoints/convert.py`` for the names.
 """
 
-import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 import torch
@@ -14,26 +14,23 @@ from torch import Tensor, nn
 
 from ..autoencoders.bsq import BitwiseQuantizer
 from ..cache import KVCache
-from ..conditioning import TextConditioning, pad_rows
+from ..conditioning import TextConditioning, pad_rows, require
 from ..context import ScaleContext
+from ..costs import UnitCosts
+from ..guidance import per_scale
 from ..heads import sample_bits
 from ..layers import (
     AttentionFn,
+    CosineAttention,
     FeedForward,
-    Site,
     cast,
-    gather_angles,
     merge_heads,
     modulated_norm,
-    residual,
     rms_norm,
     rotary_angles,
-    rotate,
     split_heads,
 )
 from ..schedule import Scale, ScaleSchedule
-
-MAX_LOG_SCALE = math.log(100.0)
 
 
 @dataclass(frozen=True)
@@ -63,6 +60,25 @@ class InfinityConfig:
     def dim(self) -> int:
         """Bits per latent pixel of the tokenizer that belongs to this transformer."""
         return self.bits // self.patch**2
+
+    @property
+    def unit_costs(self) -> UnitCosts:
+        """FLOPs per token and per query-key pair: four square matrices, two for text, the feed-forward."""
+        square = 2.0 * self.width**2
+        return UnitCosts(
+            depth=self.depth,
+            branches={"self": 4 * square, "cross": 2 * square, "ffn": 4.0 * self.width * self.hidden},
+            pair=4.0 * self.width,
+            text_pair=4.0 * self.width,
+            head=4.0 * self.width * self.bits,
+        )
+
+    def condition_flops(self, rows: int, text_tokens: int) -> float:
+        """What is spent on the text once: pooling, its projection, the keys and values of all blocks."""
+        width, count = self.width, rows * text_tokens
+        shared = count * 2.0 * (self.text_width * 3.0 * width + width**2)
+        modulation = rows * 2.0 * 9.0 * width**2  # pooled projection, 6 C of the blocks, 2 C of the head
+        return shared + modulation + count * self.depth * 4.0 * width**2
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -99,25 +115,6 @@ class TextState:
         )
 
 
-class SelfAttention(nn.Module):
-    """Cosine attention over all tokens so far, rotary positions, softmax scale 1."""
-
-    def __init__(self, config: InfinityConfig, *, operations=nn, dtype=None, device=None) -> None:
-        super().__init__()
-        self.heads = config.heads
-        self.qkv = operations.Linear(config.width, 3 * config.width, dtype=dtype, device=device)
-        self.proj = operations.Linear(config.width, config.width, dtype=dtype, device=device)
-        self.log_scale = nn.Parameter(torch.empty(config.heads, dtype=torch.float32, device=device))
-
-    def forward(self, x: Tensor, ctx: ScaleContext, layer: int, keep: Tensor | None) -> Tensor:
-        q, k, v = (split_heads(part, self.heads) for part in self.qkv(x).chunk(3, dim=-1))
-        q, k = F.normalize(q.float(), dim=-1, eps=1e-12), F.normalize(k.float(), dim=-1, eps=1e-12)
-        q = q * cast(self.log_scale, q).clamp(max=MAX_LOG_SCALE).exp().view(1, -1, 1, 1)
-        angles = gather_angles(ctx.positions, keep)
-        q, k = rotate(q, angles).to(v.dtype), rotate(k, angles).to(v.dtype)
-        return self.proj(merge_heads(ctx.attend(layer, q, k, v)))
-
-
 class CrossAttention(nn.Module):
     """Scaled dot-product attention to the text of each row."""
 
@@ -136,7 +133,7 @@ class CrossAttention(nn.Module):
     def forward(self, x: Tensor, ctx: ScaleContext, layer: int) -> Tensor:
         q = split_heads(self.q(x), self.heads)
         k, v = ctx.conditioned.keys_values[layer]
-        return self.proj(merge_heads(ctx.attention(q, k, v, mask=ctx.conditioned.mask)))
+        return self.proj(merge_heads(ctx.attend_text(q, k, v, mask=ctx.conditioned.mask)))
 
 
 class Block(nn.Module):
@@ -146,7 +143,7 @@ class Block(nn.Module):
         super().__init__()
         factory = {"operations": operations, "dtype": dtype, "device": device}
         self.ada = nn.Parameter(torch.empty(6, config.width, dtype=torch.float32, device=device))
-        self.self_attn = SelfAttention(config, **factory)
+        self.self_attn = CosineAttention(config.width, config.heads, **factory)
         self.cross_norm = operations.LayerNorm(config.width, eps=1e-6, dtype=torch.float32, device=device)
         self.cross_attn = CrossAttention(config, **factory)
         self.ffn = FeedForward(config.width, config.hidden, config.width, **factory)
@@ -156,18 +153,18 @@ class Block(nn.Module):
         ada = ctx.conditioned.block_ada + cast(self.ada, ctx.conditioned.block_ada)
         gate1, gate2, scale1, scale2, shift1, shift2 = ada.unbind(dim=2)
 
-        def attend_self(h: Tensor, keep: Tensor | None) -> Tensor:
+        def attend_self(h: Tensor, angles: Tensor) -> Tensor:
             h = modulated_norm(h, scale1, shift1).to(ctx.dtype)
-            return self.self_attn(h, ctx, layer, keep) * gate1
+            return self.self_attn(h, ctx, layer, angles) * gate1
 
-        def attend_text(h: Tensor, keep: Tensor | None) -> Tensor:
+        def attend_text(h: Tensor, angles: Tensor) -> Tensor:
             return self.cross_attn(self.cross_norm(h.float()).to(ctx.dtype), ctx, layer)
 
-        def feed_forward(h: Tensor, keep: Tensor | None) -> Tensor:
+        def feed_forward(h: Tensor, angles: Tensor) -> Tensor:
             return self.ffn(modulated_norm(h, scale2, shift2).to(ctx.dtype)) * gate2
 
-        for name, branch in (("self", attend_self), ("cross", attend_text), ("ffn", feed_forward)):
-            x = residual(x, branch, Site(ctx.scale, layer, name), ctx.pruning)
+        for part, branch in (("self", attend_self), ("cross", attend_text), ("ffn", feed_forward)):
+            x = ctx.residual(x, branch, layer, part)
         return x
 
 
@@ -197,6 +194,8 @@ class Infinity(nn.Module):
     """
 
     family = "infinity"
+    text_family = "t5"
+    bitwise = True  # the head gives a pair of logits per bit
 
     def __init__(
         self, config: InfinityConfig, *, operations=nn, dtype=None, device=None, compute_dtype=None
@@ -219,6 +218,12 @@ class Infinity(nn.Module):
         self.head_ada = operations.Linear(width, 2 * width, **precise)
         self.head = operations.Linear(width, 2 * config.bits, **precise)
 
+    def guidance_weights(
+        self, cfg_scale: float | Sequence[float], schedule: ScaleSchedule
+    ) -> tuple[float, ...]:
+        """The weight ``w`` of ``w * c + (1 - w) * u`` at every scale; 1 is unguided."""
+        return per_scale("cfg", cfg_scale, len(schedule))
+
     def quantizer(self) -> BitwiseQuantizer:
         """The quantizer whose bits this transformer predicts."""
         return BitwiseQuantizer(self.config.dim, self.config.patch)
@@ -237,6 +242,7 @@ class Infinity(nn.Module):
 
         The counterpart of a prompt is the first ``len`` learned null rows, or the negative text.
         """
+        require(conditioning, TextConditioning, "Infinity")
         texts = [text.to(device=device, dtype=torch.float32) for text in conditioning.features]
         # Only the null text has a fixed number of rows; like the official code, this takes longer texts where
         # it is not used: without guidance, and with a negative text.
@@ -275,10 +281,7 @@ class Infinity(nn.Module):
 
     def forward(self, x: Tensor, ctx: ScaleContext) -> Tensor:
         """All blocks over the tokens of one scale, (rows, L, C)."""
-        x = x + ctx.levels(cast(self.level_embed, x))
-        for layer, block in enumerate(self.blocks):
-            x = ctx.after_block(layer, block(x, ctx, layer))
-        return x
+        return ctx.run(self.blocks, x + ctx.levels(cast(self.level_embed, x)))
 
     def logits(self, x: Tensor, state: TextState) -> Tensor:
         """Bit logits (rows, L, 2 * bits) in float32; the pair of a bit is (bit 0, bit 1)."""
@@ -289,9 +292,9 @@ class Infinity(nn.Module):
         """Bits per token (B, L, bits)."""
         return sample_bits(logits, top_k=top_k, top_p=top_p, noise=noise)
 
-    def noise_shape(self, batch: int, scale: Scale) -> tuple[int, ...]:
-        """Shape of the exponential draws of one scale."""
-        return batch, scale.tokens, self.config.bits, 2
+    def noise_shapes(self, batch: int, scale: Scale, *, smooth: bool) -> tuple[tuple[int, ...], ...]:
+        """Shapes of the exponential draws of one scale, in their order."""
+        return ((batch, scale.tokens, self.config.bits, 2),)
 
     def _check_texts(self, texts: list[Tensor], longest: int | None = None) -> None:
         for text in texts:

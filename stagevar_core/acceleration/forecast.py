@@ -1,0 +1,87 @@
+"""What a run under a policy will need, as far as that is known before its first scale."""
+
+from dataclasses import dataclass
+
+from ..costs import UnitCosts, scale_flops, schedule_flops
+from ..schedule import Scale
+from .policy import AccelerationPolicy, PolicyRun, RunInfo, ScalePlan
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Upper bounds of one run for memory, and its work for progress.
+
+    ``keys``: rows x tokens in every layer of the cache at its fullest. ``working``: rows x tokens of the
+    largest scale that runs. ``remembered``: rows x tokens x regions that token reduction keeps between
+    scales. ``flops``: of every scale, 0 where it is known not to run.
+    """
+
+    keys: int
+    working: int
+    remembered: int
+    flops: tuple[float, ...]
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Part of the work of every scale, together 1."""
+        return tuple(flops / sum(self.flops) for flops in self.flops)
+
+
+def forecast(policy: AccelerationPolicy, info: RunInfo, units: UnitCosts, text_tokens: int = 64) -> Forecast:
+    """The forecast of a run; ``ValueError`` when the policy cannot run on this schedule.
+
+    Plans that wait for what is drawn cannot be asked in advance: then every scale counts as dense.
+    """
+    run, schedule = policy.start(info), info.schedule
+    every = 2 * info.batch if info.guided else info.batch
+    room = run.room(schedule[0])
+    if policy.per_image:
+        dense = schedule_flops(units, schedule, rows=every, text_tokens=text_tokens, images=info.batch)
+        keys = max(every * room, info.batch * schedule.tokens)
+        regions = len(getattr(run, "spans", ()))
+        working = every * schedule.final.tokens
+        costs = tuple(flops.total for flops in dense)
+        return Forecast(_moved(keys, units), working, regions * working, costs)
+    return _planned(run, info, units, every, text_tokens)
+
+
+def _planned(run: PolicyRun, info: RunInfo, units: UnitCosts, every: int, text_tokens: int) -> Forecast:
+    """Goes through the plans of a run whose choices are known in advance."""
+    rows, room = every, run.room(info.schedule[0])
+    keys, working, remembered, stored, costs = every * room, 0, 0, 0.0, []
+    for scale in info.schedule:
+        plan = run.plan(scale)
+        if not plan.run:
+            costs.append(0.0)
+            continue
+        if plan.rows != "both" and rows != info.batch:
+            rows = info.batch
+            keys = max(keys, rows * (room + run.room(scale)))
+        tokens = _tokens(plan, scale)
+        flops = scale_flops(
+            units, tokens, stored + tokens, rows=rows, text_tokens=text_tokens, images=info.batch
+        )
+        costs.append(flops.total + units.head * rows * (scale.tokens - tokens))
+        stored += tokens if plan.store else 0.0
+        working = max(working, rows * scale.tokens)
+        remembered = max(remembered, _regions(plan, units) * rows * scale.tokens)
+    return Forecast(_moved(keys, units), working, remembered, tuple(costs))
+
+
+def _tokens(plan: ScalePlan, scale: Scale) -> float:
+    """Tokens per row that run, the mean over the regions of the plan."""
+    if plan.reduction is None or not plan.budget:
+        return float(scale.tokens)
+    return sum(plan.budget) / len(plan.budget)
+
+
+def _regions(plan: ScalePlan, units: UnitCosts) -> int:
+    """Regions whose outputs a plan may remember."""
+    if plan.reduction is None:
+        return 0
+    return len(plan.reduction.spans) or units.depth * len(units.branches)
+
+
+def _moved(keys: int, units: UnitCosts) -> int:
+    """Where rows are dropped, one layer is there twice for a moment."""
+    return keys + -(-keys // units.depth)

@@ -1,0 +1,149 @@
+"""Running regions on fewer tokens: which ones run, and what the others get."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ..layers import Site, TokenMap, gather_tokens, resize_tokens
+from ..schedule import Scale
+
+RESTORATIONS = ("delta", "state", "anchor")
+
+
+class Memory:
+    """What every region put out at the last scale it ran at, (rows, L, C); belongs to one run."""
+
+    def __init__(self, mode: str = "area") -> None:
+        self.mode = mode
+        self._found: dict[tuple[int, str], tuple[Scale, Tensor]] = {}
+
+    def put(self, site: Site, value: Tensor) -> None:
+        """Remember the output of a region."""
+        self._found[(site.layers.start, site.part)] = (site.scale, value)
+
+    def get(self, site: Site) -> Tensor | None:
+        """The last output of a region on the grid of ``site``; None when it has not run."""
+        found = self._found.get((site.layers.start, site.part))
+        return None if found is None else resize_tokens(found[1], found[0], site.scale, self.mode)
+
+    def narrow(self, rows: slice) -> None:
+        """Only these rows from now on."""
+        self._found = {key: (scale, value[rows].clone()) for key, (scale, value) in self._found.items()}
+
+
+class Reduction:
+    """A :class:`~stagevar_core.layers.TokenReduction` for one scale.
+
+    ``choose``: tokens of a region, called with its input and site; None everywhere only watches.
+    ``restoration`` of the tokens that did not run: 'delta' adds what the region added to them at the last
+    scale, 'state' puts the region's last output there, 'anchor' adds what the nearest token got that did run.
+    ``remember``: keep the outputs for the next scale. ``code_weight``: of the codes of a token that ran in no
+    region; in between by the share of regions. ``where``: the regions this is about; the others run all
+    tokens and nothing of them is remembered.
+    """
+
+    def __init__(
+        self,
+        spans: tuple[range, ...],
+        memory: Memory,
+        choose: Callable[[Tensor, Site], TokenMap | None],
+        *,
+        restoration: str = "delta",
+        remember: bool = True,
+        code_weight: float = 1.0,
+        images: int = 1,
+        where: Callable[[Site], bool] | None = None,
+    ) -> None:
+        self.spans = spans
+        self._memory, self._choose, self._images = memory, choose, images
+        self._where = where or (lambda site: True)
+        self._restoration, self._remember, self._code_weight = restoration, remember, code_weight
+        self._regions, self._runs = 0, None
+
+    def reduce(self, x: Tensor, site: Site) -> TokenMap | None:
+        tokens = self._choose(x, site) if self._where(site) else None
+        if self._code_weight != 1.0:
+            self._count(x, tokens)
+        return tokens
+
+    def restore(self, x: Tensor, y: Tensor, tokens: TokenMap | None, site: Site) -> Tensor:
+        if tokens is None:
+            full = y
+        else:
+            index = tokens.keep.unsqueeze(-1).expand(-1, -1, x.shape[-1])
+            full = self._untouched(x, y, tokens, site).scatter(1, index, y.to(x.dtype))
+        if self._remember and self._restoration != "anchor" and self._where(site):
+            self._memory.put(site, full if self._restoration == "state" else full - x)
+        return full
+
+    def code_weights(self) -> Tensor | None:
+        if self._runs is None:
+            return None
+        share = self._runs[: self._images] / self._regions
+        return 1.0 - (1.0 - self._code_weight) * (1.0 - share)  # exactly 1 where every region ran
+
+    def _untouched(self, x: Tensor, y: Tensor, tokens: TokenMap, site: Site) -> Tensor:
+        if self._restoration == "anchor" and tokens.count:
+            added = y.to(x.dtype) - gather_tokens(x, tokens.keep)
+            return x + gather_tokens(added, nearest(tokens.keep, site.scale))
+        remembered = self._memory.get(site)
+        if remembered is None:
+            return x
+        return remembered.to(x.dtype) if self._restoration == "state" else x + remembered
+
+    def _count(self, x: Tensor, tokens: TokenMap | None) -> None:
+        """One more region, and the tokens that run in it."""
+        if self._runs is None:
+            self._runs = torch.zeros(x.shape[:2], device=x.device)
+        self._regions += 1
+        if tokens is None:
+            self._runs += 1.0
+        else:
+            ones = torch.ones_like(tokens.keep, dtype=self._runs.dtype)
+            self._runs.scatter_add_(1, tokens.keep, ones)
+
+
+def nearest(keep: Tensor, scale: Scale) -> Tensor:
+    """Position in ``keep`` (rows, r) of the kept token nearest to every token of the grid, (rows, L)."""
+    index = torch.arange(scale.tokens, device=keep.device)
+
+    def points(tokens: Tensor) -> Tensor:
+        return torch.stack((tokens // scale.width, tokens % scale.width), dim=-1).float()
+
+    return torch.cdist(points(index).expand(len(keep), -1, -1), points(keep)).argmin(dim=-1)
+
+
+def watch(x: Tensor, site: Site) -> None:
+    """Runs every token; for scales whose outputs a later one needs."""
+    return None
+
+
+def best(scores: Tensor, budget: int, images: int) -> Tensor:
+    """The ``budget`` best tokens in raster order, (rows, budget), the same in both rows of an image."""
+    shared = scores.unflatten(0, (-1, images)).mean(dim=0)
+    # Stable, because resized maps hold equal scores and topk settles ties as each device likes.
+    order = shared.argsort(dim=-1, descending=True, stable=True)
+    return order[:, :budget].sort(dim=-1).values.repeat(len(scores) // images, 1)
+
+
+def random_projection(
+    x: Tensor, budget: int, generators: Sequence[torch.Generator], *, raster_positions: bool
+) -> TokenMap:
+    """StageVAR's mixtures: a Gaussian (L, r) over sqrt(r), and tokens drawn by their squared norm.
+
+    Both rows of an image get the same. The draw without replacement is a race of exponential clocks, which
+    needs no host synchronisation.
+    ``raster_positions``: rotary positions of the first r tokens, as released for Infinity; else of the drawn.
+    """
+    length, images = x.shape[1], len(generators)
+    matrices, clocks = [], []
+    for generator in generators:
+        matrices.append(torch.randn(length, budget, generator=generator) * budget**-0.5)
+        clocks.append(torch.empty(length).exponential_(generator=generator))
+    repeats = len(x) // images
+    matrix = torch.stack(matrices).to(x.device).repeat(repeats, 1, 1)
+    norms = x.float().square().sum(dim=-1).unflatten(0, (-1, images)).mean(dim=0)
+    keep = (norms / torch.stack(clocks).to(x.device)).topk(budget, dim=-1).indices.repeat(repeats, 1)
+    first = torch.arange(budget, device=x.device).expand(len(x), -1)
+    return TokenMap(keep, matrix, first if raster_positions else keep)

@@ -1,0 +1,40 @@
+"""Semantic, structure and fidelity stages of a schedule, by area."""
+
+from dataclasses import dataclass
+
+from ..schedule import Scale, ScaleSchedule
+
+STAGES = ("semantic", "structure", "fidelity")
+ROUNDING = 1.05  # grids are whole numbers, so an area may pass a boundary by 5%
+
+
+@dataclass(frozen=True)
+class StageBoundaries:
+    """Where the stages end, as fractions of the final grid's area, the boundary itself included.
+
+    The defaults are the paper's sides 16 and 32 of 64 (StageVAR, arXiv 2512.16483, section 3).
+    """
+
+    semantic_end: float = 1 / 16
+    structure_end: float = 1 / 4
+
+    def __post_init__(self) -> None:
+        for name in ("semantic_end", "structure_end"):
+            value = getattr(self, name)
+            if not 0.0 <= value <= 1.0:
+                raise ValueError(f"{name} is {value}; expected a fraction of the final area, 0 to 1")
+        if self.semantic_end > self.structure_end:
+            raise ValueError(
+                f"semantic_end is {self.semantic_end}, after structure_end {self.structure_end}; the stages "
+                "would overlap"
+            )
+
+    def stage(self, schedule: ScaleSchedule, scale: Scale) -> str:
+        """The stage of ``scale``. Grids are rounded, so a boundary gives way by 5% of its area.
+
+        The first scale has nothing to refine and is never in the fidelity stage.
+        """
+        area = schedule.area_fraction(scale)
+        if area <= self.semantic_end * ROUNDING:
+            return "semantic"
+        return "structure" if area <= self.structure_end * ROUNDING or scale.index == 0 else "fidelity"
