@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from stagevar_core.checkpoints import CheckpointError, RawCheckpoint, prepare, read, save  # noqa: E402
 from stagevar_core.checkpoints.errors import NeedsCodeError  # noqa: E402
-from stagevar_core.text import read_tokenizer  # noqa: E402
+from stagevar_core.checkpoints.load import read_vocabulary  # noqa: E402
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 KINDS = ("transformer", "tokenizer", "text_encoder")
@@ -93,7 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
         checkpoint = prepare(*read_tensors(source), kind=options.kind)
         header = replace(checkpoint.header(), title=options.title or checkpoint.title)
         if checkpoint.kind == "text_encoder" and header.tokenizer_json is None:
-            header = replace(header, tokenizer_json=_vocabulary(source))
+            header = replace(header, tokenizer_json=_vocabulary(checkpoint.family, source))
         size = save(out, checkpoint.tensors, header, dtype=DTYPES.get(options.dtype))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -105,10 +105,10 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _vocabulary(source: Path) -> str | None:
+def _vocabulary(family: str, source: Path) -> str | None:
     """The vocabulary beside a text encoder, to travel inside the file; without it the loader asks for one."""
     try:
-        return read_tokenizer(source)
+        return read_vocabulary(family, source)
     except ValueError as error:
         print(f"without vocabulary: {error}")
         return None

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-from . import parity_infinity
+from . import parity_infinity, parity_star, parity_var
 from .parity_report import Report, UnreadableFolder, UnreleasedOption
 
 # One module per family: claims(folder, config) -> bool, compare(folder, config, report).
-FAMILIES: tuple[ModuleType, ...] = (parity_infinity,)
+FAMILIES: tuple[ModuleType, ...] = (parity_infinity, parity_var, parity_star)
 
 
 def read_config(folder: Path) -> dict:

@@ -211,7 +211,7 @@ def test_pairing():
     d14 = prepare(official.tokenizer(D14), None, "d56_f8_14")
     check_pairing(two, d32)
     check_pairing(eight, d14)
-    with pytest.raises(CheckpointError, match="14 bits per latent pixel, the transformer predicts 32"):
+    with pytest.raises(CheckpointError, match="14 channels per latent pixel, the transformer predicts 32"):
         check_pairing(two, d14)
     coarse = prepare(official.tokenizer(replace(D32, dim=14)), None, "d14 stride 16")
     with pytest.raises(CheckpointError, match="a token covers 32 pixels per side"):

@@ -5,90 +5,21 @@ read, because quantised files may change the others.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor
 
 from ..autoencoders.bsq import BSQTokenizer, BSQTokenizerConfig
 from ..models.infinity import Infinity, InfinityConfig
+from ..schedule import infinity_aspect_table
 from ..text import T5EncoderConfig
-from .convert import BSQ_KEYS, INFINITY_KEYS, T5_KEYS, KeyMap, routes
+from . import families_star, families_var
+from .convert import BSQ_KEYS, INFINITY_KEYS, T5_KEYS, routes
 from .errors import CheckpointError, listed
+from .spec import FamilySpec, Shape, Shapes, first_match, module_shapes
 
 KINDS = {"transformer": "a transformer", "tokenizer": "an image tokenizer", "text_encoder": "a text encoder"}
-Shape = tuple[int, ...]
-
-
-class Shapes:
-    """Tensor shapes under our names; what is missing or has too few dimensions is named in the error."""
-
-    def __init__(self, shapes: Mapping[str, Sequence[int]], source: str) -> None:
-        self._shapes, self._source = shapes, source
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._shapes
-
-    def size(self, key: str, dim: int = 0) -> int:
-        """Size of one dimension, at least 1."""
-        shape = self._shapes.get(key)
-        if shape is None:
-            self._fail(f"it lacks the tensor {key}")
-        if not -len(shape) <= dim < len(shape) or shape[dim] < 1:
-            self._fail(f"{key} has the shape {list(shape)}")
-        return int(shape[dim])
-
-    def elements(self, key: str) -> int:
-        """Number of elements, for vectors that are stored with extra dimensions of size 1."""
-        shape = self._shapes.get(key)
-        return max(self.size(key, dim) for dim in range(len(shape))) if shape else self.size(key)
-
-    def count(self, pattern: str) -> int:
-        """How many different values the group of ``pattern`` takes."""
-        return len({match[1] for key in self._shapes if (match := re.match(pattern, key))})
-
-    def ratio(self, what: str, number: int, divisor: int) -> int:
-        """``number / divisor``, which has to be a whole number."""
-        if number % divisor:
-            self._fail(f"{what} does not come out whole: {number} / {divisor}")
-        return number // divisor
-
-    def _fail(self, found: str) -> None:
-        raise CheckpointError(
-            f"{self._source}: its names are known, but {found}; expected a complete checkpoint. "
-            "Get the file again, or convert it from the original"
-        )
-
-
-@dataclass(frozen=True)
-class FamilySpec:
-    """How to recognise one kind of file and what it becomes.
-
-    ``keys_required`` / ``keys_forbidden``: regular expressions over whole keys, all / none of which occur.
-    ``unsupported``: keys of options that no release uses, refused by name. ``key_map`` None: our own names.
-    ``config_from`` reads shapes under our names; ``unseen`` are the config fields that shapes cannot show.
-    ``expected``: names and shapes that a config stands for.
-    """
-
-    name: str
-    kind: str
-    title: str
-    keys_required: tuple[str, ...]
-    keys_forbidden: tuple[str, ...]
-    config_type: type
-    config_from: Callable[[Shapes], Any]
-    expected: Callable[[Any], dict[str, Shape]]
-    key_map: KeyMap | None = None
-    module: type[nn.Module] | None = None
-    unsupported: tuple[tuple[str, str], ...] = ()
-    unseen: tuple[str, ...] = ()
-
-    def matches(self, keys: Sequence[str]) -> bool:
-        """Whether these keys are such a file's."""
-        return all(_first(pattern, keys) for pattern in self.keys_required) and not any(
-            _first(pattern, keys) for pattern in self.keys_forbidden
-        )
 
 
 class Detected(NamedTuple):
@@ -174,15 +105,6 @@ def t5_shapes(config: T5EncoderConfig) -> dict[str, Shape]:
     return shapes
 
 
-def module_shapes(module: type[nn.Module]) -> Callable[[Any], dict[str, Shape]]:
-    """Names and shapes of a module's state, read off an instance without storage."""
-
-    def shapes(config: Any) -> dict[str, Shape]:
-        return {key: tuple(value.shape) for key, value in module(config, device="meta").state_dict().items()}
-
-    return shapes
-
-
 _INFINITY = {
     "name": "infinity",
     "kind": "transformer",
@@ -192,6 +114,7 @@ _INFINITY = {
     "expected": module_shapes(Infinity),
     "module": Infinity,
     "unseen": ("patch",),
+    "sizes": lambda config: infinity_aspect_table(),
 }
 
 # Specific before broad; the first match wins.
@@ -237,7 +160,10 @@ SPECS: tuple[FamilySpec, ...] = (
         key_map=BSQ_KEYS,
         module=BSQTokenizer,
         unseen=("groups",),
+        sizes=lambda config: infinity_aspect_table(),
     ),
+    *families_star.SPECS,
+    *families_var.SPECS,
     FamilySpec(
         name="t5",
         kind="text_encoder",
@@ -264,8 +190,8 @@ LOOKALIKES: tuple[tuple[str, str], ...] = (
         "a diffusion model",
     ),
     (r".*\.(?:lora_(?:up|down|A|B)|alpha)(?:\..*)?", "a LoRA"),
-    (r"quantize\.embedding\..*", "the tokenizer of another autoregressive model (VAR)"),
-    (r"class_emb\.weight", "a class-conditional VAR transformer"),
+    (r"quantize\.embedding\..*", "a VAR image tokenizer of which parts are missing"),
+    (r"class_emb\.weight", "a class-conditional VAR transformer of which parts are missing"),
     (r"(?:post_)?quant_conv\..*|(?:en|de)coder\.mid\.attn_1\..*", "the VAE of a diffusion model"),
     (r"encoder\.block\.1\.layer\.0\.SelfAttention\.relative_attention_bias\.weight", "a umT5 text encoder"),
     (r"(?:text_model|transformer\.text_model|cond_stage_model)\..*", "a CLIP text encoder"),
@@ -278,7 +204,7 @@ def recognise(keys: Sequence[str], source: str) -> FamilySpec | None:
     """The first specification that these keys match; raises for a known file with unreleased options."""
     spec = next((spec for spec in SPECS if spec.matches(keys)), None)
     for pattern, meaning in spec.unsupported if spec else ():
-        if key := _first(pattern, keys):
+        if key := first_match(pattern, keys):
             raise CheckpointError(
                 f"{source}: the key {key} stands for {meaning}, an option that no released {spec.title} "
                 "uses; expected a checkpoint with the released settings. Use one of the published files"
@@ -286,19 +212,34 @@ def recognise(keys: Sequence[str], source: str) -> FamilySpec | None:
     return spec
 
 
-def detect(shapes: Mapping[str, Sequence[int]], source: str = "checkpoint") -> Detected:
-    """Family and configuration of a file from its tensor names and shapes, in any known naming style."""
+def detect(
+    shapes: Mapping[str, Sequence[int]],
+    source: str = "checkpoint",
+    tensors: Mapping[str, Tensor] | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Detected:
+    """Family and configuration of a file from its tensor names and shapes, in any known naming style.
+
+    ``tensors``: the file's, where the values of small buffers may be read as well. ``settings``: of the
+    training run, where the file carries them.
+    """
     spec = recognise(list(shapes), source)
     if spec is None:
         raise unknown(list(shapes), source)
     planned = routes(shapes, spec.key_map, source)
     named = {route.target: shapes[key] for key, route in planned.items() if route.target is not None}
-    return Detected(spec, spec.config_from(Shapes(named, source)))
+    buffers = {key: tensors[key] for key in spec.buffers if tensors and key in tensors}
+    return Detected(spec, spec.config_from(Shapes(named, source, buffers, settings)))
+
+
+def spec_of(kind: str, family: str) -> FamilySpec | None:
+    """The first specification of a kind and family, None where there is none."""
+    return next((spec for spec in SPECS if (spec.kind, spec.name) == (kind, family)), None)
 
 
 def unknown(keys: Sequence[str], source: str) -> CheckpointError:
     """The error for a file that no specification matches: what it has, what was expected, what it may be."""
-    guess = next((text for pattern, text in LOOKALIKES if _first(pattern, keys)), None)
+    guess = next((text for pattern, text in LOOKALIKES if first_match(pattern, keys)), None)
     found = f"{len(keys)} tensors such as {listed(keys, 4)}" if keys else "no tensors"
     known = dict.fromkeys(
         f"{spec.title} (with keys like {_readable(spec)})" for spec in SPECS if spec.key_map
@@ -313,8 +254,3 @@ def unknown(keys: Sequence[str], source: str) -> CheckpointError:
 def _readable(spec: FamilySpec) -> str:
     keys = (re.sub(r"\(\?:[^)]*\)\??", "", key.split("|")[0]) for key in spec.keys_required[:3])
     return ", ".join(re.sub(r"\\", "", key).replace(".*", "*") for key in keys)
-
-
-def _first(pattern: str, keys: Sequence[str]) -> str | None:
-    compiled = re.compile(pattern)
-    return next((key for key in keys if compiled.fullmatch(key)), None)

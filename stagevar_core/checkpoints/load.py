@@ -9,13 +9,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..schedule import AspectTable, infinity_aspect_table
-from ..text import T5TextEncoder, read_tokenizer
+from .. import text, text_clip
+from ..schedule import AspectTable
+from ..text import T5TextEncoder
+from ..text_clip import CLIPTextEncoder
 from . import metadata as headers
 from .convert import convert
-from .detect import KINDS, SPECS, FamilySpec, detect, recognise, unknown
+from .detect import KINDS, SPECS, detect, recognise, spec_of, unknown
 from .errors import CheckpointError, listed
 from .files import RawCheckpoint, read
+from .spec import FamilySpec
 from .wrappers import Group, extras, groups
 
 __all__ = [
@@ -61,11 +64,13 @@ class Checkpoint:
 
     def header(self) -> headers.Header:
         """What a file of ours with these tensors says about them."""
+        spec = spec_of(self.kind, self.family)
+        implied = None if spec is None else _sizes(spec, self.config)
         return headers.Header(
             kind=self.kind,
             family=self.family,
             config=self.config.to_dict(),
-            trained=self.trained,
+            trained=None if self.trained == implied else self.trained,
             defaults=self.defaults,
             tokenizer_json=self.tokenizer_json,
             title=self.title,
@@ -94,21 +99,21 @@ def prepare(
     source = str(source)
     header = headers.parse(metadata, source)
     group, spec = _choose(list(groups(tensors)), source, kind)
-    detected = detect({key: tensor.shape for key, tensor in group.tensors.items()}, source)
+    shapes = {key: tensor.shape for key, tensor in group.tensors.items()}
+    detected = detect(shapes, source, group.tensors, group.settings)
     config = _config(spec, detected.config, header, source)
     conversion = convert(group.tensors, spec.key_map, source)
     _check_tensors(conversion.tensors, spec, config, source)
     dropped = conversion.dropped | extras(tensors)
     notes = tuple(f"{what} ({count} tensors)" for what, count in dropped.items())
-    sized = spec.kind != "text_encoder"
     checkpoint = Checkpoint(
         kind=spec.kind,
         family=spec.name,
         config=config,
         tensors=conversion.tensors,
         source=source,
-        trained=(header and header.trained) or (infinity_aspect_table() if sized else None),
-        defaults=header.defaults if header else {},
+        trained=(header and header.trained) or _sizes(spec, config),
+        defaults={**spec.defaults, **(header.defaults if header else {})},
         tokenizer_json=header.tokenizer_json if header else None,
         title=header.title if header else None,
         notes=notes,
@@ -170,11 +175,17 @@ def load_tokenizer(
 
 def load_text_encoder(
     path: str | Path, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
-) -> T5TextEncoder:
-    """Load a T5 encoder; its vocabulary comes from the file's metadata or lies beside it."""
+) -> T5TextEncoder | CLIPTextEncoder:
+    """Load a text encoder; its vocabulary comes from the file's metadata or lies beside it."""
     checkpoint = prepare(*read(path), kind="text_encoder")
-    vocabulary = checkpoint.tokenizer_json or read_tokenizer(Path(path))
-    return T5TextEncoder(checkpoint.config, checkpoint.tensors, vocabulary, dtype=dtype, device=device)
+    vocabulary = checkpoint.tokenizer_json or read_vocabulary(checkpoint.family, Path(path))
+    kind = CLIPTextEncoder if checkpoint.family == "clip" else T5TextEncoder
+    return kind(checkpoint.config, checkpoint.tensors, vocabulary, dtype=dtype, device=device)
+
+
+def read_vocabulary(family: str, path: Path) -> str:
+    """The ``tokenizers`` JSON that belongs to an encoder file of a family; ``ValueError`` without one."""
+    return (text_clip if family == "clip" else text).read_tokenizer(path)
 
 
 def check_pairing(transformer: Checkpoint, tokenizer: Checkpoint) -> None:
@@ -184,22 +195,32 @@ def check_pairing(transformer: Checkpoint, tokenizer: Checkpoint) -> None:
     """
     wanted, found = transformer.config, tokenizer.config
     both = f"{tokenizer.source} does not belong to {transformer.source}"
-    if transformer.family != tokenizer.family:
+    spec = spec_of(transformer.kind, transformer.family)
+    family = (spec and spec.tokenizer) or transformer.family
+    if tokenizer.family != family:
         raise CheckpointError(
-            f"{both}: it is of the family {tokenizer.family}, expected {transformer.family}. "
+            f"{both}: it is of the family {tokenizer.family}, expected {family}. "
             "Choose the tokenizer that the model table of the README names"
         )
-    if wanted.dim != found.dim:
-        raise CheckpointError(
-            f"{both}: it has {found.dim} bits per latent pixel, the transformer predicts {wanted.dim}. "
-            f"Choose the tokenizer with {wanted.dim}"
-        )
+    parts = {"dim": "channels per latent pixel", "vocab": "codes"}
+    for name, what in parts.items():
+        asked, has = getattr(wanted, name, None), getattr(found, name, None)
+        if asked != has:
+            raise CheckpointError(
+                f"{both}: it has {has} {what}, the transformer predicts {asked}. "
+                f"Choose the tokenizer with {asked}"
+            )
     pixels = found.stride * wanted.patch
     if transformer.trained is not None and pixels != transformer.trained.pixels_per_token:
         raise CheckpointError(
             f"{both}: with it a token covers {pixels} pixels per side, the transformer was trained with "
             f"{transformer.trained.pixels_per_token}. Choose the tokenizer it was trained with"
         )
+
+
+def _sizes(spec: FamilySpec, config: Any) -> AspectTable | None:
+    """The image sizes that a model of this configuration has without being told."""
+    return spec.sizes(config) if spec.sizes else None
 
 
 def _choose(found: list[Group], source: str, kind: str | None) -> tuple[Group, FamilySpec]:
@@ -232,10 +253,10 @@ def _config(spec: FamilySpec, detected: Any, header: headers.Header | None, sour
     config = headers.read_config(spec.config_type, header.config, source)
     said, seen = config.to_dict(), detected.to_dict()
     for name in said.keys() - set(spec.unseen):
-        if said[name] != seen[name]:
+        if said[name] != seen.get(name):
             raise CheckpointError(
-                f"{source}: its metadata says {name} = {said[name]}, its tensors have {seen[name]}; expected "
-                "the two to agree. Convert the model again with scripts/convert_checkpoint.py"
+                f"{source}: its metadata says {name} = {said[name]}, its tensors have {seen.get(name)}; "
+                "expected the two to agree. Convert the model again with scripts/convert_checkpoint.py"
             )
     patch = said.get("patch", 1)
     if said.get("bits", patch**2) % patch**2:

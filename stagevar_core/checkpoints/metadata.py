@@ -119,6 +119,7 @@ def _is_number(value: Any) -> bool:
 _FIELD_CHECKS = {
     "int": (_is_size, f"a whole number from 1 to {_LIMIT}"),
     "float": (lambda value: _is_number(value) and value > 0, "a positive number"),
+    "bool": (lambda value: isinstance(value, bool), "true or false"),
     "str": (lambda value: isinstance(value, str), "a string"),
     "tuple": (
         lambda value: isinstance(value, list | tuple) and value and all(_is_size(entry) for entry in value),

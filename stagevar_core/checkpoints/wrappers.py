@@ -1,6 +1,7 @@
 """Finding the weights inside what a file holds: training checkpoints nest them, some tools prefix them."""
 
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -9,6 +10,7 @@ from torch import Tensor
 WRAPPERS = (
     "gpt_fsdp",
     "gpt_wo_ddp",
+    "var_wo_ddp",
     "vae",
     "vae_local",
     "state_dict",
@@ -20,32 +22,50 @@ WRAPPERS = (
     "ema",
 )
 # Stripped when every key of a group has it.
-PREFIXES = ("module.", "_orig_mod.", "model.", "vae.", "gpt_fsdp.", "gpt_wo_ddp.", "trainer.", "state_dict.")
+PREFIXES = (
+    "module.",
+    "_orig_mod.",
+    "model.",
+    "vae.",
+    "gpt_fsdp.",
+    "gpt_wo_ddp.",
+    "var_wo_ddp.",
+    "trainer.",
+    "state_dict.",
+)
 _MAX_DEPTH = 4
 
 
 class Group(NamedTuple):
-    """One set of tensors of a file and the names that lead to it."""
+    """One set of tensors of a file and the names that lead to it.
+
+    ``settings``: what a training checkpoint says about its run, in its entry ``config``.
+    """
 
     path: tuple[str, ...]
     tensors: dict[str, Tensor]
+    settings: Mapping[str, Any] = MappingProxyType({})
 
     @property
     def label(self) -> str:
         return ".".join(self.path) or "top level"
 
 
-def groups(content: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[Group]:
+def groups(
+    content: Mapping[str, Any], path: tuple[str, ...] = (), settings: Mapping[str, Any] = MappingProxyType({})
+) -> Iterator[Group]:
     """Sets of tensors that may be a model, the preferred ones first. Nothing is copied."""
+    said = content.get("config")
+    settings = said if isinstance(said, Mapping) else settings
     flat = {
         key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)
     }
     if flat:
-        yield Group(path, _without_prefix(flat))
+        yield Group(path, _without_prefix(flat), settings)
     if len(path) < _MAX_DEPTH:
         for name in WRAPPERS:
             if isinstance(content.get(name), Mapping):
-                yield from groups(content[name], (*path, name))
+                yield from groups(content[name], (*path, name), settings)
 
 
 def extras(content: Mapping[str, Any], path: tuple[str, ...] = ()) -> dict[str, int]:

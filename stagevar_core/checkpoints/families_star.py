@@ -1,0 +1,200 @@
+"""STAR's files: names of the transformer and of the text encoder, and how they are recognised.
+
+Its tokenizer is VAR's, see ``families_var.py``.
+"""
+
+from ..models.star import STAR, STARConfig
+from ..models.var import SIDES_256, SIDES_512, SIDES_1024
+from ..schedule import AspectTable, SquareTable
+from ..text_clip import CLIPEncoderConfig
+from .convert import Fold, Ignore, KeyMap, Rename
+from .errors import CheckpointError
+from .spec import FamilySpec, Shape, Shapes, module_shapes
+
+_BLOCK = r"(blocks\.\d+)"
+_SAMPLER_BLOCK = r"feat_extract_blocks\.(\d+)"
+
+# models/{var_drop,basic_var}.py of Davinci-XLab/STAR-T2I.
+STAR_KEYS = KeyMap(
+    blocks=(r"blocks\.(\d+)",),
+    renames=(
+        Rename(r"pos_start", "start", dims=1),
+        Rename(r"lvl_embed\.weight", "level_embed"),
+        Rename(r"encoder_proj\.(weight|bias)", r"text_proj.\1"),
+        Rename(r"head_logits\.(weight|bias)", r"head.\1"),
+        Rename(_BLOCK + r"\.attn\.scale_mul_1H11", r"\1.self_attn.log_scale", dims=1),
+        Rename(_BLOCK + r"\.attn\.mat_qkv\.weight", r"\1.self_attn.qkv.weight"),
+        Rename(_BLOCK + r"\.attn\.q_bias", r"\1.self_attn.qkv.bias:query"),
+        Rename(_BLOCK + r"\.attn\.v_bias", r"\1.self_attn.qkv.bias:value"),
+        Rename(_BLOCK + r"\.attn\.proj\.(weight|bias)", r"\1.self_attn.proj.\2"),
+        Rename(_BLOCK + r"\.cross_attn\.scale_mul_1H11", r"\1.cross_attn.log_scale", dims=1),
+        Rename(_BLOCK + r"\.cross_attn\.mat_q\.weight", r"\1.cross_attn.q.weight"),
+        Rename(_BLOCK + r"\.cross_attn\.q_bias", r"\1.cross_attn.q.bias"),
+        Rename(_BLOCK + r"\.cross_attn\.mat_kv\.weight", r"\1.cross_attn.kv.weight"),
+        Rename(_BLOCK + r"\.cross_attn\.v_bias", r"\1.cross_attn.kv.bias:value"),
+        # The inner sampler network, in files that have it.
+        Rename(r"pos_start_last", "sampler.start", dims=1),
+        Rename(r"lvl_embed_2\.weight", "sampler.level_embed"),
+        Rename(r"encoder_proj2\.(weight|bias)", r"sampler.text_proj.\1"),
+        Rename(r"word_embed_head\.(weight|bias)", r"sampler.word_embed.\1"),
+        Rename(r"head_proj\.(weight|bias)", r"sampler.merge.\1"),
+        Rename(r"head_logits2\.(weight|bias)", r"sampler.head.\1"),
+        Rename(_SAMPLER_BLOCK + r"\.attn\.scale_mul_1H11", r"sampler.blocks.\1.self_attn.log_scale", dims=1),
+        Rename(_SAMPLER_BLOCK + r"\.attn\.mat_qkv\.weight", r"sampler.blocks.\1.self_attn.qkv.weight"),
+        Rename(_SAMPLER_BLOCK + r"\.attn\.q_bias", r"sampler.blocks.\1.self_attn.qkv.bias:query"),
+        Rename(_SAMPLER_BLOCK + r"\.attn\.v_bias", r"sampler.blocks.\1.self_attn.qkv.bias:value"),
+        Rename(_SAMPLER_BLOCK + r"\.attn\.proj\.(weight|bias)", r"sampler.blocks.\1.self_attn.proj.\2"),
+        Rename(_SAMPLER_BLOCK + r"\.ffn\.(fc\d)\.(weight|bias)", r"sampler.blocks.\1.ffn.\2.\3"),
+    ),
+    folds=(
+        Fold("self_attn.qkv.bias", ("query", None, "value")),
+        Fold("cross_attn.kv.bias", (None, "value")),
+    ),
+    ignored=(
+        Ignore(r".*\.zero_k_bias"),
+        Ignore(r"class_emb\.weight"),  # left over from VAR, no code reads it
+        Ignore(r"lvl_1L|attn_bias_for_masking"),
+    ),
+)
+
+# CLIP as the transformers library writes it; these names are kept.
+CLIP_KEYS = KeyMap(
+    renames=(),
+    ignored=(
+        Ignore(r"text_model\.embeddings\.position_ids"),
+        Ignore(r"text_model\.encoder\.layers\.23\..*", "last layer, which Stable Diffusion 2.1 leaves out"),
+        Ignore(r"vision_model\..*|visual_projection\..*", "image encoder"),
+        Ignore(r"text_projection(?:\.weight)?|logit_scale", "projection for image search"),
+    ),
+)
+
+
+def star_config(shapes: Shapes) -> STARConfig:
+    """The side lengths are in no tensor: 14 scales are the 1024 px schedule, 10 those of 256 or 512 px."""
+    width, heads = shapes.size("word_embed.weight"), shapes.elements("blocks.0.self_attn.log_scale")
+    levels, text_width = shapes.size("level_embed"), shapes.size("text_proj.weight", 1)
+    head_dim = shapes.ratio("the head size", width, heads)
+    shapes.ratio("a quarter of the head size", head_dim, 4)
+    if text_width == 2048:
+        raise CheckpointError(
+            f"{shapes.source}: its text features have 2048 channels, those of the T5 ablation; expected the "
+            "1024 of the Stable Diffusion 2.1 text encoder. Use one of the published files"
+        )
+    return STARConfig(
+        depth=shapes.count(r"blocks\.(\d+)\."),
+        width=width,
+        heads=heads,
+        hidden=shapes.size("blocks.0.ffn.fc1.weight"),
+        levels=levels,
+        vocab=shapes.size("head.weight"),
+        dim=shapes.size("word_embed.weight", 1),
+        text_width=text_width,
+        sampler_depth=shapes.count(r"sampler\.blocks\.(\d+)\."),
+        sides=_told_sides(shapes, levels) or (SIDES_1024 if levels == len(SIDES_1024) else ()),
+    )
+
+
+def _told_sides(shapes: Shapes, levels: int) -> tuple[int, ...]:
+    """The schedule in the settings that a training checkpoint carries, empty where there is none."""
+    told = shapes.settings.get("patch_nums")
+    valid = isinstance(told, list | tuple) and len(told) == levels
+    if not valid or not all(isinstance(side, int) and 1 <= side <= 1024 for side in told):
+        return ()
+    return tuple(told)
+
+
+def star_sizes(config: STARConfig) -> AspectTable | None:
+    """One square size; both of 256 and 512 px where a file does not say which of them it is."""
+    if config.sides:
+        return SquareTable.of(config.sides)
+    known = [sides for sides in (SIDES_512, SIDES_256) if len(sides) == config.levels]
+    return SquareTable.of(*known) if known else None
+
+
+def clip_config(shapes: Shapes) -> CLIPEncoderConfig:
+    """Heads have 64 channels in all released encoders; GELU is that of the OpenCLIP ones."""
+    width = shapes.size("text_model.final_layer_norm.weight")
+    return CLIPEncoderConfig(
+        vocab_size=shapes.size("text_model.embeddings.token_embedding.weight"),
+        hidden_size=width,
+        intermediate_size=shapes.size("text_model.encoder.layers.0.mlp.fc1.weight"),
+        num_hidden_layers=shapes.count(r"text_model\.encoder\.layers\.(\d+)\."),
+        num_attention_heads=shapes.ratio("the number of heads", width, 64),
+        max_position_embeddings=shapes.size("text_model.embeddings.position_embedding.weight"),
+    )
+
+
+def clip_shapes(config: CLIPEncoderConfig) -> dict[str, Shape]:
+    """The tensors of a CLIP text encoder in the Hugging Face layout."""
+    width, hidden = config.hidden_size, config.intermediate_size
+    linears = {f"self_attn.{name}_proj": (width, width) for name in ("q", "k", "v", "out")}
+    linears |= {"mlp.fc1": (hidden, width), "mlp.fc2": (width, hidden)}
+    shapes: dict[str, Shape] = {
+        "text_model.embeddings.token_embedding.weight": (config.vocab_size, width),
+        "text_model.embeddings.position_embedding.weight": (config.max_position_embeddings, width),
+    }
+    norms = ["text_model.final_layer_norm"]
+    for index in range(config.num_hidden_layers):
+        layer = f"text_model.encoder.layers.{index}."
+        for name, shape in linears.items():
+            shapes |= {f"{layer}{name}.weight": shape, f"{layer}{name}.bias": shape[:1]}
+        norms += [f"{layer}layer_norm1", f"{layer}layer_norm2"]
+    return shapes | {f"{norm}.{part}": (width,) for norm in norms for part in ("weight", "bias")}
+
+
+_TRANSFORMER = {
+    "name": "star",
+    "kind": "transformer",
+    "title": "STAR transformer",
+    "config_type": STARConfig,
+    "config_from": star_config,
+    "expected": module_shapes(STAR),
+    "module": STAR,
+    "unseen": ("sides", "rope_norm", "rope_base"),
+    "sizes": star_sizes,
+    "defaults": {"cfg": 4.0, "temperature": 1.0, "top_k": 600, "top_p": 0.8},  # of the official demo
+    "tokenizer": "var",
+}
+
+SPECS: tuple[FamilySpec, ...] = (
+    FamilySpec(
+        **_TRANSFORMER,
+        keys_required=(
+            r"head_logits\.weight",
+            r"encoder_proj\.weight",
+            r"blocks\.0\.cross_attn\.mat_kv\.weight",
+        ),
+        keys_forbidden=(),
+        key_map=STAR_KEYS,
+        unsupported=(
+            (r"blocks\.\d+\.ada_gss|lvl_embed_(?:proj|adaln)\..*", "modulation by the scale"),
+            (r"pos_1LC", "learned positions"),
+        ),
+    ),
+    FamilySpec(
+        **_TRANSFORMER,
+        keys_required=(
+            r"text_proj\.weight",
+            r"level_embed",
+            r"blocks\.0\.cross_attn\.log_scale",
+            r"head\.weight",
+        ),
+        keys_forbidden=(),
+    ),
+    FamilySpec(
+        name="clip",
+        kind="text_encoder",
+        title="CLIP text encoder",
+        keys_required=(
+            r"text_model\.embeddings\.token_embedding\.weight",
+            r"text_model\.encoder\.layers\.0\.self_attn\.q_proj\.weight",
+            r"text_model\.final_layer_norm\.weight",
+        ),
+        keys_forbidden=(r"text_model\.encoder\.layers\.24\..*",),
+        config_type=CLIPEncoderConfig,
+        config_from=clip_config,
+        expected=clip_shapes,
+        key_map=CLIP_KEYS,
+        unseen=("num_attention_heads", "hidden_act", "layer_norm_eps"),
+    ),
+)

@@ -1,0 +1,174 @@
+"""VAR's files: names of its transformer and of the tokenizer that STAR shares, and how to recognise them."""
+
+import math
+from collections import Counter
+
+from ..autoencoders.vq import VQTokenizer, VQTokenizerConfig
+from ..models.var import SIDES_256, SIDES_512, SIDES_1024, VAR, VARConfig
+from ..schedule import AspectTable, SquareTable
+from .convert import Fold, Ignore, KeyMap, Rename
+from .spec import FamilySpec, Shapes, module_shapes
+
+_BLOCK = r"(blocks\.\d+)"
+_LEVELS = "lvl_1L"  # the scale of every token, which gives the schedule away
+
+# models/{var,basic_var}.py of FoundationVision/VAR.
+VAR_KEYS = KeyMap(
+    blocks=(r"blocks\.(\d+)",),
+    renames=(
+        Rename(r"class_emb\.weight", "class_embed"),
+        Rename(r"pos_start", "start", dims=1),
+        Rename(r"pos_1LC", "position_embed", dims=2),
+        Rename(r"lvl_embed\.weight", "level_embed"),
+        Rename(r"shared_ada_lin\.1\.(weight|bias)", r"block_ada.\1"),
+        Rename(r"head_nm\.ada_lin\.1\.(weight|bias)", r"head_ada.\1"),
+        Rename(_BLOCK + r"\.ada_gss", r"\1.ada", dims=2),
+        Rename(_BLOCK + r"\.ada_lin\.1\.(weight|bias)", r"\1.modulation.\2"),
+        Rename(_BLOCK + r"\.attn\.scale_mul_1H11", r"\1.self_attn.log_scale", dims=1),
+        Rename(_BLOCK + r"\.attn\.mat_qkv\.weight", r"\1.self_attn.qkv.weight"),
+        Rename(_BLOCK + r"\.attn\.q_bias", r"\1.self_attn.qkv.bias:query"),
+        Rename(_BLOCK + r"\.attn\.v_bias", r"\1.self_attn.qkv.bias:value"),
+        Rename(_BLOCK + r"\.attn\.proj\.(weight|bias)", r"\1.self_attn.proj.\2"),
+    ),
+    folds=(Fold("self_attn.qkv.bias", ("query", None, "value")),),
+    ignored=(Ignore(r".*\.zero_k_bias"), Ignore(rf"{_LEVELS}|attn_bias_for_masking")),
+)
+
+# models/{vqvae,quant}.py; phi is one convolution, several that scales share, or one for each scale.
+VQ_KEYS = KeyMap(
+    renames=(
+        Rename(r"quantize\.embedding\.weight", "quantize.codebook"),
+        Rename(r"quantize\.quant_resi\.qresi\.(weight|bias)", r"quantize.phi.0.\1"),
+        Rename(r"quantize\.quant_resi\.(?:qresi_ls\.)?(\d+)\.(weight|bias)", r"quantize.phi.\1.\2"),
+    ),
+    # Usage statistics, whose length is that of the schedule in training.
+    ignored=(Ignore(r"quantize\.ema_vocab_hit_SV"),),
+)
+
+# The published schedules by number of scales and of tokens.
+_SCHEDULES = {(len(s), sum(side**2 for side in s)): s for s in (SIDES_256, SIDES_512, SIDES_1024)}
+
+
+def trained_sides(shapes: Shapes, levels: int, tokens: int) -> tuple[int, ...]:
+    """Side lengths of the scales: from the buffer that counts them, else a published schedule, else none."""
+    numbers = shapes.numbers(_LEVELS)
+    if numbers is not None and len(numbers) == tokens and numbers == sorted(numbers):
+        counts = Counter(numbers)
+        sides = tuple(math.isqrt(counts[level]) for level in range(levels))
+        if 0 not in sides and sum(side**2 for side in sides) == tokens:
+            return sides
+    return _SCHEDULES.get((levels, tokens), ())
+
+
+def var_config(shapes: Shapes) -> VARConfig:
+    """Attention without normalisation has no scale per head; all trained models have 64 channels in each."""
+    width, cosine = shapes.size("word_embed.weight"), "blocks.0.self_attn.log_scale" in shapes
+    heads = (
+        shapes.elements("blocks.0.self_attn.log_scale")
+        if cosine
+        else shapes.ratio("the number of heads", width, 64)
+    )
+    shapes.ratio("the head size", width, heads)
+    levels = shapes.size("level_embed")
+    return VARConfig(
+        depth=shapes.count(r"blocks\.(\d+)\."),
+        width=width,
+        heads=heads,
+        hidden=shapes.size("blocks.0.ffn.fc1.weight"),
+        sides=trained_sides(shapes, levels, shapes.size("position_embed", -2)),
+        classes=shapes.size("class_embed") - 1,
+        vocab=shapes.size("head.weight"),
+        dim=shapes.size("word_embed.weight", 1),
+        shared="block_ada.weight" in shapes,
+        cosine=cosine,
+    )
+
+
+def var_sizes(config: VARConfig) -> AspectTable:
+    """The one square that the positions belong to."""
+    return SquareTable.of(config.sides)
+
+
+def vq_sizes(config: VQTokenizerConfig) -> AspectTable:
+    """The squares of all transformers that use this tokenizer; a size has one schedule in all of them."""
+    return SquareTable.of(SIDES_256, SIDES_512, SIDES_1024, pixels_per_token=config.stride)
+
+
+def vq_config(shapes: Shapes) -> VQTokenizerConfig:
+    """Stride and widths from the encoder's levels; other normalisation groups than 32 need metadata."""
+    width = shapes.size("encoder.conv_in.weight")
+    levels = shapes.count(r"encoder\.down\.(\d+)\.")
+    outs = [shapes.size(f"encoder.down.{level}.block.0.conv1.weight") for level in range(levels)]
+    return VQTokenizerConfig(
+        vocab=shapes.size("quantize.codebook"),
+        dim=shapes.size("post_quant_conv.weight"),
+        width=width,
+        multipliers=tuple(shapes.ratio("a channel multiplier", out, width) for out in outs),
+        blocks=shapes.count(r"encoder\.down\.0\.block\.(\d+)\."),
+        phis=shapes.count(r"quantize\.phi\.(\d+)\."),
+    )
+
+
+_TRANSFORMER = {
+    "name": "var",
+    "kind": "transformer",
+    "title": "VAR transformer",
+    "config_type": VARConfig,
+    "config_from": var_config,
+    "expected": module_shapes(VAR),
+    "module": VAR,
+    "unseen": ("sides",),
+    "sizes": var_sizes,
+    "defaults": {"cfg": 4.0, "temperature": 1.0, "top_k": 900, "top_p": 0.95},  # of the official demo
+}
+_TOKENIZER = {
+    "name": "var",
+    "kind": "tokenizer",
+    "title": "VAR image tokenizer",
+    "config_type": VQTokenizerConfig,
+    "config_from": vq_config,
+    "expected": module_shapes(VQTokenizer),
+    "module": VQTokenizer,
+    "unseen": ("groups",),
+    "sizes": vq_sizes,
+}
+
+SPECS: tuple[FamilySpec, ...] = (
+    FamilySpec(
+        **_TRANSFORMER,
+        keys_required=(
+            r"pos_1LC",
+            r"class_emb\.weight",
+            r"head_nm\.ada_lin\.1\.weight",
+            r"blocks\.0\.attn\.mat_qkv\.weight",
+        ),
+        keys_forbidden=(r".*\.cross_attn\..*", r"encoder_proj\..*", r"head_logits\..*"),
+        key_map=VAR_KEYS,
+        buffers=(_LEVELS,),
+    ),
+    FamilySpec(
+        **_TRANSFORMER,
+        keys_required=(r"class_embed", r"position_embed", r"blocks\.0\.self_attn\.qkv\.weight"),
+        keys_forbidden=(),
+    ),
+    FamilySpec(
+        **_TOKENIZER,
+        keys_required=(
+            r"quantize\.embedding\.weight",
+            r"quantize\.quant_resi\.(?:qresi_ls\.0|qresi|0)\.weight",
+            r"encoder\.down\.0\.block\.0\.norm1\.weight",
+            r"decoder\.up\.0\.block\.0\.norm1\.weight",
+        ),
+        keys_forbidden=(),
+        key_map=VQ_KEYS,
+    ),
+    FamilySpec(
+        **_TOKENIZER,
+        keys_required=(
+            r"quantize\.codebook",
+            r"quantize\.phi\.0\.weight",
+            r"encoder\.down\.0\.block\.0\.norm1\.weight",
+        ),
+        keys_forbidden=(),
+    ),
+)

@@ -1,0 +1,127 @@
+"""What a kind of checkpoint file is: how it is recognised, what it becomes, and what its shapes show."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..schedule import AspectTable
+from .convert import KeyMap
+from .errors import CheckpointError
+
+Shape = tuple[int, ...]
+_MAX_BUFFER = 1 << 20  # elements
+
+
+class Shapes:
+    """Tensor shapes under our names; what is missing or has too few dimensions is named in the error.
+
+    ``buffers``: small tensors under the file's names, where their values count. ``settings``: of the training
+    run, where the file carries them.
+    """
+
+    def __init__(
+        self,
+        shapes: Mapping[str, Sequence[int]],
+        source: str,
+        buffers: Mapping[str, Tensor] | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._shapes, self.source, self._buffers = shapes, source, buffers or {}
+        self.settings = settings or {}
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._shapes
+
+    def size(self, key: str, dim: int = 0) -> int:
+        """Size of one dimension, at least 1."""
+        shape = self._shapes.get(key)
+        if shape is None:
+            self._fail(f"it lacks the tensor {key}")
+        if not -len(shape) <= dim < len(shape) or shape[dim] < 1:
+            self._fail(f"{key} has the shape {list(shape)}")
+        return int(shape[dim])
+
+    def elements(self, key: str) -> int:
+        """Number of elements, for vectors that are stored with extra dimensions of size 1."""
+        shape = self._shapes.get(key)
+        return max(self.size(key, dim) for dim in range(len(shape))) if shape else self.size(key)
+
+    def count(self, pattern: str) -> int:
+        """How many different values the group of ``pattern`` takes."""
+        return len({match[1] for key in self._shapes if (match := re.match(pattern, key))})
+
+    def ratio(self, what: str, number: int, divisor: int) -> int:
+        """``number / divisor``, which has to be a whole number."""
+        if number % divisor:
+            self._fail(f"{what} does not come out whole: {number} / {divisor}")
+        return number // divisor
+
+    def numbers(self, key: str) -> list[int] | None:
+        """The values of a buffer; None where the file lacks it or only its shape is known."""
+        buffer = self._buffers.get(key)
+        if buffer is None or buffer.is_meta or buffer.numel() > _MAX_BUFFER:
+            return None
+        if not torch.isfinite(buffer).all():
+            return None
+        return [int(value) for value in buffer.flatten().tolist()]
+
+    def _fail(self, found: str) -> None:
+        raise CheckpointError(
+            f"{self.source}: its names are known, but {found}; expected a complete checkpoint. "
+            "Get the file again, or convert it from the original"
+        )
+
+
+@dataclass(frozen=True)
+class FamilySpec:
+    """How to recognise one kind of file and what it becomes.
+
+    ``keys_required`` / ``keys_forbidden``: regular expressions over whole keys, all / none of which occur.
+    ``unsupported``: keys of options that no release uses, refused by name. ``key_map`` None: our own names.
+    ``config_from`` reads shapes under our names; ``unseen`` are the config fields that shapes cannot show.
+    ``expected``: names and shapes that a config stands for. ``buffers``: keys of the file whose values
+    ``config_from`` reads. ``sizes``: the image sizes that a config stands for; None where they say nothing.
+    ``defaults``: sampling settings. ``tokenizer``: the family of its tokenizers, its own when empty.
+    """
+
+    name: str
+    kind: str
+    title: str
+    keys_required: tuple[str, ...]
+    keys_forbidden: tuple[str, ...]
+    config_type: type
+    config_from: Callable[[Shapes], Any]
+    expected: Callable[[Any], dict[str, Shape]]
+    key_map: KeyMap | None = None
+    module: type[nn.Module] | None = None
+    unsupported: tuple[tuple[str, str], ...] = ()
+    unseen: tuple[str, ...] = ()
+    buffers: tuple[str, ...] = ()
+    sizes: Callable[[Any], AspectTable] | None = None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    tokenizer: str = ""
+
+    def matches(self, keys: Sequence[str]) -> bool:
+        """Whether these keys are such a file's."""
+        return all(first_match(pattern, keys) for pattern in self.keys_required) and not any(
+            first_match(pattern, keys) for pattern in self.keys_forbidden
+        )
+
+
+def module_shapes(module: type[nn.Module]) -> Callable[[Any], dict[str, Shape]]:
+    """Names and shapes of a module's state, read off an instance without storage."""
+
+    def shapes(config: Any) -> dict[str, Shape]:
+        return {key: tuple(value.shape) for key, value in module(config, device="meta").state_dict().items()}
+
+    return shapes
+
+
+def first_match(pattern: str, keys: Sequence[str]) -> str | None:
+    """The first of ``keys`` that is ``pattern`` as a whole."""
+    compiled = re.compile(pattern)
+    return next((key for key in keys if compiled.fullmatch(key)), None)

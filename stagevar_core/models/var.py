@@ -1,0 +1,284 @@
+"""VAR (arXiv 2404.02905): the class-conditional next-scale transformer over a VQ codebook.
+
+Arithmetic of models/{var,basic_var}.py of FoundationVision/VAR. Positions are learned, one row per token of
+the trained schedule. Biases that the files keep apart are folded into the projections when a checkpoint is
+converted; see ``checkpoints/families_var.py`` for the names.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..autoencoders.vq import VectorQuantizer
+from ..cache import KVCache
+from ..conditioning import ClassConditioning, require
+from ..context import ScaleContext
+from ..costs import UnitCosts
+from ..guidance import ramped
+from ..heads import sample_tokens, smooth_shares
+from ..layers import (
+    AttentionFn,
+    CosineAttention,
+    FeedForward,
+    cast,
+    merge_heads,
+    modulated_norm,
+    split_heads,
+)
+from ..schedule import Scale, ScaleSchedule
+
+SIDES_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+SIDES_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
+SIDES_1024 = (1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64)
+
+
+@dataclass(frozen=True)
+class VARConfig:
+    """Shape of a VAR transformer.
+
+    ``sides``: side lengths of the trained scales, which the positions belong to. ``classes``: without the
+    unconditional row. ``vocab`` and ``dim``: codebook rows and latent channels of its tokenizer. ``shared``:
+    one modulation layer for all blocks instead of one in each. ``cosine``: queries and keys are normalised.
+    """
+
+    depth: int
+    width: int
+    heads: int
+    hidden: int
+    sides: tuple[int, ...]
+    classes: int = 1000
+    vocab: int = 4096
+    dim: int = 32
+    shared: bool = False
+    cosine: bool = True
+
+    patch = 1  # latent pixels per token side
+
+    @classmethod
+    def released(cls, depth: int, sides: tuple[int, ...], *, shared: bool = False) -> "VARConfig":
+        """The family of published models: 64 channels per head, as many heads as blocks."""
+        width = 64 * depth
+        return cls(depth, width, depth, 4 * width, sides, shared=shared)
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def schedule(self) -> ScaleSchedule:
+        """The schedule that the positions were trained on."""
+        return ScaleSchedule.of([(side, side) for side in self.sides])
+
+    @property
+    def unit_costs(self) -> UnitCosts:
+        """FLOPs per token and per query-key pair: four square matrices and the feed-forward."""
+        return UnitCosts(
+            depth=self.depth,
+            branches={"self": 8.0 * self.width**2, "ffn": 4.0 * self.width * self.hidden},
+            pair=4.0 * self.width,
+            text_pair=0.0,
+            head=2.0 * self.width * self.vocab,
+        )
+
+    def condition_flops(self, rows: int, text_tokens: int) -> float:
+        """What is spent on the class once: the modulation of all blocks and of the head."""
+        return rows * 2.0 * ((1 if self.shared else self.depth) * 6.0 + 2.0) * self.width**2
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "VARConfig":
+        return cls(**{**values, "sides": tuple(values["sides"])})
+
+
+VAR_D16 = VARConfig.released(16, SIDES_256)
+VAR_D20 = VARConfig.released(20, SIDES_256)
+VAR_D24 = VARConfig.released(24, SIDES_256)
+VAR_D30 = VARConfig.released(30, SIDES_256)
+VAR_D36 = VARConfig.released(36, SIDES_512, shared=True)
+
+
+@dataclass
+class ClassState:
+    """What the blocks need of the labels, computed once per run; rows are conditional, then unconditional."""
+
+    start: Tensor  # (rows, C), the class embedding: start token and source of all modulation
+    block_ada: list[Tensor]  # per block (rows, 1, 6, C)
+    head_ada: Tensor  # (rows, 1, 2, C)
+
+    def narrow(self, rows: slice) -> "ClassState":
+        """Only these rows."""
+        return ClassState(self.start[rows], [ada[rows] for ada in self.block_ada], self.head_ada[rows])
+
+
+class PlainAttention(nn.Module):
+    """Attention over all tokens so far at the official scale without normalisation, ``1 / (4 sqrt(d))``."""
+
+    def __init__(self, width: int, heads: int, *, operations=nn, dtype=None, device=None) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = operations.Linear(width, 3 * width, dtype=dtype, device=device)
+        self.proj = operations.Linear(width, width, dtype=dtype, device=device)
+
+    def forward(self, x: Tensor, ctx: ScaleContext, layer: int, angles: None) -> Tensor:
+        q, k, v = (split_heads(part, self.heads) for part in self.qkv(x).chunk(3, dim=-1))
+        return self.proj(merge_heads(ctx.attend(layer, q * (0.25 / q.shape[-1] ** 0.5), k, v)))
+
+
+class Block(nn.Module):
+    """Self-attention and feed-forward, each a residual branch.
+
+    ``modulation`` is this block's own layer, ``ada`` what it adds to a layer that all blocks share.
+    """
+
+    def __init__(self, config: VARConfig, *, operations=nn, dtype=None, device=None) -> None:
+        super().__init__()
+        factory = {"operations": operations, "dtype": dtype, "device": device}
+        width = config.width
+        if config.shared:
+            self.ada = nn.Parameter(torch.empty(6, width, dtype=torch.float32, device=device))
+        else:
+            self.modulation = operations.Linear(width, 6 * width, dtype=dtype, device=device)
+        attention = CosineAttention if config.cosine else PlainAttention
+        self.self_attn = attention(width, config.heads, **factory)
+        self.ffn = FeedForward(width, config.hidden, width, **factory)
+
+    def forward(self, x: Tensor, ctx: ScaleContext, layer: int) -> Tensor:
+        """(rows, L, C) in float32 to the same; matrix products run in the context's dtype."""
+        gate1, gate2, scale1, scale2, shift1, shift2 = ctx.conditioned.block_ada[layer].unbind(dim=2)
+
+        def attend_self(h: Tensor, angles: None) -> Tensor:
+            h = modulated_norm(h, scale1, shift1).to(ctx.dtype)
+            return self.self_attn(h, ctx, layer, angles) * gate1
+
+        def feed_forward(h: Tensor, angles: None) -> Tensor:
+            return self.ffn(modulated_norm(h, scale2, shift2).to(ctx.dtype)) * gate2
+
+        for part, branch in (("self", attend_self), ("ffn", feed_forward)):
+            x = ctx.residual(x, branch, layer, part)
+        return x
+
+
+class VAR(nn.Module):
+    """The transformer: blocks in ``dtype``, everything around them (embeddings, head) in float32.
+
+    ``operations`` supplies Linear (``torch.nn`` or the host's), ``compute_dtype`` the dtype of the blocks'
+    matrix products where it differs from the storage dtype.
+    """
+
+    family = "var"
+    bitwise = False  # the head gives one logit per row of the codebook
+
+    def __init__(
+        self, config: VARConfig, *, operations=nn, dtype=None, device=None, compute_dtype=None
+    ) -> None:
+        super().__init__()
+        if not config.sides:
+            raise ValueError("the side lengths of its scales are not known")
+        self.config = config
+        self.compute_dtype = compute_dtype or dtype or torch.float32
+        width, precise = config.width, {"dtype": torch.float32, "device": device}
+        self.class_embed = nn.Parameter(torch.empty(config.classes + 1, width, **precise))
+        self.start = nn.Parameter(torch.empty(width, **precise))
+        self.position_embed = nn.Parameter(torch.empty(config.schedule.tokens, width, **precise))
+        self.level_embed = nn.Parameter(torch.empty(len(config.sides), width, **precise))
+        self.word_embed = operations.Linear(config.dim, width, **precise)
+        if config.shared:
+            self.block_ada = operations.Linear(width, 6 * width, **precise)
+        self.blocks = nn.ModuleList(
+            Block(config, operations=operations, dtype=dtype, device=device) for _ in range(config.depth)
+        )
+        self.head_ada = operations.Linear(width, 2 * width, **precise)
+        self.head = operations.Linear(width, config.vocab, **precise)
+
+    def guidance_weights(
+        self, cfg_scale: float | Sequence[float], schedule: ScaleSchedule
+    ) -> tuple[float, ...]:
+        """The weight ``w`` of ``w * c + (1 - w) * u`` at every scale; 1 is unguided."""
+        return ramped(cfg_scale, schedule)
+
+    def quantizer(self) -> VectorQuantizer:
+        """Raises: the codebook is part of the tokenizer."""
+        raise ValueError("VAR needs the codebook of its tokenizer; pass quantizer=tokenizer.quantizer()")
+
+    def new_cache(self, rows: int, device: torch.device) -> KVCache:
+        """An empty cache for ``rows`` rows."""
+        config = self.config
+        return KVCache(
+            config.depth, rows, config.heads, config.head_dim, dtype=self.compute_dtype, device=device
+        )
+
+    def condition(
+        self, conditioning: ClassConditioning, guided: bool, device: torch.device, attention: AttentionFn
+    ) -> ClassState:
+        """Everything that depends on the labels alone. Rows: labels, then (when guided) their counterparts.
+
+        The counterpart of a label is the unconditional row, or the negative label.
+        """
+        require(conditioning, ClassConditioning, "VAR")
+        labels = list(conditioning.labels)
+        if guided:
+            labels += conditioning.negative or [-1] * conditioning.batch
+        start = self.class_embed.to(device=device, dtype=torch.float32)[self._rows(labels)]
+        active = F.silu(start)
+        return ClassState(start, self._modulations(active), self.head_ada(active).unflatten(-1, (1, 2, -1)))
+
+    def positions(self, schedule: ScaleSchedule, scale: Scale, device: torch.device) -> None:
+        """None: no rotary angles. Raises ``ValueError`` for scales that the learned positions do not have."""
+        sides = self.config.sides
+        if scale.index >= len(sides) or scale.grid != (sides[scale.index],) * 2:
+            raise ValueError(
+                f"scale {scale.index} is {scale.height} x {scale.width} tokens; this model was trained on "
+                f"squares with the sides {list(sides)} only. Choose the size that it was trained on"
+            )
+
+    def first_tokens(self, state: ClassState) -> Tensor:
+        """The start token of every row, (rows, 1, C), without level and position."""
+        return (state.start + cast(self.start, state.start)).unsqueeze(1)
+
+    def embed(self, inputs: Tensor) -> Tensor:
+        """Accumulated latent at a scale (B, L, dim) to hidden states (B, L, C), without its place."""
+        return self.word_embed(inputs)
+
+    def forward(self, x: Tensor, ctx: ScaleContext) -> Tensor:
+        """All blocks over the tokens of one scale, (rows, L, C)."""
+        places = ctx.levels(cast(self.level_embed, x)) + ctx.learned(cast(self.position_embed, x))
+        return ctx.run(self.blocks, x + places)
+
+    def logits(self, x: Tensor, state: ClassState) -> Tensor:
+        """Logits of all rows of the codebook (rows, L, vocab) in float32."""
+        scale, shift = state.head_ada.unbind(dim=2)
+        return self.head(modulated_norm(x, scale, shift))
+
+    def sample(self, logits: Tensor, *, top_k: int, top_p: float, noise: Tensor | None) -> Tensor:
+        """Token ids (B, L)."""
+        return sample_tokens(logits, top_k=top_k, top_p=top_p, noise=noise)
+
+    def smooth(self, logits: Tensor, *, top_k: int, top_p: float, progress: float, noise: Tensor) -> Tensor:
+        """Shares of all tokens (B, L, vocab) in place of one; the official code filters first."""
+        return smooth_shares(logits, top_k=top_k, top_p=top_p, progress=progress, noise=noise)
+
+    def noise_shapes(self, batch: int, scale: Scale, *, smooth: bool) -> tuple[tuple[int, ...], ...]:
+        """Shapes of the exponential draws of one scale: of the draw, which is always made, and of Gumbel."""
+        return ((batch, scale.tokens, self.config.vocab),) * (2 if smooth else 1)
+
+    def _rows(self, labels: list[int]) -> list[int]:
+        classes = self.config.classes
+        for label in labels:
+            if not -1 <= label < classes:
+                raise ValueError(
+                    f"the class label is {label}; this model knows 0 to {classes - 1}, and -1 for no class"
+                )
+        return [classes if label == -1 else label for label in labels]
+
+    def _modulations(self, active: Tensor) -> list[Tensor]:
+        """Gates, scales and shifts of every block, (rows, 1, 6, C), from ``silu`` of the class embedding."""
+        if self.config.shared:
+            common = self.block_ada(active).unflatten(-1, (1, 6, -1))
+            return [common + cast(block.ada, common) for block in self.blocks]
+        narrow = active.to(self.compute_dtype)
+        return [block.modulation(narrow).float().unflatten(-1, (1, 6, -1)) for block in self.blocks]
