@@ -1,0 +1,333 @@
+"""STAR (arXiv 2406.10797): next-scale text-to-image over VAR's tokenizer.
+
+Arithmetic of models/{var_drop,basic_var,embed_rope}.py of Davinci-XLab/STAR-T2I with the settings of all
+released models. A text enters twice: pooled as the start token, and through cross-attention, whose official
+code hands the output of batch row 0 to every row. For one prompt that is: both guidance halves get what the
+conditional row read, and differ by their start token alone. Here this holds for every prompt of a batch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from ..autoencoders.vq import VectorQuantizer
+from ..cache import KVCache
+from ..conditioning import TextConditioning, pad_rows, require
+from ..context import ScaleContext
+from ..costs import UnitCosts
+from ..guidance import ramped
+from ..heads import HeadContext, sample_tokens, smooth_shares
+from ..layers import (
+    AttentionFn,
+    CosineAttention,
+    FeedForward,
+    cast,
+    merge_heads,
+    plain_norm,
+    scaled_unit,
+    split_heads,
+    unit,
+)
+from ..schedule import Scale, ScaleSchedule
+from .star_sampler import FIRST_SCALE, MODES, InnerSampler
+from .var import SIDES_256, SIDES_512, SIDES_1024
+
+
+@dataclass(frozen=True)
+class STARConfig:
+    """Shape of a STAR transformer.
+
+    ``vocab``, ``dim``: of the tokenizer's codebook. ``hidden``: width of the feed-forward. ``levels``: scales
+    of its schedule. ``sides``: their side lengths, empty where a file does not say (256 and 512 px have the
+    same shapes). ``sampler_depth``: blocks of the inner sampler network, 0 where the file has none.
+    ``rope_norm``, ``rope_base``: reach and base of the rotary positions.
+    """
+
+    depth: int
+    width: int
+    heads: int
+    hidden: int
+    levels: int
+    vocab: int = 4096
+    dim: int = 32
+    text_width: int = 1024
+    sampler_depth: int = 0
+    sides: tuple[int, ...] = ()
+    rope_norm: float = 64.0
+    rope_base: float = 10000.0
+
+    patch = 1  # latent pixels per token side
+
+    @classmethod
+    def released(cls, depth: int, sides: tuple[int, ...], *, sampler: bool = False) -> "STARConfig":
+        """The family of published models: 64 channels per head, as many heads as blocks."""
+        width = 64 * depth
+        return cls(depth, width, depth, 4 * width, len(sides), sampler_depth=3 if sampler else 0, sides=sides)
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def unit_costs(self) -> UnitCosts:
+        """FLOPs per token and per query-key pair; text is read once per image, whatever the rows."""
+        square = 2.0 * self.width**2
+        return UnitCosts(
+            depth=self.depth,
+            branches={"self": 4 * square, "cross": 2 * square, "ffn": 4.0 * self.width * self.hidden},
+            pair=4.0 * self.width,
+            text_pair=4.0 * self.width,
+            head=2.0 * self.width * self.vocab,
+            per_image=("cross",),
+        )
+
+    def condition_flops(self, rows: int, text_tokens: int) -> float:
+        """What is spent on the text once: start tokens, and keys and values of all blocks per image."""
+        images = max(1, rows // 2)
+        return 2.0 * self.text_width * self.width * (rows + 2.0 * images * text_tokens * self.depth)
+
+    def to_dict(self) -> dict:
+        """Without what a file does not have or does not say."""
+        return {name: value for name, value in asdict(self).items() if value}
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "STARConfig":
+        return cls(**{**values, "sides": tuple(values.get("sides", ()))})
+
+
+STAR_256 = STARConfig.released(30, SIDES_256)
+STAR_512 = STARConfig.released(30, SIDES_512)
+STAR_1024 = STARConfig.released(30, SIDES_1024)
+
+
+@dataclass
+class TextState:
+    """What the blocks need of the text, computed once per run.
+
+    ``start``: (rows, C), conditional rows, then unconditional ones; ``sampler_text`` likewise. The others
+    have one row per image: both rows of an image read the text of its prompt.
+    """
+
+    start: Tensor
+    sampler_text: Tensor | None  # text token of the inner sampler; None without the network
+    keys_values: list[tuple[Tensor, Tensor]]  # per block (images, heads, T, head_dim), keys of unit length
+    mask: Tensor | None  # (images, 1, 1, T), True = a token of the text; None when all texts are as long
+    images: int
+
+    def narrow(self, rows: slice) -> "TextState":
+        """Only these rows."""
+        text = self.sampler_text
+        return replace(self, start=self.start[rows], sampler_text=None if text is None else text[rows])
+
+
+def normalised_angles(scale: Scale, head_dim: int, norm: float, base: float, device=None) -> Tensor:
+    """Cosines and sines of STAR's rotary embedding of one scale, (2, L, head_dim / 2), float32.
+
+    Every scale spans 0 to ``norm`` in both axes. The first half of the pairs turns with the column, the
+    second with the row.
+    """
+    if head_dim % 4:
+        raise ValueError(f"2D rotary positions need a head size divisible by 4, got {head_dim}")
+    frequencies = 1.0 / (base ** (torch.arange(0, head_dim, 4, dtype=torch.float32) / head_dim))
+
+    def axis(count: int) -> Tensor:
+        places = torch.arange(count, dtype=torch.float32)
+        return torch.outer(places / (count - 1) * norm if count > 1 else places, frequencies)
+
+    by_column = axis(scale.width)[None].expand(scale.height, -1, -1)
+    by_row = axis(scale.height)[:, None].expand(-1, scale.width, -1)
+    angles = torch.cat((by_column, by_row), dim=-1).reshape(scale.tokens, head_dim // 2)
+    return torch.stack((angles.cos(), angles.sin())).to(device)
+
+
+class CrossAttention(nn.Module):
+    """Cosine attention to the text of an image, with a scale of its own."""
+
+    def __init__(self, config: STARConfig, *, operations=nn, dtype=None, device=None) -> None:
+        super().__init__()
+        factory = {"dtype": dtype, "device": device}
+        self.heads = config.heads
+        self.q = operations.Linear(config.width, config.width, **factory)
+        self.kv = operations.Linear(config.text_width, 2 * config.width, **factory)
+        self.proj = operations.Linear(config.width, config.width, **factory)
+        self.log_scale = nn.Parameter(torch.empty(config.heads, dtype=torch.float32, device=device))
+
+    def keys_values(self, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (images, heads, T, head_dim) of text features (images, T, text_width)."""
+        k, v = (split_heads(part, self.heads) for part in self.kv(text).chunk(2, dim=-1))
+        return unit(k).to(v.dtype), v
+
+    def forward(self, x: Tensor, ctx: ScaleContext, layer: int) -> Tensor:
+        k, v = ctx.conditioned.keys_values[layer]
+        q = scaled_unit(split_heads(self.q(x), self.heads), self.log_scale).to(v.dtype)
+        return self.proj(merge_heads(ctx.attend_text(q, k, v, scale=1.0, mask=ctx.conditioned.mask)))
+
+
+class Block(nn.Module):
+    """Self-attention, cross-attention and feed-forward, each a residual branch; no gates, no modulation."""
+
+    def __init__(self, config: STARConfig, *, operations=nn, dtype=None, device=None) -> None:
+        super().__init__()
+        factory = {"operations": operations, "dtype": dtype, "device": device}
+        self.self_attn = CosineAttention(config.width, config.heads, **factory)
+        self.cross_attn = CrossAttention(config, **factory)
+        self.ffn = FeedForward(config.width, config.hidden, config.width, **factory)
+
+    def forward(self, x: Tensor, ctx: ScaleContext, layer: int) -> Tensor:
+        """(rows, L, C) in float32 to the same; matrix products run in the context's dtype."""
+
+        def attend_self(h: Tensor, angles: Tensor) -> Tensor:
+            return self.self_attn(plain_norm(h).to(ctx.dtype), ctx, layer, angles)
+
+        def attend_text(h: Tensor, angles: Tensor) -> Tensor:
+            # The conditional rows come first; where they stopped running, the others read the prompt.
+            return self.cross_attn(plain_norm(h[: ctx.conditioned.images]).to(ctx.dtype), ctx, layer)
+
+        def feed_forward(h: Tensor, angles: Tensor) -> Tensor:
+            return self.ffn(plain_norm(h).to(ctx.dtype))
+
+        for part, branch in (("self", attend_self), ("cross", attend_text), ("ffn", feed_forward)):
+            x = ctx.residual(x, branch, layer, part)
+        return x
+
+
+class STAR(nn.Module):
+    """The transformer: blocks in ``dtype``, everything around them (text, embeddings, head) in float32.
+
+    ``operations`` supplies Linear (``torch.nn`` or the host's), ``compute_dtype`` the dtype of the blocks'
+    matrix products where it differs from the storage dtype.
+    """
+
+    family = "star"
+    text_family = "clip"
+    bitwise = False  # the head gives one logit per row of the codebook
+    refined_from = FIRST_SCALE
+
+    def __init__(
+        self, config: STARConfig, *, operations=nn, dtype=None, device=None, compute_dtype=None
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.compute_dtype = compute_dtype or dtype or torch.float32
+        width, precise = config.width, {"dtype": torch.float32, "device": device}
+        self.start = nn.Parameter(torch.empty(width, **precise))
+        self.level_embed = nn.Parameter(torch.empty(config.levels, width, **precise))
+        self.text_proj = operations.Linear(config.text_width, width, **precise)
+        self.word_embed = operations.Linear(config.dim, width, **precise)
+        self.blocks = nn.ModuleList(
+            Block(config, operations=operations, dtype=dtype, device=device) for _ in range(config.depth)
+        )
+        self.head = operations.Linear(width, config.vocab, **precise)
+        self.sampler = None
+        if config.sampler_depth:
+            self.sampler = InnerSampler(config, operations=operations, dtype=dtype, device=device)
+
+    def guidance_weights(
+        self, cfg_scale: float | Sequence[float], schedule: ScaleSchedule
+    ) -> tuple[float, ...]:
+        """The weight ``w`` of ``w * c + (1 - w) * u`` at every scale; 1 is unguided."""
+        return ramped(cfg_scale, schedule)
+
+    def quantizer(self) -> VectorQuantizer:
+        """Raises: the codebook is part of the tokenizer."""
+        raise ValueError("STAR needs the codebook of its tokenizer; pass quantizer=tokenizer.quantizer()")
+
+    def new_cache(self, rows: int, device: torch.device) -> KVCache:
+        """An empty cache for ``rows`` rows."""
+        config = self.config
+        return KVCache(
+            config.depth, rows, config.heads, config.head_dim, dtype=self.compute_dtype, device=device
+        )
+
+    def condition(
+        self, conditioning: TextConditioning, guided: bool, device: torch.device, attention: AttentionFn
+    ) -> TextState:
+        """Everything that depends on the text alone. Rows: prompts, then (when guided) their counterparts.
+
+        The counterpart of a prompt is the encoded empty prompt, or the negative text.
+        """
+        require(conditioning, TextConditioning, "STAR")
+        texts = self._checked(conditioning.features, device)
+        pooled = self.pooled(texts)
+        if guided:
+            pooled = torch.cat((pooled, self.pooled(self._checked(self._counterparts(conditioning), device))))
+        padded, mask = pad_rows(texts)
+        padded = padded.to(self.compute_dtype)
+        return TextState(
+            start=self.text_proj(pooled),
+            sampler_text=None if self.sampler is None else self.sampler.text(pooled),
+            keys_values=[block.cross_attn.keys_values(padded) for block in self.blocks],
+            mask=mask,
+            images=len(texts),
+        )
+
+    def pooled(self, texts: Sequence[Tensor]) -> Tensor:
+        """Texts as one vector each, (rows, text_width): the features of the end token, which comes last."""
+        return torch.stack([text[-1] for text in texts])
+
+    def positions(self, schedule: ScaleSchedule, scale: Scale, device: torch.device) -> Tensor:
+        """Rotary angles of one scale; raises ``ValueError`` for one that the model has no level of."""
+        config = self.config
+        if scale.index >= config.levels:
+            raise ValueError(
+                f"the schedule has {len(schedule)} scales; this model was trained on {config.levels}. Choose "
+                "the size that it was trained on"
+            )
+        return normalised_angles(scale, config.head_dim, config.rope_norm, config.rope_base, device)
+
+    def first_tokens(self, state: TextState) -> Tensor:
+        """The start token of every row, (rows, 1, C), without level embedding."""
+        return (state.start + cast(self.start, state.start)).unsqueeze(1)
+
+    def embed(self, inputs: Tensor) -> Tensor:
+        """Accumulated latent at a scale (B, L, dim) to hidden states (B, L, C), without level embedding."""
+        return self.word_embed(inputs)
+
+    def forward(self, x: Tensor, ctx: ScaleContext) -> Tensor:
+        """All blocks over the tokens of one scale, (rows, L, C)."""
+        return ctx.run(self.blocks, x + ctx.levels(cast(self.level_embed, x)))
+
+    def logits(self, x: Tensor, state: TextState) -> Tensor:
+        """Logits of the codebook's rows, (rows, L, vocab), in float32."""
+        return self.head(plain_norm(x))
+
+    def sample(self, logits: Tensor, *, top_k: int, top_p: float, noise: Tensor | None) -> Tensor:
+        """Token ids (B, L)."""
+        return sample_tokens(logits, top_k=top_k, top_p=top_p, noise=noise)
+
+    def smooth(self, logits: Tensor, *, top_k: int, top_p: float, progress: float, noise: Tensor) -> Tensor:
+        """Shares of all tokens (B, L, vocab) in place of one; the official code does not filter here."""
+        return smooth_shares(logits, top_k=0, top_p=0.0, progress=progress, noise=noise)
+
+    def noise_shapes(self, batch: int, scale: Scale, *, smooth: bool) -> tuple[tuple[int, ...], ...]:
+        """Shapes of the exponential draws of one scale; smooth sampling makes no other draw."""
+        return ((batch, scale.tokens, self.config.vocab),)
+
+    @property
+    def refinements(self) -> tuple[str, ...]:
+        """Ways in which the inner sampler network can draw the scales from ``refined_from``; none without."""
+        return () if self.sampler is None else MODES
+
+    def refine(self, ctx: HeadContext, mode: str) -> Tensor:
+        """Token ids (B, L) of one scale from the inner sampler network."""
+        return self.sampler.draw(ctx, ctx.conditioned.sampler_text, mode)
+
+    def _counterparts(self, conditioning: TextConditioning) -> Sequence[Tensor]:
+        if conditioning.negative is not None:
+            return conditioning.negative
+        if conditioning.null is None:
+            raise ValueError(
+                "STAR has no null text of its own and got none; encode the empty prompt and pass it as `null`"
+            )
+        return [conditioning.null] * conditioning.batch
+
+    def _checked(self, texts: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+        for text in texts:
+            if text.dim() != 2 or not len(text) or text.shape[1] != self.config.text_width:
+                raise ValueError(
+                    f"the text features have shape {tuple(text.shape)}; this transformer was trained on "
+                    f"(tokens, {self.config.text_width}). Load the text encoder that belongs to it"
+                )
+        return [text.to(device=device, dtype=torch.float32) for text in texts]
