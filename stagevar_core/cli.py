@@ -1,4 +1,4 @@
-"""The command line: ``generate`` makes an image without ComfyUI, ``score`` measures the embedded model."""
+"""The command line: images without ComfyUI, and the measurements of models and presets."""
 
 import argparse
 import json
@@ -15,7 +15,11 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
+from .acceleration.policy import AccelerationPolicy
+from .acceleration.presets import PRESETS, preset
+from .acceleration.schedule_file import StageSchedule
 from .pipeline import EMBEDDED, MAX_BATCH, MAX_SEED, Pictures, Pipeline
+from .plots import timeline
 
 PROGRAM = "python -m stagevar_core"
 _LOG = logging.getLogger(__name__)
@@ -56,9 +60,19 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Both commands."""
+    """All commands."""
+    from . import calibrate_command, compare_command  # they use this module
+
     root = Parser(prog=PROGRAM, description="Next-scale image generation.")
-    commands = root.add_subparsers(dest="command", required=True, metavar="{generate,score}")
+    commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_generate(commands)
+    _add_score(commands)
+    calibrate_command.add_parser(commands, add_model_options)
+    compare_command.add_parser(commands, add_model_options)
+    return root
+
+
+def _add_generate(commands: Any) -> None:
     generate = commands.add_parser("generate", help="make images from a prompt")
     generate.add_argument("--prompt", required=True, help="what to draw; may be empty")
     generate.add_argument("--negative", help="what not to draw (default: the model's null text)")
@@ -68,7 +82,16 @@ def parser() -> argparse.ArgumentParser:
     generate.add_argument("--out", type=Path, metavar="FILE", help="the image; several get a number each")
     generate.add_argument("--steps-out", type=Path, metavar="DIR", help="one image per scale")
     generate.add_argument("--json", action="store_true", help="the last line of the output is a JSON object")
+    generate.add_argument(
+        "--preset", default="off", metavar="NAME", help=f"acceleration: {', '.join(PRESETS)} (default: off)"
+    )
+    generate.add_argument("--schedule", type=Path, metavar="FILE", help="stages and budgets for the preset")
+    generate.add_argument("--report-out", type=Path, metavar="FILE", help="what every scale did, as an image")
+    add_model_options(generate)
     generate.set_defaults(run=run_generate)
+
+
+def _add_score(commands: Any) -> None:
     score = commands.add_parser("score", help="draw captions that training never saw and read them back")
     score.add_argument("--prompts", type=int, default=500, help="number of captions")
     score.add_argument("--batch", type=int, default=20, help="images at once; changes nothing but speed")
@@ -78,10 +101,8 @@ def parser() -> argparse.ArgumentParser:
     kind = score.add_mutually_exclusive_group()
     kind.add_argument("--reconstruct", action="store_true", help="score rendered scenes after the tokenizer")
     kind.add_argument("--rendered", action="store_true", help="score the rendered scenes themselves")
+    add_model_options(score)
     score.set_defaults(run=run_score)
-    for command in (generate, score):
-        add_model_options(command)
-    return root
 
 
 def load_pipeline(arguments: argparse.Namespace) -> Pipeline:
@@ -114,12 +135,26 @@ def check_request(arguments: argparse.Namespace) -> None:
     """Refuse values that no model could use before anything is loaded."""
     if not 1 <= arguments.batch <= MAX_BATCH:
         raise ValueError(f"--batch is {arguments.batch}; expected 1 to {MAX_BATCH}")
-    if not 0 <= arguments.seed <= MAX_SEED:
-        raise ValueError(f"--seed is {arguments.seed}; expected 0 to {MAX_SEED}")
+    check_seed(arguments.seed)
     for name in ("width", "height"):
         value = getattr(arguments, name, None)
         if value is not None and not 1 <= value <= 16384:
             raise ValueError(f"--{name} is {value}; expected 1 to 16384 pixels, for example 128")
+
+
+def check_seed(seed: int) -> None:
+    """Raise ``ValueError`` for a number that is no seed."""
+    if not 0 <= seed <= MAX_SEED:
+        raise ValueError(f"--seed is {seed}; expected 0 to {MAX_SEED}")
+
+
+def policy_of(arguments: argparse.Namespace) -> tuple[AccelerationPolicy, StageSchedule | None]:
+    """The preset, with the stages and budgets of a schedule file where one is given."""
+    policy = preset(arguments.preset)
+    if arguments.schedule is None:
+        return policy, None
+    schedule = StageSchedule.load(arguments.schedule)
+    return schedule.apply(policy), schedule
 
 
 def output_file(path: Path) -> Path:
@@ -168,7 +203,12 @@ def run_generate(arguments: argparse.Namespace) -> None:
         output_file(arguments.out)
     if arguments.steps_out is not None:
         arguments.steps_out.mkdir(parents=True, exist_ok=True)
+    if arguments.report_out is not None:
+        output_file(arguments.report_out)
+    policy, stages = policy_of(arguments)
     pipeline = load_pipeline(arguments)
+    if stages is not None:
+        stages.check(pipeline.transformer)
     found = pipeline(
         arguments.prompt,
         arguments.negative,
@@ -178,6 +218,7 @@ def run_generate(arguments: argparse.Namespace) -> None:
         settings=settings_of(pipeline, arguments),
         batch=arguments.batch,
         steps=arguments.steps_out is not None,
+        policy=policy,
     )
     files, steps = save_pictures(found, arguments)
     width, height = found.size
@@ -187,6 +228,10 @@ def run_generate(arguments: argparse.Namespace) -> None:
     seconds = {name: rounded(value) for name, value in found.seconds.items()}
     for path in files or [str(arguments.steps_out)]:
         print(f"{path}  {width} x {height}, {seconds['total']} s")
+    trace = found.generation.trace
+    print(trace.summary())
+    if arguments.report_out is not None:
+        print(save(np.asarray(timeline(trace.to_dict())), arguments.report_out))
     if arguments.json:
         settings = found.settings
         report = {
@@ -201,6 +246,7 @@ def run_generate(arguments: argparse.Namespace) -> None:
             "seconds": seconds,
             "files": files,
             "steps": steps,
+            "report": trace.to_dict(),
         }
         print(json.dumps(report))
 

@@ -13,6 +13,9 @@ import torch
 from PIL import Image
 
 from stagevar_core import evaluate
+from stagevar_core.acceleration.presets import PRESETS
+from stagevar_core.acceleration.schedule_file import StageSchedule
+from stagevar_core.acceleration.stages import StageBoundaries
 from stagevar_core.autoencoders.bsq import BSQTokenizerConfig
 from stagevar_core.cli import main
 from stagevar_core.pipeline import EMBEDDED, Pipeline, to_uint8
@@ -215,6 +218,74 @@ def test_a_process_of_its_own_shows_no_traceback(tmp_path):
     )
     assert result.returncode == 2 and result.stdout == ""
     assert len(result.stderr.splitlines()) == 1 and absent in result.stderr
+
+
+def test_a_preset_is_reported_in_a_line_in_json_and_as_a_plot(files, tmp_path):
+    out, plot = tmp_path / "x.png", tmp_path / "new" / "report.png"
+    options = ("--preset", "turbo", "--report-out", plot, "--json", "--batch", 2)
+    code, stdout, stderr = command(files, "generate", "--prompt", PROMPT, "--out", out, *options)
+    assert code == 0 and not stderr
+    assert stdout[-3].startswith("turbo: ") and "1 of 7 scales skipped" in stdout[-3]
+    assert stdout[-2] == str(plot)
+    trace = json.loads(stdout[-1])["report"]
+    assert trace["policy"] == "turbo" and trace["images"] == 2 and len(trace["scales"]) == 7
+    assert trace["totals"]["flop_ratio"] > 3 and trace["totals"]["scales_skipped"] == 1
+    with Image.open(plot) as image:
+        assert min(image.size) > 500
+
+
+def test_the_preset_off_is_the_default(files, tmp_path):
+    images = []
+    for index, options in enumerate(((), ("--preset", "off"), ("--preset", "balanced"))):
+        path = tmp_path / f"{index}.png"
+        code, stdout, _ = command(files, "generate", "--prompt", PROMPT, "--out", path, *options)
+        assert code == 0
+        images.append(np.asarray(Image.open(path)))
+        assert stdout[-1].startswith("balanced: " if index == 2 else "off: as many FLOPs as the dense run")
+    assert np.array_equal(images[0], images[1]) and not np.array_equal(images[0], images[2])
+
+
+def test_a_schedule_file_changes_a_preset(files, tmp_path):
+    path = tmp_path / "mine.json"
+    StageSchedule(boundaries=StageBoundaries(0.1, 0.6), keep=0.5).save(path)
+    options = ("--preset", "balanced", "--schedule", path, "--json")
+    code, stdout, stderr = command(
+        files, "generate", "--prompt", PROMPT, "--out", tmp_path / "x.png", *options
+    )
+    assert code == 0 and not stderr
+    trace = json.loads(stdout[-1])["report"]
+    assert trace["policy"] == "balanced (mine.json)"
+    assert [scale["stage"] for scale in trace["scales"]][-3:] == ["structure", "structure", "fidelity"]
+    assert trace["scales"][-1]["budget"] == [128]
+
+
+def test_schedules_that_do_not_fit_are_refused(files, tmp_path):
+    broken, other, fine = (tmp_path / name for name in ("broken.json", "other.json", "fine.json"))
+    broken.write_text(StageSchedule(keep=0.5).to_json().replace("0.5", "5"))
+    StageSchedule(model={"family": "infinity", "depth": 32}).save(other)
+    StageSchedule(keep=0.5).save(fine)
+    out = ("generate", "--prompt", PROMPT, "--out", tmp_path / "x.png", "--preset")
+    for options, message in (
+        (("balanced", "--schedule", broken), "broken.json: keep is 5; expected"),
+        (("balanced", "--schedule", other), "other.json was made for infinity with depth 32; the model is"),
+        (("balanced", "--schedule", tmp_path / "absent.json"), "absent.json"),
+        (("off", "--schedule", fine), "preset 'off' takes no schedule; expected one of"),
+        (("quick",), "preset is 'quick'; expected one of ['off', "),
+        (("fast", "--report-out", tmp_path / "x.nothing"), "x.nothing"),
+    ):
+        code, stdout, stderr = command(files, *out, *options)
+        assert code == 2 and not stdout and len(stderr) == 1 and message in stderr[0]
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_help_names_all_commands_and_presets():
+    text = io.StringIO()
+    for options in (["--help"], ["generate", "--help"]):
+        with redirect_stdout(text), pytest.raises(SystemExit) as end:
+            main(options)
+        assert end.value.code == 0
+    words = text.getvalue().replace(",", " ").split()
+    assert {"generate", "score", "calibrate", "compare", *PRESETS} <= set(words)
 
 
 def test_score_of_rendered_scenes_is_perfect(files, tmp_path):

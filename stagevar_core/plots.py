@@ -1,0 +1,377 @@
+"""Plots for people: what a run did, what a calibration found, what a schedule asks for."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from PIL.Image import Image
+
+from .acceleration.schedule_file import StageSchedule
+from .acceleration.staged import share_at
+from .acceleration.stages import STAGES, StageBoundaries
+from .drawing import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    MUTED,
+    ORANGE,
+    PALE,
+    VIOLET,
+    Canvas,
+    Panel,
+    ramp,
+    ticks,
+    wrapped,
+)
+from .schedule import ScaleSchedule
+
+Band = tuple[str, float, float]
+_UNITS = ((1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"), (1.0, "FLOP"))
+_LEFT, _RIGHT = 92, 28  # margins of a panel that spans the canvas
+
+
+def timeline(trace: Mapping[str, Any]) -> Image:
+    """What a generation did scale by scale, from ``Trace.to_dict()``: work, time and tokens against dense."""
+    scales = trace["scales"]
+    width = max(900, _LEFT + _RIGHT + 84 * len(scales))
+    notes = [line for note in trace["notes"] for line in wrapped(note, width // 7, 2)][:6]
+    canvas = Canvas(width, 800 + 18 * len(notes))
+    _heading(canvas, trace)
+    if not scales:
+        canvas.text((24, 110), "no scale ran", 14, MUTED)
+        return canvas.finish()
+    bands = _bands([scale["stage"] for scale in scales])
+    inner = width - _LEFT - _RIGHT
+    _work_panel(canvas, (_LEFT, 146), (inner, 220), scales, bands)
+    _time_panel(canvas, (_LEFT, 396), (inner, 120), scales, bands)
+    last = _token_panel(canvas, (_LEFT, 546), (inner, 140), scales, bands)
+    for index, scale in enumerate(scales):
+        x = last.at(_centre(index, len(scales)), 0.0)[0]
+        grid = scale["scale"]["grid"]
+        canvas.text((x, last.bottom + 14), f"{grid[0]}x{grid[1]}", 13, INK, "mm")
+        rows = f"{scale['rows']} row" + ("s" if scale["rows"] != 1 else "")
+        words = wrapped(scale["guidance"] or scale["note"], 14, 2) if scale["ran"] else ["did not run"]
+        for number, text in enumerate([rows, *words] if scale["ran"] else words):
+            canvas.text((x, last.bottom + 34 + 16 * number), text, 11, MUTED, "mm")
+    canvas.text((24, last.bottom + 14), "grid", 12, MUTED, "lm")
+    for number, line in enumerate(notes):
+        canvas.text((24, 786 + 18 * number), line, 12, MUTED, "lm")
+    return canvas.finish()
+
+
+def _heading(canvas: Canvas, trace: Mapping[str, Any]) -> None:
+    """Policy and totals, then what the colours mean."""
+    totals = trace["totals"]
+    size, unit = _unit(totals["dense_flops"])
+    images = f"{trace['images']} image" + ("s" if trace["images"] != 1 else "")
+    saved = totals["dense_flops"] > 1.005 * totals["flops"]
+    result = f"{totals['flop_ratio']:.2f}x fewer FLOPs" if saved else "as many FLOPs as the dense run"
+    canvas.text((24, 28), f"{trace['policy']}: {result}", 22, INK, "lm")
+    parts = [
+        f"{totals['flops'] / size:.3g} of {totals['dense_flops'] / size:.3g} {unit}",
+        f"{totals['milliseconds'] / 1e3:.2f} s in the transformer",
+        f"KV cache {_bytes(totals['kv_peak_bytes'])}",
+        f"{totals['scales_skipped']} of {len(trace['scales'])} scales skipped",
+        images,
+    ]
+    canvas.text((24, 58), "   |   ".join(parts), 13, MUTED, "lm")
+    entries = [
+        ("projections", BLUE, "box"),
+        ("attention", ORANGE, "box"),
+        ("text, head, mixing", VIOLET, "box"),
+        ("dense run, or all tokens", PALE, "box"),
+        ("skipped", GREY, "hatch"),
+    ]
+    canvas.legend((24, 92), entries)
+
+
+def _work_panel(
+    canvas: Canvas, corner: tuple, size: tuple, scales: Sequence[Mapping[str, Any]], bands: Sequence[Band]
+) -> None:
+    """FLOPs of every scale by kind over those of the dense run."""
+    most = max(max(scale["dense"]["total"], scale["flops"]["total"]) for scale in scales)
+    unit, name = _unit(most)
+    panel = Panel(canvas, corner, size, 1.12 * most / unit)
+    panel.bands(bands, named=True)
+    panel.axes(f"work, {name}", ticks(most / unit))
+    for index, scale in enumerate(scales):
+        flops, dense = scale["flops"], scale["dense"]["total"]
+        a, b = _bar(index, len(scales))
+        if scale["ran"]:
+            canvas.box(panel.at(a, 0.0), panel.at(b, dense / unit), fill=PALE)
+        else:
+            canvas.hatch(panel.at(a, 0.0), panel.at(b, dense / unit))
+        base = 0.0
+        others = flops["text"] + flops["head"] + flops["reduction"]
+        for amount, colour in ((flops["linear"], BLUE), (flops["attention"], ORANGE), (others, VIOLET)):
+            canvas.box(panel.at(a, base / unit), panel.at(b, (base + amount) / unit), fill=colour)
+            base += amount
+        x, y = panel.at(_centre(index, len(scales)), max(dense, base) / unit)
+        ratio = dense / base if base else 0.0
+        label = "skipped" if not scale["ran"] else f"{ratio:.1f}x less" if ratio > 1.005 else "as dense"
+        canvas.text((x, y - 9), label, 11, INK if ratio > 1.005 or not scale["ran"] else MUTED, "mm")
+
+
+def _time_panel(
+    canvas: Canvas, corner: tuple, size: tuple, scales: Sequence[Mapping[str, Any]], bands: Sequence[Band]
+) -> None:
+    """Milliseconds of every scale."""
+    most = max(scale["milliseconds"] for scale in scales)
+    panel = Panel(canvas, corner, size, 1.2 * most)
+    panel.bands(bands)
+    panel.axes("time, ms", ticks(most, 3))
+    for index, scale in enumerate(scales):
+        a, b = _bar(index, len(scales))
+        canvas.box(panel.at(a, 0.0), panel.at(b, scale["milliseconds"]), fill=GREEN)
+        x, y = panel.at(_centre(index, len(scales)), scale["milliseconds"])
+        text = f"{scale['milliseconds']:.3g}" if scale["ran"] else "-"
+        canvas.text((x, y - 8), text, 11, INK, "mm")
+
+
+def _token_panel(
+    canvas: Canvas, corner: tuple, size: tuple, scales: Sequence[Mapping[str, Any]], bands: Sequence[Band]
+) -> Panel:
+    """Tokens of every scale and those that the blocks computed."""
+    most = max(scale["tokens"] for scale in scales)
+    panel = Panel(canvas, corner, size, 1.2 * most)
+    panel.bands(bands)
+    panel.axes("tokens per row", ticks(most, 3))
+    for index, scale in enumerate(scales):
+        a, b = _bar(index, len(scales))
+        tokens, computed = scale["tokens"], scale["computed"]
+        if scale["ran"]:
+            canvas.box(panel.at(a, 0.0), panel.at(b, tokens), fill=PALE)
+        else:
+            canvas.hatch(panel.at(a, 0.0), panel.at(b, tokens))
+        canvas.box(panel.at(a, 0.0), panel.at(b, computed), fill=BLUE)
+        x, y = panel.at(_centre(index, len(scales)), tokens)
+        text = f"{tokens}" if computed == tokens else f"{computed:.4g} of {tokens}"
+        canvas.text((x, y - 8), text, 11, INK, "mm")
+    return panel
+
+
+def curves(schedule: StageSchedule) -> Image:
+    """The curves of a calibration over the scales, with the stages behind them."""
+    measured = schedule.measured
+    if not measured:
+        raise ValueError(f"{schedule.source} holds no measurement; make one with the calibrate command")
+    grids = ScaleSchedule.of(measured["schedule"])
+    boundaries = schedule.boundaries or StageBoundaries()
+    bands = _bands([boundaries.stage(grids, scale) for scale in grids])
+    found = measured["curves"]
+    half = max(430, 46 * len(grids))
+    canvas = Canvas(2 * (half + 100) + 30, 980)
+    canvas.text((24, 28), f"Calibration of {_model(schedule)}", 22, INK, "lm")
+    ends = f"semantic up to {boundaries.semantic_end:.4g} of the final area, structure up to "
+    count = f"{measured['prompts']} prompts; mean and, shaded, one standard deviation"
+    canvas.text((24, 58), f"{ends}{boundaries.structure_end:.4g}   |   {count}", 13, MUTED, "lm")
+    _rank_panel(canvas, (100, 120), (2 * half + 100, 200), measured, grids, bands)
+    _chart(
+        canvas,
+        ((100, 430), (half, 180)),
+        ("latent and bits, 0 to 1", 1.0),
+        [
+            ("cosine with the final latent", found.get("latent_cosine"), BLUE),
+            ("equal bits", found.get("bit_agreement"), ORANGE),
+            ("change by the scale", found.get("latent_change"), GREEN),
+        ],
+        (grids, bands),
+    )
+    _chart(
+        canvas,
+        ((200 + half, 430), (half, 180)),
+        ("PSNR to the final image, dB", None),
+        [("decoded image", found.get("image_psnr"), VIOLET)],
+        (grids, bands),
+    )
+    _chart(
+        canvas,
+        ((100, 724), (half, 180)),
+        ("share of the codes", None),
+        [("most likely codes that guidance disputes", found.get("disagreement"), ORANGE)],
+        (grids, bands),
+    )
+    _chart(
+        canvas,
+        ((200 + half, 724), (half, 180)),
+        ("entropy of a choice, bits", None),
+        [("what is sampled from", found.get("entropy"), GREEN)],
+        (grids, bands),
+    )
+    return canvas.finish()
+
+
+def _rank_panel(
+    canvas: Canvas,
+    corner: tuple,
+    size: tuple,
+    measured: Mapping[str, Any],
+    grids: ScaleSchedule,
+    bands: Sequence[Band],
+) -> None:
+    """Ranks relative to tokens, a line per chunk of blocks, and their mean relative to tokens and width."""
+    curves = measured["curves"]
+    panel = Panel(canvas, corner, size, 1.0)
+    panel.bands(bands, named=True)
+    panel.axes(
+        f"rank for {measured['alpha']:.3%} of the energy".replace(".000%", "%"),
+        [0.0, 0.25, 0.5, 0.75, 1.0],
+        "{:.0%}",
+    )
+    rows = (curves.get("rank_of_tokens") or {}).get("mean") or []
+    colours = ramp(len(rows[0])) if rows else []
+    for chunk, colour in enumerate(colours):
+        points = [(_centre(i, len(grids)), row[chunk]) for i, row in enumerate(rows)]
+        panel.curve(points, colour, width=1.3, dots=False)
+    for name, colour, dash in (("rank_of_tokens", INK, 0.0), ("rank_of_width", ORANGE, 6.0)):
+        means = [_mean(row) for row in (curves.get(name) or {}).get("mean", [])]
+        panel.curve([(_centre(i, len(grids)), mean) for i, mean in enumerate(means)], colour, dash=dash)
+    _grid_names(panel, grids)
+    entries = [("share of the tokens, mean of all blocks", INK, "line")]
+    entries.append(("share of the width, mean of all blocks", ORANGE, "dash"))
+    if colours:
+        entries.append((f"share of the tokens, first of {len(colours)} chunks of blocks", colours[0], "line"))
+        entries.append(("last chunk", colours[-1], "line"))
+    canvas.legend((corner[0], panel.bottom + 46), entries)
+
+
+def _chart(
+    canvas: Canvas,
+    place: tuple[tuple, tuple],
+    axis: tuple[str, float | None],
+    lines: Sequence[tuple[str, Mapping[str, Any] | None, tuple]],
+    scales: tuple[ScaleSchedule, Sequence[Band]],
+) -> None:
+    """A panel with a curve per (name, means and deviations, colour); ``axis``: title and upper end."""
+    (corner, size), (title, high), (grids, bands) = place, axis, scales
+    lines = [(name, curve, colour) for name, curve, colour in lines if curve is not None]
+    values = [
+        mean + (std or 0.0)
+        for _, curve, _ in lines
+        for mean, std in zip(curve["mean"], curve["std"], strict=True)
+        if mean is not None
+    ]
+    marks = ticks(high or max(values, default=1.0))
+    panel = Panel(canvas, corner, size, high or marks[-1])
+    panel.bands(bands, named=True)
+    panel.axes(title, marks)
+    for _, curve, colour in lines:
+        points = [(_centre(i, len(grids)), mean) for i, mean in enumerate(curve["mean"])]
+        panel.curve(points, colour, spread=curve["std"])
+    if not values:
+        canvas.text(panel.at(0.5, panel.high / 2), "not measured", 13, MUTED, "mm")
+    _grid_names(panel, grids)
+    canvas.legend((corner[0], panel.bottom + 46), [(name, colour, "line") for name, _, colour in lines])
+
+
+def preview(schedule: StageSchedule) -> Image:
+    """The share of tokens that run at every area fraction, with the stages behind it.
+
+    The axis is stretched like the side of a grid: half the side is a quarter of the area.
+    """
+    boundaries = schedule.boundaries or StageBoundaries()
+    canvas = Canvas(1000, 500)
+    canvas.text((24, 28), f"Stage schedule for {_model(schedule)}", 22, INK, "lm")
+    whose = "" if schedule.boundaries is not None else " (of the preset; the usual ones are shown)"
+    ends = f"semantic up to {boundaries.semantic_end:.4g}, structure up to {boundaries.structure_end:.4g}"
+    canvas.text((24, 58), f"{ends} of the final area{whose}", 13, MUTED, "lm")
+    panel = Panel(canvas, (_LEFT, 110), (1000 - _LEFT - _RIGHT, 270), 1.05)
+    sides = [0.0, math.sqrt(boundaries.semantic_end), math.sqrt(boundaries.structure_end), 1.0]
+    panel.bands([(n, a, b) for n, a, b in zip(STAGES, sides, sides[1:], strict=False) if b > a], named=True)
+    panel.axes("tokens that run", [0.0, 0.25, 0.5, 0.75, 1.0], "{:.0%}")
+    entries = _budget_lines(panel, schedule, sides[2])
+    for area, name in ((1 / 64, "1/64"), (1 / 16, "1/16"), (1 / 4, "1/4"), (1 / 2, "1/2"), (1.0, "1")):
+        x, y = panel.at(math.sqrt(area), 0.0)
+        canvas.line([(x, y), (x, y + 4)], MUTED, 1.2)
+        canvas.text((x, y + 16), name, 12, MUTED, "mm")
+    middle = panel.at(0.5, 0.0)
+    canvas.text((middle[0], middle[1] + 38), "area of the scale, fraction of the final grid", 12, MUTED, "mm")
+    canvas.legend((_LEFT, 446), entries)
+    settings = ", ".join(f"{name} {value}" for name, value in schedule.settings.items())
+    if settings:
+        canvas.text((_LEFT, 474), wrapped(f"settings: {settings}", 130, 1)[0], 12, MUTED, "lm")
+    return canvas.finish()
+
+
+def _budget_lines(panel: Panel, schedule: StageSchedule, start: float) -> list[tuple]:
+    """Draws the shares of tokens from the side ``start`` on; returns the entries of the legend."""
+    if start > 0:
+        panel.curve([(0.0, 1.0), (start, 1.0)], GREY, dots=False, width=2.5)
+    entries: list[tuple] = [("all tokens", GREY, "line")]
+    if schedule.keep is None:
+        if start < 1.0:
+            middle = panel.at((start + 1.0) / 2, 0.6)
+            panel.canvas.text(middle, "as the preset has it", 13, MUTED, "mm")
+        return entries
+    keep = schedule.keep
+    points = keep if isinstance(keep, tuple) else ()
+    count = max([len(share) for _, share in points if isinstance(share, tuple)], default=1)
+    depths = [(i + 0.5) / count for i in range(count)]
+    sides = sorted({start + (1.0 - start) * i / 200 for i in range(201)} | {math.sqrt(a) for a, _ in points})
+    sides = [side for side in sides if side >= start]
+    shares = [[share_at(keep, side**2, depth) for depth in depths] for side in sides]
+    if count > 1:
+        for chunk, colour in enumerate(ramp(count)):
+            line = [(side, row[chunk]) for side, row in zip(sides, shares, strict=True)]
+            panel.curve(line, colour, width=1.3, dots=False)
+        entries.append((f"first of {count} chunks of blocks", ramp(count)[0], "line"))
+        entries.append(("last chunk", ramp(count)[-1], "line"))
+    line = [(side, _mean(row)) for side, row in zip(sides, shares, strict=True)]
+    panel.curve(line, INK, width=2.6, dots=False)
+    for area, share in points:
+        if math.sqrt(area) >= start:
+            mean = _mean(share) if isinstance(share, tuple) else share
+            panel.canvas.dot(panel.at(math.sqrt(area), mean), INK, 3.6)
+    return [*entries, ("share of the fidelity stage, mean of all blocks", INK, "line")]
+
+
+def _bands(stages: Sequence[str]) -> list[Band]:
+    """Runs of equal stages as (name, from, to) of the x axis; nothing where a policy has no stages."""
+    found: list[Band] = []
+    for index, name in enumerate(stages):
+        start, stop = index / len(stages), (index + 1) / len(stages)
+        if found and found[-1][0] == name:
+            found[-1] = (name, found[-1][1], stop)
+        else:
+            found.append((name, start, stop))
+    return found if any(name for name, _, _ in found) else []
+
+
+def _grid_names(panel: Panel, grids: ScaleSchedule) -> None:
+    """Every scale's grid and area under its place."""
+    for scale in grids:
+        x = panel.at(_centre(scale.index, len(grids)), 0.0)[0]
+        panel.canvas.text((x, panel.bottom + 12), f"{scale.height}x{scale.width}", 11, INK, "mm")
+        area = f"{grids.area_fraction(scale):.2g}"
+        panel.canvas.text((x, panel.bottom + 26), area, 10, MUTED, "mm")
+
+
+def _model(schedule: StageSchedule) -> str:
+    """A model in a few words."""
+    model = schedule.model
+    if model is None:
+        return "any model"
+    sizes = ", ".join(f"{name} {model[name]}" for name in ("depth", "width") if name in model)
+    return f"{model['family']} ({sizes})" if sizes else str(model["family"])
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _centre(index: int, count: int) -> float:
+    return (index + 0.5) / count
+
+
+def _bar(index: int, count: int) -> tuple[float, float]:
+    return (index + 0.2) / count, (index + 0.8) / count
+
+
+def _unit(most: float) -> tuple[float, str]:
+    return next((unit for unit in _UNITS if most >= unit[0]), _UNITS[-1])
+
+
+def _bytes(count: float) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
