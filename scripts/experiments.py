@@ -1,0 +1,286 @@
+"""The experiments that the presets rest on, on the embedded model: one JSON and one Markdown table for each.
+
+    python scripts/experiments.py                    all of them, 300 prompts
+    python scripts/experiments.py --only a,d         some of them
+    python scripts/experiments.py --prompts 20       a quick look
+
+Experiments a to e start from the plain design, a quarter of the tokens at every fidelity scale; f starts from
+`balanced`, which is what a to e led to. Where a change would also change the amount of work, the share of
+tokens is set so that the counted FLOPs are equal again. Results so far are kept in --out, the same command
+continues there. The prompts are not those of `compare`: settings are chosen on these and judged on those. The
+tables in docs/experiments.md are replaced, the text around them stays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from stagevar_core import compare_report  # noqa: E402
+from stagevar_core.acceleration.policy import AccelerationPolicy, FirstScales  # noqa: E402
+from stagevar_core.acceleration.presets import BALANCED, FAST  # noqa: E402
+from stagevar_core.acceleration.scores import SCORES  # noqa: E402
+from stagevar_core.acceleration.staged import StagedPolicy, StageSettings, share_at  # noqa: E402
+from stagevar_core.compare import Job  # noqa: E402
+from stagevar_core.compare_command import footer, measure  # noqa: E402
+from stagevar_core.evaluate import held_out  # noqa: E402
+from stagevar_core.heads import SeededNoise  # noqa: E402
+from stagevar_core.pipeline import Pipeline  # noqa: E402
+from stagevar_core.sampling import generate  # noqa: E402
+from stagevar_core.schedule import Scale  # noqa: E402
+
+BASE = "a quarter"
+QUARTER = StageSettings(guidance="reuse", tokens="gather", keep=0.25, score="change", code_weight=0.0)
+SEED = 1000
+TOLERANCE = 0.005  # relative difference in FLOPs that counts as equal
+Variants = dict[str, AccelerationPolicy]
+
+
+class Lab:
+    """The model, the plain design and its two fidelity scales, and budgets of equal work."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.pipeline, self.schedule = pipeline, pipeline.schedule()
+        self.base = QUARTER
+        stage = self.base.boundaries.stage
+        self.fidelity = [scale for scale in self.schedule if stage(self.schedule, scale) == "fidelity"]
+        if len(self.fidelity) != 2:
+            raise ValueError(f"{len(self.fidelity)} fidelity scales; these experiments are written for 2")
+        self._text = pipeline.encode(["a red circle"])
+
+    def share(self, scale: Scale) -> float:
+        """The share of tokens that the plain design keeps at a scale."""
+        return share_at(self.base.keep, self.schedule.area_fraction(scale), 0.5)
+
+    def shares(self, first: Any, last: Any) -> tuple:
+        """``keep`` with these shares at the two fidelity scales."""
+        areas = [self.schedule.area_fraction(scale) for scale in self.fidelity]
+        return ((areas[0], first), (areas[1], last))
+
+    def flops(self, settings: StageSettings) -> float:
+        """Counted transformer FLOPs of one picture; they depend on nothing that is drawn."""
+        generation = generate(
+            self.pipeline.transformer,
+            self._text,
+            self.schedule,
+            self.pipeline.settings(),
+            noise=SeededNoise(0, 1),
+            policy=StagedPolicy("probe", settings),
+            device=self.pipeline.device,
+        )
+        return generation.trace.flops
+
+    def equal(
+        self, make: Callable[[float], StageSettings], target: StageSettings | None = None
+    ) -> StageSettings:
+        """``make(share)`` with the share that costs as much as ``target``, the plain design where None.
+
+        Raises ``ValueError`` when no share from 0 to 1 comes near.
+        """
+        wanted = self.flops(target or self.base)
+        low, high = 0.0, 1.0
+        for _ in range(10):
+            middle = (low + high) / 2
+            low, high = (middle, high) if self.flops(make(middle)) < wanted else (low, middle)
+        best = min((make(low), make(high)), key=lambda settings: abs(self.flops(settings) - wanted))
+        if abs(self.flops(best) / wanted - 1.0) > 4 * TOLERANCE:
+            raise ValueError(f"no share of tokens costs {wanted:.4g} FLOPs; nearest {self.flops(best):.4g}")
+        return best
+
+    def equalled(self, settings: StageSettings, target: StageSettings | None = None) -> StageSettings:
+        """The same settings, with all shares scaled alike where they cost more or less than ``target``."""
+        if abs(self.flops(settings) / self.flops(target or self.base) - 1.0) <= TOLERANCE:
+            return settings
+        first, last = (self.share(scale) for scale in self.fidelity)
+        top = max(first, last)
+        return self.equal(
+            lambda x: replace(settings, keep=self.shares(first / top * x, last / top * x)), target
+        )
+
+
+def named(**settings: StageSettings) -> Variants:
+    """Settings as policies; an underscore in a name is a space, two are a comma."""
+    names = {name: name.replace("__", ", ").replace("_", " ") for name in settings}
+    return {names[name]: StagedPolicy(names[name], value) for name, value in settings.items()}
+
+
+def tokens(lab: Lab) -> Variants:
+    """(a) Projection, gather and skip, at the first fidelity scale alone and over the stage."""
+    base, first = lab.base, replace(lab.base, skip=1)
+    # As in the paper: all codes count, and what did not run gets the state of the scale before.
+    paper = {"tokens": "projection", "restoration": "state", "code_weight": 1.0}
+    moved = lab.equal(lambda x: replace(first, keep=lab.shares(x, 0.0)))
+    found = named(
+        stage__gather_with_all_codes=replace(base, code_weight=1.0),
+        stage__projection=lab.equalled(replace(base, tokens="projection")),
+        stage__projection_as_in_the_paper=lab.equalled(replace(base, **paper)),
+        stage__last_skipped__its_tokens_at_the_first=moved,
+        first_scale_only__gather=first,
+        first_scale_only__projection=lab.equalled(replace(first, tokens="projection"), first),
+        first_scale_only__projection_as_in_the_paper=lab.equalled(replace(first, **paper), first),
+    )
+    return found | {"both scales skipped": FirstScales(lab.fidelity[0].index)}
+
+
+def guidance(lab: Lab) -> Variants:
+    """(b) Which rows run, with all tokens and with those of `balanced`."""
+    ways = {name: {"guidance": name} for name in ("conditional", "unconditional")}
+    ways |= {f"reuse {decay:g}": {"guidance": "reuse", "reuse": decay} for decay in (0.5, 1.0)}
+    dense, found = replace(lab.base, tokens="dense"), {}
+    for prefix, settings in (("", lab.base), ("all tokens, ", dense)):
+        for name, change in ways.items():
+            found[prefix + name] = StagedPolicy(prefix + name, replace(settings, **change))
+    both = lab.equalled(replace(lab.base, guidance="both"))
+    return found | {"both rows, fewer tokens": StagedPolicy("both rows, fewer tokens", both)}
+
+
+def restoration(lab: Lab) -> Variants:
+    """(c) What the tokens get that did not run, with all their codes; without codes it would not matter.
+
+    The score is the same for all, so that the tokens are.
+    """
+    return {
+        name: StagedPolicy(name, replace(lab.base, restoration=name, score="detail", code_weight=1.0))
+        for name in ("delta", "state", "anchor")
+    }
+
+
+def code_weight(lab: Lab) -> Variants:
+    """(d) How much the codes of tokens count that did not run."""
+    weights = {f"code weight {weight:g}": weight for weight in (0.25, 0.5, 1.0)}
+    return {name: StagedPolicy(name, replace(lab.base, code_weight=w)) for name, w in weights.items()}
+
+
+def budget(lab: Lab) -> Variants:
+    """(e) Where the same amount of work goes; with code weight 0 a scale without tokens does not run."""
+    base = lab.base
+
+    def last(end: float) -> StageSettings:
+        early = replace(base, guidance_end=end)
+        return lab.equal(lambda x: replace(early, keep=lab.shares(0.0, x)))
+
+    return named(
+        more_at_the_first=lab.equal(lambda x: replace(base, keep=lab.shares(0.4, x))),
+        all_at_the_first=lab.equal(lambda x: replace(base, keep=lab.shares(x, 0.0))),
+        all_at_the_last=last(1.0),
+        all_at_the_last__guidance_until_6x6=last(0.2),
+        all_at_the_last__guidance_until_4x4=last(0.1),
+    )
+
+
+def score(lab: Lab) -> Variants:
+    """(f) What the tokens are chosen by, in `balanced`, and in `fast` for how evenly."""
+    settings = {f"by {name}": replace(BALANCED.settings, score=name, evenness=0.0) for name in SCORES}
+    for share in (0.3, 0.6):
+        settings[f"by change, evenness {share:g}"] = replace(BALANCED.settings, evenness=share)
+    for share in (0.0, 0.6):
+        settings[f"fast, by change, evenness {share:g}"] = replace(FAST.settings, evenness=share)
+    return {name: StagedPolicy(name, value) for name, value in settings.items()}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A question, and the variants that answer it."""
+
+    name: str
+    question: str
+    variants: Callable[[Lab], Variants]
+
+
+EXPERIMENTS = {
+    "a": Experiment("tokens", "Projection, gather or skip", tokens),
+    "b": Experiment("guidance", "Which rows run", guidance),
+    "c": Experiment("restoration", "What untouched tokens get", restoration),
+    "d": Experiment("code_weight", "How much untouched tokens' codes count", code_weight),
+    "e": Experiment("budget", "Where the budget goes", budget),
+    "f": Experiment("score", "Which tokens run", score),
+}
+
+
+def run(key: str, lab: Lab, job: Job, out: Path) -> dict[str, Any]:
+    """Measure one experiment; everything as plain values."""
+    experiment = EXPERIMENTS[key]
+    policies: Variants = {BASE: StagedPolicy(BASE, lab.base), **experiment.variants(lab)}
+    print(f"({key}) {experiment.question}: {len(policies)} variants", file=sys.stderr)
+    found = measure(lab.pipeline, policies, job, out / f"{key}_{experiment.name}")
+    about = {
+        "experiment": experiment.question,
+        "command": shlex.join(["python", "scripts/experiments.py", *sys.argv[1:]]),
+        "dtype": str(lab.pipeline.transformer.compute_dtype).removeprefix("torch."),
+        "hardware": compare_report.hardware(lab.pipeline.device),
+    }
+    return compare_report.report(found, policies, about, BASE)
+
+
+def tables(values: dict[str, Any]) -> str:
+    """What goes between the markers."""
+    parts = (compare_report.overview(values), compare_report.differences(values, BASE), footer(values))
+    return "\n\n".join(parts)
+
+
+def replaced(text: str, key: str, content: str) -> str:
+    """A document with the tables of an experiment replaced, or added as a section of its own."""
+    begin, end = f"<!-- experiment {key} -->", f"<!-- end of experiment {key} -->"
+    block = f"{begin}\n\n{content}\n\n{end}"
+    if begin in text:
+        before, _, rest = text.partition(begin)
+        if end not in rest:
+            raise ValueError(f"{begin} has no {end} after it; put it back below the tables")
+        return before + block + rest.partition(end)[2]
+    return f"{text.rstrip()}\n\n## ({key}) {EXPERIMENTS[key].question}\n\n{block}\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", default=",".join(EXPERIMENTS), metavar="A,B,...", help="letters")
+    parser.add_argument("--prompts", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=SEED, help="of captions and pictures")
+    parser.add_argument("--batch", type=int, default=20)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--out", type=Path, default=ROOT / "output" / "experiments", help="results so far")
+    parser.add_argument("--json", type=Path, default=ROOT / "docs" / "measurements" / "experiments")
+    parser.add_argument("--doc", type=Path, default=ROOT / "docs" / "experiments.md")
+    arguments = parser.parse_args()
+    keys = [key.strip() for key in arguments.only.split(",")]
+    unknown = [key for key in keys if key not in EXPERIMENTS]
+    if unknown:
+        parser.error(f"--only has {unknown[0]!r}; expected any of {','.join(EXPERIMENTS)}")
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    try:
+        lab = Lab(Pipeline.embedded())
+        captions = tuple(caption for _, caption in held_out(arguments.prompts, arguments.seed))
+        job = Job(captions, 1, arguments.seed, arguments.batch)
+        for key in keys:
+            values = run(key, lab, job, arguments.out)
+            arguments.json.mkdir(parents=True, exist_ok=True)
+            file = arguments.json / f"{key}_{EXPERIMENTS[key].name}.json"
+            file.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+            content = tables(values)
+            print(f"\n({key}) {EXPERIMENTS[key].question}\n\n{content}\n")
+            doc = arguments.doc.read_text(encoding="utf-8") if arguments.doc.is_file() else "# Experiments\n"
+            arguments.doc.parent.mkdir(parents=True, exist_ok=True)
+            arguments.doc.write_text(replaced(doc, key, content), encoding="utf-8")
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
