@@ -1,15 +1,21 @@
-"""The parts of the setup and quickstart scripts that need neither a network nor ComfyUI."""
+"""The scripts as far as they need neither a network nor ComfyUI: setup, quickstart, bench."""
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 
+import bench
+import bench_presets
 import bootstrap
 import comfy_server
 import environment
 import pytest
 import setup_torch
 from environment import SetupError
+
+from stagevar_core.acceleration.presets import PRESETS
 
 
 def test_pip_failures_become_one_line() -> None:
@@ -112,3 +118,75 @@ def test_base_directory_links_the_pack_and_survives_a_second_call(tmp_path: Path
         place = comfy_server.make_base_directory(tmp_path / "base", pack)
     assert (place / "__init__.py").is_file()
     assert (tmp_path / "base" / "models").is_dir()
+
+
+# -------------------------------------------------------------------------------------------------- bench
+
+
+def run_bench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, *options: str) -> dict:
+    """What the bench of the embedded model reports in its last line."""
+    ceiling = {"matmul_flops_per_s": 1e12, "copy_bytes_per_s": 1e10}
+    monkeypatch.setattr(bench, "ceilings", lambda device, dtype: ceiling)
+    monkeypatch.setattr(sys, "argv", ["bench.py", "--device", "cpu", *options])
+    assert bench.main() == 0
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_bench_compares_presets_with_off(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    file = tmp_path / "bench.json"
+    found = run_bench(monkeypatch, capsys, "--presets", "turbo,quality+local", "--json", str(file))
+    assert json.loads(file.read_text()) == found
+    off, turbo, local = found["presets"]
+    assert [row["preset"] for row in found["presets"]] == ["off", "turbo", "quality+local"]
+    assert (off["flop_ratio"], off["wall_ratio"], off["wall_ratio_total"], off["wall_share"]) == (1, 1, 1, 1)
+    for row in found["presets"]:
+        totals = row["trace"]["totals"]
+        assert row["flops"] == totals["flops"] == sum(s["flops"]["total"] for s in row["trace"]["scales"])
+        assert row["flop_ratio"] == pytest.approx(totals["flop_ratio"])
+        assert row["kv_peak_bytes"] == totals["kv_peak_bytes"] and row["peak_bytes"] > row["kv_peak_bytes"]
+        assert 1e3 * row["seconds"]["transformer"] == pytest.approx(totals["milliseconds"])
+        assert row["wall_ratio"] == off["seconds"]["transformer"] / row["seconds"]["transformer"]
+        assert row["wall_share"] == pytest.approx(row["wall_ratio"] / row["flop_ratio"])
+    assert turbo["scales_skipped"] == 1 and turbo["flop_ratio"] > 4
+    assert local["trace"]["scales"][-1]["visible"] < off["trace"]["scales"][-1]["visible"] / 2
+
+
+def test_bench_of_the_dense_run_counts_what_ran(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    both = run_bench(monkeypatch, capsys)
+    one = run_bench(monkeypatch, capsys, "--cfg", "1")
+    assert (both["rows"], one["rows"]) == (2, 1)
+    assert one["bytes"]["kv_cache"] * 2 == both["bytes"]["kv_cache"]
+    for found in (both, one):
+        assert found["flops"]["transformer"] == pytest.approx(sum(s["flops"] for s in found["scales"]))
+        spent = sum(scale["seconds"] for scale in found["scales"])
+        assert found["seconds"]["transformer"] == pytest.approx(spent, abs=1e-4)  # each is rounded
+    assert [a["flops"] / b["flops"] for a, b in zip(both["scales"], one["scales"], strict=True)][1:] == [
+        2
+    ] * 6
+
+
+def test_bench_takes_all_presets_and_puts_off_first() -> None:
+    assert list(bench_presets.chosen("all")) == ["off", *(name for name in PRESETS if name != "off")]
+    assert list(bench_presets.chosen("balanced, off,balanced")) == ["off", "balanced"]
+    assert bench_presets.chosen("quality+local")["quality+local"].settings.attention == "local"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--presets", "balanced,best"], "--presets: preset is 'best'; expected one of"),
+        (["--presets", "paper+local", "--json", "/no/such/folder/x.json"], "expected a file in an existing"),
+        (["--repeat", "0"], "--repeat is 0; expected 1 or more"),
+    ],
+)
+def test_bench_refuses_before_it_measures(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, options: list[str], message: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["bench.py", *options])
+    with pytest.raises(SystemExit):
+        bench.main()
+    assert message in capsys.readouterr().err
