@@ -2,15 +2,22 @@
 
 from comfy_api.latest import ComfyExtension, io
 
+from .acceleration import Accelerate
+from .editing import EditNode
+from .labels import ClassLabel
 from .loaders import LoadModel, LoadTextEncoder, LoadTokenizer
+from .report import Report
 from .sampling import Sampler
+from .schedules import Schedule, register_folder
 
 
 class StageVARExtension(ComfyExtension):
     """What ComfyUI registers."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [LoadModel, LoadTokenizer, LoadTextEncoder, Sampler]
+        register_folder()
+        loaders = [LoadModel, LoadTokenizer, LoadTextEncoder]
+        return [*loaders, ClassLabel, Accelerate, Schedule, EditNode, Sampler, Report]
 
 
 async def comfy_entrypoint() -> StageVARExtension:

@@ -13,11 +13,11 @@ import comfy.ops
 import torch
 from torch import Tensor, nn
 
+from ..stagevar_core.acceleration.forecast import Forecast
+from ..stagevar_core.checkpoints.detect import spec_of
 from ..stagevar_core.checkpoints.load import Checkpoint
 from ..stagevar_core.costs import kv_bytes
 from ..stagevar_core.layers import AttentionFn
-from ..stagevar_core.models.infinity import Infinity, InfinityConfig
-from ..stagevar_core.schedule import ScaleSchedule
 
 _LOG = logging.getLogger(__name__)
 DEFAULT = "default"
@@ -48,22 +48,28 @@ def load_transformer(checkpoint: Checkpoint, weight_dtype: str) -> Any:
     parameters = checkpoint.parameters
     storage = storage_dtype(WEIGHT_DTYPES[weight_dtype], parameters, device)
     compute = compute_dtype(storage, device)
-    operations = host_operations(storage, compute, device)
-    network = Infinity(
+    operations, module = host_operations(storage, compute, device), module_of(checkpoint)
+    network = module(
         checkpoint.config, operations=operations, dtype=storage, device="meta", compute_dtype=compute
     )
     network.checkpoint = checkpoint  # its sizes and name; the tensors move into the network
     patcher = wrap(network, device, mm.unet_offload_device())
-    plain = Infinity(checkpoint.config, dtype=storage, device="meta")
+    plain = module(checkpoint.config, dtype=storage, device="meta")
     fill(network, plain, checkpoint.tensors, compute)
     _LOG.info(
-        "StageVAR: %s: Infinity with %.0fM parameters, %s weights, %s compute",
+        "StageVAR: %s: %s with %.0fM parameters, %s weights, %s compute",
         checkpoint.source,
+        module.__name__,
         parameters / 1e6,
         str(storage).removeprefix("torch."),
         str(compute).removeprefix("torch."),
     )
     return patcher
+
+
+def module_of(checkpoint: Checkpoint) -> type[nn.Module]:
+    """The module of a transformer or tokenizer."""
+    return spec_of(checkpoint.kind, checkpoint.family).module
 
 
 def storage_dtype(chosen: torch.dtype | None, parameters: int, device: torch.device) -> torch.dtype:
@@ -146,14 +152,16 @@ def attention_for(transformer_options: dict[str, Any]) -> AttentionFn:
 
 
 def estimate_memory(
-    config: InfinityConfig, schedule: ScaleSchedule, rows: int, text_tokens: int, compute: torch.dtype
+    config: Any, expected: Forecast, text_tokens: int, compute: torch.dtype
 ) -> MemoryEstimate:
-    """What a run of ``rows`` rows (two per image with guidance) needs beside the weights."""
-    cache = kv_bytes(config, schedule.tokens + text_tokens, rows=rows, itemsize=compute.itemsize)
+    """What a run needs beside the weights; ``text_tokens`` of all rows together."""
+    cache = kv_bytes(config, expected.keys + text_tokens, rows=1, itemsize=compute.itemsize)
     # Counted at the peak, the feed-forward of the last scale, 7 to 9% below this: its two hidden tensors, the
-    # float32 residual stream with its parts, and the head's logits of the scale before.
-    per_token = 2 * config.hidden * compute.itemsize + 5 * 4 * config.width + 6 * 4 * 2 * config.bits
-    return MemoryEstimate(cache, rows * schedule.final.tokens * per_token)
+    # float32 residual stream with its parts, and the head's logits of the scale before with their copies.
+    logits = config.unit_costs.head / (2 * config.width)
+    per_token = 2 * config.hidden * compute.itemsize + 5 * 4 * config.width + 6 * 4 * logits
+    remembered = 4 * config.width * expected.remembered  # of the residual stream
+    return MemoryEstimate(cache, int(expected.working * per_token) + remembered)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -33,26 +33,29 @@ TRANSFORMER = Part(
     "model_name",
     "diffusion_models",
     "transformer.safetensors",
-    "an Infinity transformer",
-    "https://huggingface.co/FoundationVision/Infinity (infinity_2b_reg.pth, infinity_8b_weights)",
+    "an Infinity, VAR or STAR transformer",
+    "https://huggingface.co/FoundationVision/Infinity (infinity_2b_reg.pth, infinity_8b_weights), "
+    "https://huggingface.co/FoundationVision/var (var_d16.pth to var_d36.pth) or "
+    "https://huggingface.co/taocrayon/STAR",
 )
 TOKENIZER = Part(
     "tokenizer",
     "vae_name",
     "vae",
     "tokenizer.safetensors",
-    "an Infinity image tokenizer",
+    "an Infinity or VAR image tokenizer",
     "https://huggingface.co/FoundationVision/Infinity (infinity_vae_d32reg.pth for the 2B, "
-    "infinity_vae_d56_f8_14_patchify.pth for the 8B)",
+    "infinity_vae_d56_f8_14_patchify.pth for the 8B) or https://huggingface.co/FoundationVision/var "
+    "(vae_ch160v4096z32.pth for VAR and STAR)",
 )
 TEXT_ENCODER = Part(
     "text_encoder",
     "text_encoder_name",
     "text_encoders",
     "text_encoder.safetensors",
-    "a T5 text encoder",
+    "a T5 or CLIP text encoder",
     "https://huggingface.co/google/flan-t5-xl (all model-*.safetensors and model.safetensors.index.json in "
-    "one folder)",
+    "one folder) for Infinity, https://huggingface.co/taocrayon/STAR (folder CLIP) for STAR",
 )
 
 

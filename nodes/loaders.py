@@ -34,7 +34,7 @@ def _dtype_input(tooltip: str) -> io.Combo.Input:
 
 
 class LoadModel(io.ComfyNode):
-    """File of an Infinity transformer to VAR_MODEL."""
+    """File of a transformer to VAR_MODEL."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -43,9 +43,9 @@ class LoadModel(io.ComfyNode):
             node_id="StageVARLoadModel",
             display_name="Load StageVAR Model",
             category=CATEGORY,
-            description="Loads an Infinity transformer: the built-in one, or an official file (125M, 2B, "
-            "8B). Which model a file holds is read from its contents.",
-            search_aliases=["infinity", "VAR", "visual autoregressive", "load model"],
+            description="Loads a transformer: the built-in one, or an official file of Infinity (125M, 2B, "
+            "8B), VAR (d16 to d36) or STAR. Which model a file holds is read from its contents.",
+            search_aliases=["infinity", "VAR", "STAR", "visual autoregressive", "load model"],
             inputs=[
                 _file_input(TRANSFORMER, "Transformer"),
                 _dtype_input(
@@ -77,7 +77,7 @@ class LoadModel(io.ComfyNode):
 
 
 class LoadTokenizer(io.ComfyNode):
-    """File of a bitwise tokenizer to VAE."""
+    """File of an image tokenizer to VAE."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -86,9 +86,9 @@ class LoadTokenizer(io.ComfyNode):
             node_id="StageVARLoadTokenizer",
             display_name="Load StageVAR Tokenizer (VAE)",
             category=CATEGORY,
-            description="Loads the image tokenizer of an Infinity model as a VAE: VAE Decode and VAE Encode, "
-            "tiled or not, work on it. Each model needs the tokenizer it was trained with.",
-            search_aliases=["infinity vae", "bsq", "load vae"],
+            description="Loads the image tokenizer of a model as a VAE: VAE Decode and VAE Encode, tiled or "
+            "not, work on it. VAR and STAR share one. Each model needs the tokenizer it was trained with.",
+            search_aliases=["infinity vae", "var vae", "bsq", "vqvae", "load vae"],
             inputs=[_file_input(TOKENIZER, "Tokenizer")],
             outputs=[
                 describe(
@@ -111,7 +111,7 @@ class LoadTokenizer(io.ComfyNode):
 
 
 class LoadTextEncoder(io.ComfyNode):
-    """File of a T5 encoder to CLIP."""
+    """File of a text encoder to CLIP."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -121,14 +121,15 @@ class LoadTextEncoder(io.ComfyNode):
             display_name="Load StageVAR Text Encoder",
             category=CATEGORY,
             description="Loads the text encoder as a CLIP for CLIP Text Encode, prompt weights included: "
-            "Flan-T5-XL for the official models, the built-in one for the built-in model. ComfyUI's own CLIP "
-            "loader takes Flan-T5-XL for another model, with wrong results.",
-            search_aliases=["flan t5", "infinity text encoder", "load clip"],
+            "Flan-T5-XL for Infinity, that of Stable Diffusion 2.1 for STAR, the built-in one for the "
+            "built-in model; VAR needs none. ComfyUI's own CLIP loader takes Flan-T5-XL for another model, "
+            "and does not tell STAR where a text ends.",
+            search_aliases=["flan t5", "open clip", "infinity text encoder", "load clip"],
             inputs=[
                 _file_input(TEXT_ENCODER, "Text encoder"),
                 _dtype_input(
-                    "How the weights are stored; ComfyUI computes in float32. default: bfloat16 for large "
-                    "encoders, else float32; never float16, in which large T5 encoders overflow."
+                    "How the weights are stored; ComfyUI computes in float32. default: bfloat16 for T5 XL, "
+                    "float32 for smaller ones; never float16, in which large T5 encoders overflow."
                 ),
             ],
             outputs=[describe(io.Clip.Output, display_name="clip", tooltip="For CLIP Text Encode.")],

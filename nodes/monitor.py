@@ -1,6 +1,7 @@
 """What the user sees of a run: progress by cost, a preview per scale, and that cancelling works."""
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import comfy.model_management as mm
@@ -11,10 +12,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from ..stagevar_core.costs import schedule_flops
-from ..stagevar_core.models.infinity import Infinity
 from ..stagevar_core.sampling import Monitor
-from ..stagevar_core.schedule import Scale, ScaleSchedule
+from ..stagevar_core.schedule import Scale
 from .bridge import is_out_of_memory
 from .vae import TokenizerVAE
 
@@ -28,17 +27,17 @@ class HostMonitor(Monitor):
     """ComfyUI's progress bar and previews for one execution of the sampler; close it with ``with``."""
 
     def __init__(
-        self, network: Infinity, schedule: ScaleSchedule, vae: TokenizerVAE, size: tuple[int, int]
+        self, network: Any, vae: TokenizerVAE, size: tuple[int, int], shares: Sequence[float]
     ) -> None:
+        """``size``: (height, width) in pixels. ``shares``: part of the work of every scale, together 1."""
         self.previews = args.preview_method != LatentPreviewMethod.NoPreviews
         self._vae, self._size, self._depth = vae, size, network.config.depth
         self._patch = network.config.patch
-        costs = [flops.total for flops in schedule_flops(network.config, schedule)]
-        self._shares = [cost / sum(costs) for cost in costs]
+        self._shares = shares
         self._bar = comfy.utils.ProgressBar(_TOTAL)
         disabled = not getattr(comfy.utils, "PROGRESS_BAR_ENABLED", True)
-        self._console = tqdm(total=len(schedule), desc="StageVAR", unit="scale", disable=disabled)
-        self._shown, self._run, self._runs = 0, 0, 1
+        self._console = tqdm(total=len(shares), desc="StageVAR", unit="scale", disable=disabled)
+        self._shown, self._run, self._runs, self._last = 0, 0, 1, 0
 
     def __enter__(self) -> "HostMonitor":
         return self
@@ -48,11 +47,21 @@ class HostMonitor(Monitor):
 
     def restart(self, runs: int) -> None:
         """The images are made in ``runs`` runs from now on, from the first scale."""
-        self._run, self._runs, self._shown = 0, runs, 0
+        self._run, self._runs, self._shown, self._last = 0, runs, 0, 0
         self._console.reset(total=runs * len(self._shares))
+
+    def finish(self) -> None:
+        """All runs are done, whatever their last scales were."""
+        self._console.update(self._console.total - self._console.n)
+        if self._shown < _TOTAL:
+            self._shown = _TOTAL
+            self._bar.update_absolute(_TOTAL, _TOTAL)
 
     def block(self, scale: Scale, layer: int) -> None:
         mm.throw_exception_if_processing_interrupted()
+        if scale.index < self._last:  # the last scales of the run before may have been skipped
+            self._run += 1
+        self._last = scale.index
         # The last share of a scale is kept for its end, so that a preview moves the bar, too.
         self._update(scale, (layer + 1) / (self._depth + 1), None)
 
@@ -60,9 +69,8 @@ class HostMonitor(Monitor):
         mm.throw_exception_if_processing_interrupted()
         preview = self._preview(scale, f_hat) if self.previews else None
         self._update(scale, 1.0, preview)
-        self._console.update()
-        if scale.index == len(self._shares) - 1:
-            self._run += 1
+        done = self._run * len(self._shares) + scale.index + 1
+        self._console.update(done - self._console.n)
 
     def _update(self, scale: Scale, part: float, preview: Any) -> None:
         done = sum(self._shares[: scale.index]) + part * self._shares[scale.index]

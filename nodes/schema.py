@@ -7,6 +7,9 @@ from comfy_api.latest import io
 
 CATEGORY = "StageVAR"
 VarModel = io.Custom("VAR_MODEL")
+StageScheduleType = io.Custom("STAGE_SCHEDULE")
+StageReportType = io.Custom("STAGE_REPORT")
+StageEditType = io.Custom("STAGE_EDIT")
 
 
 def describe(kind: type, *names: str, **options: Any) -> Any:

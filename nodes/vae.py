@@ -6,34 +6,32 @@ from typing import Any
 import comfy.model_management as mm
 import comfy.sd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..stagevar_core.autoencoders.bsq import BSQTokenizer, BSQTokenizerConfig
 from ..stagevar_core.checkpoints.load import Checkpoint
 from ..stagevar_core.schedule import AspectTable, ScaleSchedule
-from .bridge import fill, host_operations, wrap
+from .bridge import fill, host_operations, module_of, wrap
 
 _LOG = logging.getLogger(__name__)
 _NO_WEIGHTS = "No VAE weights detected"
 
 
-class HostTokenizer(BSQTokenizer):
-    """Takes and returns float32; the encoder computes in it, since bits flip easily, the decoder need not."""
+class HostTokenizer(nn.Module):
+    """Takes and returns float32; the encoder computes in it, as codes flip easily, the decoder need not."""
 
-    def __init__(self, config: BSQTokenizerConfig, *, decode_dtype: torch.dtype, **factory: Any) -> None:
-        super().__init__(config, dtype=torch.float32, **factory)
-        self.decode_dtype = decode_dtype
-        self.decoder.to(decode_dtype)
+    def __init__(self, tokenizer: nn.Module, decode_dtype: torch.dtype) -> None:
+        super().__init__()
+        self.tokenizer, self.decode_dtype = tokenizer, decode_dtype
 
     def encode(self, image: Tensor) -> Tensor:
-        return super().encode(image.float())
+        return self.tokenizer.encode(image.float())
 
     def decode(self, f_hat: Tensor) -> Tensor:
-        return super().decode(f_hat.to(self.decode_dtype)).float()
+        return self.tokenizer.decode(f_hat.to(self.decode_dtype)).float()
 
 
 class TokenizerVAE(comfy.sd.VAE):
-    """A bitwise tokenizer behind the interface of ``comfy.sd.VAE``.
+    """An image tokenizer of any family behind the interface of ``comfy.sd.VAE``.
 
     Encoding returns what the tokenizer would store of the image, the sum of its codes over all scales, when
     the image has a size the models are trained on; for other sizes the features before quantization.
@@ -41,7 +39,7 @@ class TokenizerVAE(comfy.sd.VAE):
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         _default_attributes(self)
-        config: BSQTokenizerConfig = checkpoint.config
+        config = checkpoint.config
         self.checkpoint, self.config = checkpoint, config
         self.device = mm.vae_device()
         decode_dtype = mm.vae_dtype(self.device, [torch.bfloat16, torch.float32])
@@ -61,20 +59,27 @@ class TokenizerVAE(comfy.sd.VAE):
         self.memory_used_decode = lambda shape, dtype: shape[2] * shape[3] * decoding * 9
         self.memory_used_encode = lambda shape, dtype: shape[2] * shape[3] * config.width * 4 * 6
         operations = host_operations(decode_dtype, None, self.device)
-        self.first_stage_model = HostTokenizer(
-            config, decode_dtype=decode_dtype, operations=operations, device="meta"
-        )
+        tokenizer = _tokenizer(checkpoint, decode_dtype, operations=operations)
+        self.first_stage_model = HostTokenizer(tokenizer, decode_dtype)
         self.patcher = wrap(self.first_stage_model, self.device, mm.vae_offload_device())
-        plain = HostTokenizer(config, decode_dtype=decode_dtype, device="meta")
-        fill(self.first_stage_model, plain, checkpoint.tensors, decode_dtype)
+        fill(tokenizer, _tokenizer(checkpoint, decode_dtype), checkpoint.tensors, decode_dtype)
         self.size = None
         self.model_size()
         _LOG.info(
-            "StageVAR: %s: tokenizer with %d channels, %s decoder",
+            "StageVAR: %s: %s tokenizer with %d channels, %s decoder",
             checkpoint.source,
+            checkpoint.family,
             config.dim,
             decode_dtype,
         )
+
+    def quantizer(self, patch: int = 1) -> Any:
+        """What turns tokens of ``patch`` x ``patch`` latent pixels into latents."""
+        return self.first_stage_model.tokenizer.quantizer(patch)
+
+    def features(self, pixel_samples: Tensor) -> Tensor:
+        """The encoder's output for an image (B, H, W, 3) in 0..1, before quantization."""
+        return super().encode(self._pixels(pixel_samples)).float()
 
     def decode(self, samples_in: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         self._check_latent(samples_in)
@@ -92,7 +97,9 @@ class TokenizerVAE(comfy.sd.VAE):
 
     def schedule_of(self, grid: tuple[int, int]) -> ScaleSchedule | None:
         """The trained schedule over latent pixels that ends at ``grid``; None when there is none."""
-        table: AspectTable = self.checkpoint.trained
+        table: AspectTable | None = self.checkpoint.trained
+        if table is None:
+            return None
         patch = max(1, table.pixels_per_token // self.config.stride)
         for ratio in table.grids:
             for budget in table.budgets:
@@ -106,7 +113,7 @@ class TokenizerVAE(comfy.sd.VAE):
         if schedule is None:
             _LOG.info("StageVAR: no trained size of this tokenizer; the latent is not quantized")
             return features
-        return self.first_stage_model.quantizer().encode(features.float(), schedule)[1]
+        return self.quantizer().encode(features.float(), schedule)[1]
 
     def _pixels(self, pixels: Tensor) -> Tensor:
         height, width = pixels.shape[1:3]
@@ -124,6 +131,14 @@ class TokenizerVAE(comfy.sd.VAE):
             f"samples: the latent has shape {tuple(samples.shape)}; the tokenizer {self.checkpoint.source!r} "
             f"decodes (batch, {self.latent_channels}, height, width). Use the VAE of the model that made it"
         )
+
+
+def _tokenizer(checkpoint: Checkpoint, decode_dtype: torch.dtype, **factory: Any) -> nn.Module:
+    """The tokenizer without storage: float32, and ``decode_dtype`` in what decoding runs."""
+    module = module_of(checkpoint)(checkpoint.config, dtype=torch.float32, device="meta", **factory)
+    for part in module.decoding:
+        part.to(decode_dtype)
+    return module
 
 
 def _default_attributes(vae: comfy.sd.VAE) -> None:

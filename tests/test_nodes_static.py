@@ -19,6 +19,7 @@ CORE = {
     "CLIPTextEncode": (["clip"], 1),
     "VAEDecode": (["samples", "vae"], 0),
     "SaveImage": (["images"], 1),
+    "PrimitiveInt": ([], 2),
 }
 NOTES = {"Note", "MarkdownNote"}
 HUBS = (
@@ -42,20 +43,26 @@ def input_calls(tree: ast.AST) -> list[tuple[str, ast.Call]]:
     return sorted(zip(kinds, inputs, strict=True), key=lambda pair: pair[1].lineno)
 
 
+def schema_of(file: str) -> tuple[list[str], int]:
+    """Sockets and number of widget values of the one node of a file."""
+    calls = input_calls(ast.parse((ROOT / "nodes" / file).read_text(encoding="utf-8")))
+    widgets = [call for kind, call in calls if kind in WIDGETS]
+    # The seed has a second value on the page: what happens to it after a run.
+    count = sum(2 if keyword(call, "control_after_generate") else 1 for call in widgets)
+    return [call.args[1].value for kind, call in calls if kind not in WIDGETS], count
+
+
 @pytest.fixture(scope="module")
 def schemas() -> dict[str, tuple[list[str], int]]:
     """Sockets and number of widget values of our nodes, read from the sources."""
-    sampler = input_calls(ast.parse((ROOT / "nodes" / "sampling.py").read_text(encoding="utf-8")))
-    names = [call.args[1].value for _, call in sampler]
-    assert names[:4] == ["model", "vae", "positive", "negative"]
-    widgets = [call for kind, call in sampler if kind in WIDGETS]
-    # The seed has a second value on the page: what happens to it after a run.
-    count = sum(2 if keyword(call, "control_after_generate") else 1 for call in widgets)
     return {
         "StageVARLoadModel": ([], 2),
         "StageVARLoadTokenizer": ([], 1),
         "StageVARLoadTextEncoder": ([], 2),
-        "StageVARSampler": ([call.args[1].value for kind, call in sampler if kind not in WIDGETS], count),
+        "StageVARSampler": schema_of("sampling.py"),
+        "StageVARAccelerate": schema_of("acceleration.py"),
+        "StageVARStageSchedule": schema_of("schedules.py"),
+        "StageVARStageReport": schema_of("report.py"),
     }
 
 
@@ -108,10 +115,32 @@ def test_every_node_has_a_prefixed_id_and_a_help_page(schemas: dict) -> None:
     assert {page.stem for page in (ROOT / "web" / "docs").glob("*.md")} == ids
 
 
+def test_sockets_stay_in_their_order(schemas: dict) -> None:
+    """Stored workflows know sockets and widget values by position: new ones go to the end."""
+    assert schemas["StageVARSampler"] == (["model", "vae", "positive", "negative"], 9)
+    assert schemas["StageVARAccelerate"] == (["model", "schedule"], 8)
+    assert schemas["StageVARStageSchedule"] == ([], 6)
+    assert schemas["StageVARStageReport"] == (["report"], 0)
+
+
+def options(call: ast.Call, tree: ast.AST) -> set[str | None]:
+    """Names of a call's keywords, those of the ``**`` dictionaries of its file among them."""
+    names = {item.arg for item in call.keywords}
+    spread = {
+        item.value.id for item in call.keywords if item.arg is None and isinstance(item.value, ast.Name)
+    }
+    for node in ast.walk(tree):
+        target = node.targets[0] if isinstance(node, ast.Assign) else None
+        if getattr(target, "id", "") in spread and isinstance(node.value, ast.Dict):
+            names |= {key.value for key in node.value.keys}
+    return names
+
+
 def test_inputs_are_explained_and_floats_are_not_rounded_by_the_page() -> None:
     for source in (ROOT / "nodes").glob("*.py"):
-        for kind, call in input_calls(ast.parse(source.read_text(encoding="utf-8"))):
-            given = {item.arg for item in call.keywords}
+        tree = ast.parse(source.read_text(encoding="utf-8"))
+        for kind, call in input_calls(tree):
+            given = options(call, tree)
             assert "tooltip" in given, f"{source.name}:{call.lineno}"
             if kind == "Float":
                 assert {"step", "round"} <= given, f"{source.name}:{call.lineno}"
@@ -178,9 +207,27 @@ def test_workflow_has_a_thumbnail_and_says_where_its_files_are(path: Path) -> No
             assert hint["directory"] in ("diffusion_models", "vae", "text_encoders")
 
 
-def test_the_embedded_workflow_needs_no_download() -> None:
-    twin = read(ROOT / "workflows" / "api" / "text_to_image_embedded.json")
+@pytest.mark.parametrize("name", [path.stem for path in WORKFLOWS if path.stem.endswith("_embedded")])
+def test_the_embedded_workflows_need_no_download(name: str) -> None:
+    twin = read(ROOT / "workflows" / "api" / f"{name}.json")
     names = [
         value for node in twin.values() for key, value in node["inputs"].items() if key.endswith("_name")
     ]
     assert len(names) == 3 and all(name.startswith("embedded/") for name in names)
+
+
+def test_the_compared_presets_share_everything_else() -> None:
+    """One loader, one seed, and the same settings in all three samplers."""
+    twin = read(ROOT / "workflows" / "api" / "compare_acceleration_embedded.json")
+    of = {
+        kind: [n["inputs"] for n in twin.values() if n["class_type"] == kind] for kind in schemas_used(twin)
+    }
+    assert [inputs.pop("preset") for inputs in of["StageVARAccelerate"]] == ["off", "balanced", "paper"]
+    assert len({json.dumps(inputs) for inputs in of["StageVARAccelerate"]}) == 1
+    samplers = [{key: v for key, v in inputs.items() if key != "model"} for inputs in of["StageVARSampler"]]
+    assert len({json.dumps(inputs) for inputs in samplers}) == 1 and isinstance(samplers[0]["seed"], list)
+
+
+def schemas_used(twin: dict) -> set[str]:
+    """The node types of a workflow in API format."""
+    return {node["class_type"] for node in twin.values()}

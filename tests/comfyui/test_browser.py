@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from comfy_server import ComfyServer, Json, read_json, sampler_node, shipped_workflow
+from comfy_server import ComfyServer, Json, read_json, shipped_workflow
 from environment import ROOT
 from events import value_of
 from playwright.sync_api import Browser, Page, Route, sync_playwright
@@ -36,10 +36,23 @@ CONVERT = """async text => {
     await window.app.loadGraphData(JSON.parse(text));
     return JSON.stringify((await window.app.graphToPrompt()).output);
 }"""
-SHOWN_IMAGE = """() => {
-    const node = window.app.graph.nodes.find(found => found.type === 'SaveImage');
+SHOWN_IMAGE = """type => {
+    const node = window.app.graph.nodes.find(found => found.type === (type ?? 'SaveImage'));
     const drawn = node?.imgs?.[0] ?? document.querySelector(`[data-node-id="${node?.id}"] img`);
     return drawn?.naturalWidth ? [drawn.naturalWidth, drawn.naturalHeight] : null;
+}"""
+SHOWN_TEXT = """() => window.app.graph.nodes.find(node => node.type === 'StageVARSampler').widgets
+    .map(widget => String(widget.value)).find(text => text.includes('tokens computed'))"""
+# Pairs of nodes of which one covers a part of the other; a node's position is below its title bar.
+OVERLAPS = """() => {
+    const boxes = window.app.graph.nodes.map(node => ({
+        title: node.title,
+        left: node.pos[0], right: node.pos[0] + node.size[0],
+        top: node.pos[1] - 30, bottom: node.pos[1] + node.size[1],
+    }));
+    const meet = (a, b) => a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom;
+    const covered = (a, i) => boxes.slice(i + 1).filter(b => meet(a, b)).map(b => `${a.title} and ${b.title}`);
+    return boxes.flatMap(covered);
 }"""
 
 
@@ -104,12 +117,26 @@ def test_stored_workflows_convert_to_their_api_twins(page: Page) -> None:
 def with_seed(path: Path, seed: int) -> str:
     """The text of a stored workflow with another seed, so that the server cannot answer from its cache."""
     workflow = read_json(path)
-    stored = read_json(shipped_workflow(WORKFLOW))
-    old = stored[sampler_node(stored)]["inputs"]["seed"]
     for node in workflow["nodes"]:
-        if node["type"] == "StageVARSampler":
-            node["widgets_values"] = [seed if value == old else value for value in node["widgets_values"]]
+        if node["type"] in ("StageVARSampler", "PrimitiveInt"):
+            node["widgets_values"][0] = seed
     return json.dumps(workflow)
+
+
+def drop(page: Page, name: str, seed: int) -> None:
+    """Drops a shipped workflow onto an empty page, as a user does with a file."""
+    page.evaluate("() => window.app.graph.clear()")
+    path = shipped_workflow(name, api=False)
+    page.evaluate(DROP, {"name": path.name, "text": with_seed(path, seed)})
+    page.wait_for_function(f"() => ({TYPES})().includes('StageVARSampler')", timeout=MINUTE)
+    page.wait_for_timeout(1000)
+
+
+def screenshot(page: Page, path: Path) -> None:
+    """The whole workflow, for people to look at."""
+    page.evaluate("() => window.app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+    page.wait_for_timeout(1500)
+    page.screenshot(path=str(path))
 
 
 @pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])
@@ -117,18 +144,41 @@ def test_dropped_workflow_shows_its_image(
     page: Page, comfy_server: ComfyServer, stored_prompt: Json, artifacts: Path, vue: bool
 ) -> None:
     set_renderer(page, vue)
-    page.evaluate("() => window.app.graph.clear()")
-    path = shipped_workflow(WORKFLOW, api=False)
-    page.evaluate(DROP, {"name": path.name, "text": with_seed(path, 4711 + vue)})
-    page.wait_for_function(f"() => ({TYPES})().includes('StageVARSampler')", timeout=MINUTE)
-    page.wait_for_timeout(1000)
+    drop(page, WORKFLOW, 4711 + vue)
     before = set(comfy_server.get("/history"))
     page.keyboard.press("Control+Enter")
     page.wait_for_function(SHOWN_IMAGE, timeout=5 * MINUTE)
     shown = page.evaluate(SHOWN_IMAGE)
-    page.evaluate("() => window.app.extensionManager.command.execute('Comfy.Canvas.FitView')")
-    page.wait_for_timeout(1500)
-    page.screenshot(path=str(artifacts / f"browser_{'vue' if vue else 'canvas'}.png"))
+    screenshot(page, artifacts / f"browser_{'vue' if vue else 'canvas'}.png")
     assert len(set(comfy_server.get("/history")) - before) == 1
     assert shown == [value_of(stored_prompt, "width"), value_of(stored_prompt, "height")]
+    assert not page.locator(".p-toast-message-error").all_inner_texts()
+
+
+def test_dropped_accelerated_workflow_shows_image_report_and_summary(page: Page, artifacts: Path) -> None:
+    drop(page, "accelerated_embedded", 4721)
+    page.keyboard.press("Control+Enter")
+    for type_of_node in ("SaveImage", "StageVARStageReport"):
+        page.wait_for_function(SHOWN_IMAGE, arg=type_of_node, timeout=5 * MINUTE)
+    page.wait_for_function(SHOWN_TEXT, timeout=MINUTE)
+    screenshot(page, artifacts / "browser_accelerated.png")
+    saved, used = page.evaluate(SHOWN_TEXT).split("\n")[:2]
+    assert saved.startswith("balanced: ") and saved.endswith("x fewer FLOPs") and "KV " in used
+    width, height = page.evaluate(SHOWN_IMAGE, "StageVARStageReport")
+    assert width >= 600 and height >= 400
+    assert not page.locator(".p-toast-message-error").all_inner_texts()
+
+
+@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])
+def test_comparison_fits_its_places_after_a_run(page: Page, artifacts: Path, vue: bool) -> None:
+    """Nodes grow by their previews and pictures; none may end up on top of another."""
+    set_renderer(page, vue)
+    drop(page, "compare_acceleration_embedded", 4731 + vue)
+    page.keyboard.press("Control+Enter")
+    reports = "() => window.app.graph.nodes.filter(node => node.type === 'StageVARStageReport')"
+    every = f"""() => ({reports})().every(node => node.imgs?.[0]?.naturalWidth
+        || document.querySelector(`[data-node-id="${{node.id}}"] img`)?.naturalWidth)"""
+    page.wait_for_function(every, timeout=5 * MINUTE)
+    screenshot(page, artifacts / f"browser_comparison_{'vue' if vue else 'canvas'}.png")
+    assert page.evaluate(OVERLAPS) == []
     assert not page.locator(".p-toast-message-error").all_inner_texts()

@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 from comfy_server import PACK_NAME, ComfyServer, Json
 
-NODES = ("StageVARLoadModel", "StageVARLoadTokenizer", "StageVARLoadTextEncoder", "StageVARSampler")
+NODES = (
+    *("StageVARLoadModel", "StageVARLoadTokenizer", "StageVARLoadTextEncoder", "StageVARSampler"),
+    *("StageVARAccelerate", "StageVARStageSchedule", "StageVARStageReport"),
+)
 
 
 def our_nodes(server: ComfyServer) -> dict[str, Json]:
@@ -58,4 +61,5 @@ def test_every_input_has_a_tooltip_and_floats_keep_their_value(comfy_server: Com
 
 def test_workflow_templates_are_offered(comfy_server: ComfyServer) -> None:
     offered = comfy_server.get("/workflow_templates")
-    assert "text_to_image_embedded" in offered[PACK_NAME]
+    wanted = {"text_to_image_embedded", "accelerated_embedded", "compare_acceleration_embedded"}
+    assert wanted <= set(offered[PACK_NAME])

@@ -1,0 +1,50 @@
+"""The node that shows what a run did."""
+
+import json
+from typing import Any
+
+from comfy_api.latest import io, ui
+
+from ..stagevar_core import plots
+from .pictures import to_image
+from .schema import CATEGORY, StageReportType, describe
+
+
+class Report(io.ComfyNode):
+    """STAGE_REPORT to a plot and JSON."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return describe(
+            io.Schema,
+            node_id="StageVARStageReport",
+            display_name="Stage Report",
+            category=CATEGORY,
+            description="Shows what a run of StageVAR Sampler did at every scale: work counted in FLOPs "
+            "against the run without acceleration, milliseconds, and tokens that were computed.",
+            search_aliases=["StageVAR report", "timeline", "FLOPs", "benchmark"],
+            is_output_node=True,
+            inputs=[
+                describe(
+                    StageReportType.Input,
+                    "report",
+                    tooltip="The second output of StageVAR Sampler. Times are those of this run on this "
+                    "machine; FLOPs are counted and the same everywhere.",
+                )
+            ],
+            outputs=[
+                describe(io.Image.Output, display_name="plot", tooltip="The timeline, for Save Image."),
+                describe(
+                    io.String.Output,
+                    display_name="json",
+                    tooltip="All numbers as JSON: totals, and per scale tokens, rows, FLOPs, milliseconds "
+                    "and bytes of keys and values.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, report: dict[str, Any]) -> io.NodeOutput:
+        plot = to_image(plots.timeline(report))
+        text = json.dumps(report, indent=1)
+        return io.NodeOutput(plot, text, ui=ui.PreviewImage(plot, cls=cls))

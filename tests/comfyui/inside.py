@@ -1,0 +1,167 @@
+"""Checks that run inside ComfyUI's own process, without a server; `test_inside.py` starts it.
+
+python inside.py COMFYUI PACK          prints one line per check that passed
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+COMFYUI, PACK = sys.argv[1:3]
+sys.argv = [sys.argv[0], "--cpu"]
+sys.path.insert(0, COMFYUI)
+
+
+def load_pack() -> ModuleType:
+    """The pack as ComfyUI imports it: under a name of its own, from its folder."""
+    import comfy.options
+
+    comfy.options.enable_args_parsing()
+    place = Path(PACK) / "__init__.py"
+    spec = importlib.util.spec_from_file_location("pack", place, submodule_search_locations=[PACK])
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["pack"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def loaded() -> tuple[Any, Any]:
+    """The embedded model and its tokenizer."""
+    from pack.nodes import files
+    from pack.nodes.bridge import load_transformer
+    from pack.nodes.vae import TokenizerVAE
+
+    model = load_transformer(files.load(files.TRANSFORMER, files.EMBEDDED), "default")
+    return model, TokenizerVAE(files.load(files.TOKENIZER, files.EMBEDDED))
+
+
+def job(model: Any, vae: Any, images: int) -> Any:
+    """A run of the sampler on fixed text features."""
+    import torch
+    from pack.nodes.acceleration import policy_of
+    from pack.nodes.running import Job
+    from pack.stagevar_core.conditioning import TextConditioning
+    from pack.stagevar_core.sampling import SamplingSettings
+
+    features = torch.randn(5, model.model.config.text_width, generator=torch.Generator().manual_seed(0))
+    schedule = model.model.checkpoint.trained.snap(128, 128)
+    text = TextConditioning((features,) * images)
+    return Job(model, vae, text, schedule, SamplingSettings(), 3, policy_of(model.model_options))
+
+
+def check_clones(model: Any) -> None:
+    """A policy stays on the clones of its model, and nowhere else."""
+    from pack.nodes.acceleration import attach, policy_of
+    from pack.stagevar_core.acceleration.presets import OFF, PRESETS
+
+    model.model_options["transformer_options"] = {"kept": [1]}
+    fast, paper = attach(model, PRESETS["fast"]), attach(model, PRESETS["paper"])
+    assert policy_of(model.model_options) is OFF and model.model_options["transformer_options"] == {
+        "kept": [1]
+    }
+    further = fast.clone().clone()
+    assert policy_of(further.model_options) is policy_of(fast.model_options) is PRESETS["fast"]
+    assert policy_of(copy.deepcopy(further.model_options)) is PRESETS["fast"]
+    further.model_options["transformer_options"]["kept"].append(2)
+    assert fast.model_options["transformer_options"]["kept"] == [1]
+    assert policy_of(attach(fast, PRESETS["paper"]).model_options) is PRESETS["paper"]
+    assert policy_of(paper.model_options) is PRESETS["paper"] and fast.model is model.model
+    assert attach(fast, OFF).model_options["transformer_options"] == {"kept": [1]}
+
+
+def check_out_of_memory(model: Any, vae: Any, preset: str) -> None:
+    """Where a batch does not fit, its images are made one by one, and the report covers all of them."""
+    import torch
+    from pack.nodes import running
+    from pack.nodes.acceleration import attach
+    from pack.stagevar_core.acceleration.presets import PRESETS
+
+    work = job(attach(model, PRESETS[preset]), vae, 3)
+    expected, whole = running.run(work, (128, 128))
+    generate, calls = running.generate, []
+
+    def fails_on_batches(network: Any, conditioning: Any, *args: Any, **options: Any) -> Any:
+        calls.append(conditioning.batch)
+        if conditioning.batch > 1:
+            options["monitor"].block(work.schedule[3], 0)  # it had come some way
+            raise RuntimeError("CUDA out of memory")
+        return generate(network, conditioning, *args, **options)
+
+    running.generate = fails_on_batches
+    try:
+        latents, trace = running.run(work, (128, 128))
+    finally:
+        running.generate = generate
+    assert calls == [3, 1, 1, 1]
+    assert torch.allclose(latents, expected, atol=1e-3)
+    assert trace.images == 3 and trace.policy == preset and len(trace.scales) == len(work.schedule)
+    assert abs(trace.flops / whole.flops - 1) < 1e-6 and trace.dense_flops == whole.dense_flops
+    assert [scale.rows for scale in trace.scales] == [scale.rows for scale in whole.scales]
+
+
+def check_progress(model: Any, vae: Any, preset: str) -> None:
+    """The bar only goes forward, is full at the end, and images that are made one by one share it."""
+    from pack.nodes import monitor, running
+    from pack.nodes.acceleration import attach
+    from pack.stagevar_core.acceleration.presets import PRESETS
+
+    shown: list[float] = []
+
+    class Bar:
+        def __init__(self, total: int) -> None:
+            self.total = total
+
+        def update_absolute(self, value: int, total: int, preview: Any = None) -> None:
+            shown.append(value / total)
+
+    real, monitor.comfy.utils.ProgressBar = monitor.comfy.utils.ProgressBar, Bar
+    try:
+        work = job(attach(model, PRESETS[preset]), vae, 2)
+        _, trace = running.run(work, (128, 128))
+    finally:
+        monitor.comfy.utils.ProgressBar = real
+    assert trace.images == 2
+    assert shown == sorted(shown) and len(set(shown)) == len(shown) and shown[-1] == 1.0, shown
+    if not PRESETS[preset].per_image:  # else scales may turn out not to run, which the bar jumps over
+        steps = [after - before for before, after in zip([0.0, *shown], shown, strict=False)]
+        assert max(steps) < 0.25, f"the bar jumps, the forecast of the work is off: {shown}"
+
+
+def check_memory(model: Any, vae: Any) -> None:
+    """The estimate falls with what runs, and covers the keys and values of the run."""
+    from pack.nodes import running
+    from pack.nodes.acceleration import attach
+    from pack.stagevar_core.acceleration.presets import PRESETS
+
+    estimates = {}
+    for preset in ("off", "quality", "balanced"):
+        work = job(attach(model, PRESETS[preset]), vae, 2)
+        estimates[preset] = work.memory(2)
+        assert estimates[preset].cache >= running.run(work, (128, 128))[1].kv_peak_bytes
+    assert estimates["off"].total > estimates["quality"].total > estimates["balanced"].total
+
+
+def main() -> None:
+    load_pack()
+    import torch
+
+    with torch.inference_mode():
+        model, vae = loaded()
+        check_clones(model)
+        print("ok: clones")
+        for preset in ("off", "balanced", "sparsevar"):
+            check_out_of_memory(model, vae, preset)
+        print("ok: out of memory")
+        for preset in ("off", "balanced", "paper-released", "skipvar"):
+            check_progress(model, vae, preset)
+        print("ok: progress")
+        check_memory(model, vae)
+        print("ok: memory")
+
+
+main()

@@ -1,0 +1,240 @@
+"""Checks of VAR and STAR inside ComfyUI's own process; `test_families.py` starts it.
+
+python inside_families.py COMFYUI PACK MODELS      prints one line per check that passed
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+COMFYUI, PACK, MODELS = sys.argv[1:4]
+sys.argv = [sys.argv[0], "--cpu"]
+sys.path.insert(0, COMFYUI)
+CLIP_FILE = "tiny_clip.safetensors"
+CHOSEN = {"cfg": -1.0, "temperature": -1.0, "top_k": -1, "top_p": -1.0, "width": 256, "height": 256}
+
+
+def load_pack() -> ModuleType:
+    """The pack as ComfyUI imports it, with the tiny files in the model folders."""
+    import comfy.options
+
+    comfy.options.enable_args_parsing()
+    import folder_paths
+
+    for name in ("diffusion_models", "vae", "text_encoders"):
+        folder_paths.add_model_folder_path(name, str(Path(MODELS) / name), is_default=True)
+    place = Path(PACK) / "__init__.py"
+    spec = importlib.util.spec_from_file_location("pack", place, submodule_search_locations=[PACK])
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["pack"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def sample(model: Any, vae: Any, positive: list, **inputs: Any) -> tuple[Any, Any, Any]:
+    """The sampler's latent and report, and the generation behind them."""
+    from pack.nodes import running
+    from pack.nodes.sampling import Sampler
+
+    kept, generate = [], running.generate
+
+    def spy(*args: Any, **options: Any) -> Any:
+        kept.append(generate(*args, **options))
+        return kept[-1]
+
+    class Node(Sampler):
+        hidden = SimpleNamespace(unique_id=None)
+
+    running.generate = spy
+    try:
+        settings = {**CHOSEN, "seed": 5, "batch_size": 1, **inputs}
+        latent, report = Node.execute(model=model, vae=vae, positive=positive, **settings).args
+    finally:
+        running.generate = generate
+    return latent["samples"], report, kept[-1]
+
+
+def label(text: str) -> list:
+    from pack.nodes.labels import NO_CLASS, ClassLabel
+
+    return ClassLabel.execute(NO_CLASS, text).args[0]
+
+
+def refused(action: Any, *words: str) -> None:
+    """The action fails with a message that has these words."""
+    try:
+        action()
+    except ValueError as error:
+        assert all(word in str(error) for word in words), error
+        return
+    raise AssertionError(f"nothing was refused, expected {words}")
+
+
+def check_var(model: Any, vae: Any) -> None:
+    """A class gives a picture of the trained size, off and accelerated; seeds and batches keep it."""
+    import torch
+    from pack.nodes.acceleration import Accelerate
+
+    f_hat, report, run = sample(model, vae, label("3"))
+    assert f_hat.shape == (1, 4, 16, 16) and report["policy"] == "off" and len(report["scales"]) == 10
+    assert report["totals"]["flop_ratio"] == 1.0
+    image = vae.decode(f_hat)
+    assert image.shape == (1, 256, 256, 3) and 0 <= image.min() < image.max() <= 1
+    batch = sample(model, vae, label("3"), batch_size=2)[0]
+    assert torch.allclose(batch[:1], f_hat, atol=1e-3) and not torch.allclose(batch[1:], f_hat, atol=1e-2)
+    assert not torch.equal(sample(model, vae, label("4"))[0], f_hat)
+    assert not torch.equal(sample(model, vae, label("3"), negative=label("4"))[0], f_hat)
+    assert not torch.equal(sample(model, vae, label("3"), smooth=True)[0], f_hat)
+    faster = Accelerate.execute(model, "balanced").args[0]
+    assert sample(faster, vae, label("3"))[1]["totals"]["flop_ratio"] > 1.2
+    off = Accelerate.execute(faster, "off").args[0]
+    assert torch.equal(sample(off, vae, label("3"))[0], f_hat)
+
+
+def check_defaults(model: Any, vae: Any) -> None:
+    """-1 is what the family was published with; the numbers are the user's."""
+    from dataclasses import replace
+
+    from pack.nodes.sampling import _settings
+
+    wanted = {"cfg": -1.0, "temperature": -1.0, "top_k": -1, "top_p": -1.0}
+    own = _settings(model.model, wanted, refine="auto", smooth=False)
+    assert (own.cfg_scale, own.temperature, own.top_k, own.top_p) == (4.0, 1.0, 900, 0.95)
+    assert _settings(model.model, {**wanted, "cfg": 0.0}, refine="off", smooth=True) == replace(
+        own, cfg_scale=0.0, refine="off", smooth=True
+    )
+
+
+def check_inpainting(model: Any, vae: Any) -> None:
+    """The codes of the source stay wherever the mask is 0, at every scale, and are drawn anew elsewhere."""
+    import torch
+    from pack.nodes.acceleration import Accelerate
+    from pack.nodes.editing import EditNode, fitted
+
+    picture = torch.rand(1, 300, 320, 3, generator=torch.Generator().manual_seed(0))
+    mask = torch.zeros(1, 300, 320)
+    mask[:, :, 160:] = 1.0
+    edit = EditNode.execute(model, vae, picture, mask).args[0]
+    assert edit.size == (256, 256) and [m.shape[-1] for m in edit.masks] == [1, 2, 3, 4, 5, 6, 8, 10, 13, 16]
+    assert edit.masks[-1][0, :, :8].all() and not edit.masks[-1][0, :, 8:].any()
+    # Another size is asked for: the picture's counts.
+    for used in (model, Accelerate.execute(model, "balanced").args[0]):
+        _, _, run = sample(used, vae, label("3"), edit=edit, batch_size=2, width=64, height=900)
+        for drawn, source, kept in zip(run.codes, edit.codes, edit.masks, strict=True):
+            if drawn is not None:
+                there = kept.expand_as(drawn)
+                assert torch.equal(drawn[there], source.expand_as(drawn).to(drawn.dtype)[there])
+        assert (run.codes[-1] != edit.codes[-1].expand_as(run.codes[-1])).any()
+        assert (run.codes[-1][0] != run.codes[-1][1]).any()
+    nothing = EditNode.execute(model, vae, picture, torch.zeros(1, 64, 64)).args[0]
+    whole = sample(model, vae, label("3"), edit=nothing)[0]
+    resized = vae.encode(fitted(picture, (256, 256)))
+    assert torch.allclose(whole, resized.to(whole), atol=1e-5), "VAE Encode stores the same codes"
+
+
+def check_embedded_inpainting() -> Any:
+    """In-painting is no matter of VAR's: the built-in model keeps its bits, too. Returns its model."""
+    import torch
+    from pack.nodes.editing import EditNode
+    from pack.nodes.files import EMBEDDED
+    from pack.nodes.loaders import LoadModel, LoadTextEncoder, LoadTokenizer
+
+    model, vae = LoadModel.execute(EMBEDDED).args[0], LoadTokenizer.execute(EMBEDDED).args[0]
+    clip = LoadTextEncoder.execute(EMBEDDED).args[0]
+    text = clip.encode_from_tokens_scheduled(clip.tokenize("a red circle"))
+    mask = torch.zeros(1, 128, 128)
+    mask[:, :64] = 1.0
+    edit = EditNode.execute(model, vae, torch.full((1, 128, 128, 3), 0.5), mask).args[0]
+    _, _, run = sample(model, vae, text, edit=edit, width=128, height=128)
+    for drawn, source, kept in zip(run.codes, edit.codes, edit.masks, strict=True):
+        there = kept.unsqueeze(1).expand_as(drawn)
+        assert torch.equal(drawn[there], source.to(drawn.dtype)[there])
+    refused(lambda: sample(model, vae, label("3")), "positive", "class label", "CLIP Text Encode")
+    return model, vae, text
+
+
+def check_star(model: Any, vae: Any, clip: Any) -> None:
+    """Text through a core CLIP: the features are the library's, cut at the end, with the empty prompt."""
+    import torch
+    from pack.nodes import files
+    from pack.nodes.conditioning import NULL_TEXT, conditioning_of
+    from pack.stagevar_core.text_clip import CLIPTextEncoder, read_tokenizer
+
+    checkpoint = files.load(files.TEXT_ENCODER, CLIP_FILE)
+    vocabulary = read_tokenizer(Path(COMFYUI) / "comfy" / "sd1_tokenizer")
+    core = CLIPTextEncoder(checkpoint.config, checkpoint.tensors, vocabulary)
+
+    def encode(text: str) -> list:
+        return clip.encode_from_tokens_scheduled(clip.tokenize(text))
+
+    wanted, empty = core.encode(["a red circle", ""])
+    made = conditioning_of(model.model, encode("a red circle"), None, 2)
+    assert len(made.features) == 2 and made.features[0].shape == wanted.shape
+    assert torch.allclose(made.features[0], wanted, atol=1e-4)
+    assert torch.allclose(made.null, empty, atol=1e-4)
+    assert len(clip.tokenize("red " * 200)["clip_h"]) == 1, "a long prompt is cut, not split"
+
+    f_hat, report, _ = sample(model, vae, encode("a red circle"))
+    assert f_hat.shape == (1, 4, 16, 16) and report["totals"]["flop_ratio"] == 1.0
+    assert not torch.equal(sample(model, vae, encode("a (red:1.4) circle"))[0], f_hat)
+    assert torch.equal(sample(model, vae, encode("a red circle"), negative=encode(""))[0], f_hat)
+    ((features, extra),) = encode("a red circle")
+    bare = [[features, {key: value for key, value in extra.items() if key != NULL_TEXT}]]
+    refused(lambda: sample(model, vae, bare), "positive", "where the text ends", "Load StageVAR Text Encoder")
+    refused(lambda: sample(model, vae, label("3")), "positive", "class label", "CLIP Text Encode")
+    refused(lambda: sample(model, vae, encode("a"), refine="mixed"), "refine", "no sampler network")
+
+
+def check_refusals(models: dict[str, Any], vae: Any, embedded: Any) -> None:
+    """Wrong pairs and wrong kinds of conditioning are named."""
+    var, (other, other_vae, text) = models["var"], embedded
+    refused(lambda: sample(var, other_vae, label("3")), "vae", "family", "infinity", "var")
+    refused(lambda: sample(other, vae, text), "vae", "family", "infinity", "var")
+    refused(lambda: sample(var, vae, text), "positive", "text", "Class Label")
+    refused(lambda: sample(var, vae, label("3"), negative=text), "negative", "text", "Class Label")
+    refused(lambda: sample(models["star"], vae, text), "positive", "text features of shape")
+    refused(lambda: sample(var, vae, label("10")), "positive", "10", "0 to 9")
+    refused(lambda: label("no such animal"), "label", "no such animal")
+    refused(lambda: label("crane"), "crane") if _several("crane") else None
+    refused(lambda: sample(var, vae, label("3"), refine="full"), "refine", "no sampler network")
+    refused(lambda: sample(other, other_vae, text, smooth=True), "smooth")
+
+
+def _several(part: str) -> bool:
+    from pack.stagevar_core.labels import imagenet_names
+
+    names = [name.lower() for name in imagenet_names()]
+    return part not in names and sum(part in name for name in names) > 1
+
+
+def main() -> None:
+    load_pack()
+    import torch
+    from pack.nodes.loaders import LoadModel, LoadTextEncoder, LoadTokenizer
+
+    with torch.inference_mode():
+        files = {"var": "tiny_var.safetensors", "star": "tiny_star.safetensors"}
+        models = {name: LoadModel.execute(file).args[0] for name, file in files.items()}
+        vae = LoadTokenizer.execute("tiny_vq.safetensors").args[0]
+        clip = LoadTextEncoder.execute(CLIP_FILE).args[0]
+        assert {name: model.model.family for name, model in models.items()} == {"var": "var", "star": "star"}
+        print("ok: loaded")
+        check_var(models["var"], vae)
+        print("ok: var")
+        check_defaults(models["var"], vae)
+        print("ok: defaults")
+        check_inpainting(models["var"], vae)
+        print("ok: in-painting")
+        embedded = check_embedded_inpainting()
+        print("ok: in-painting with bits")
+        check_star(models["star"], vae, clip)
+        print("ok: star")
+        check_refusals(models, vae, embedded)
+        print("ok: refusals")
+
+
+main()

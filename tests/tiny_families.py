@@ -1,0 +1,44 @@
+"""Tiny random VAR and STAR files with the names of the published ones, for ComfyUI's model folders."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from stagevar_core.autoencoders.vq import VQTokenizerConfig
+from stagevar_core.models.star import STARConfig
+from stagevar_core.models.var import SIDES_256, VARConfig
+from stagevar_core.text_clip import CLIPEncoderConfig
+from tests import official_star, official_var
+from tests.official_files import Layout
+from tests.tiny_star import tiny_clip
+
+CLASSES, TEXT_WIDTH = 10, 64
+VAR = VARConfig(2, 128, 2, 256, SIDES_256, classes=CLASSES, vocab=24, dim=4)
+STAR = STARConfig(2, 128, 2, 256, len(SIDES_256), vocab=24, dim=4, text_width=TEXT_WIDTH)
+TOKENIZER = VQTokenizerConfig(24, 4, width=32, multipliers=(1, 1, 1, 1, 1), blocks=1)
+CLIP = CLIPEncoderConfig(
+    hidden_size=TEXT_WIDTH, intermediate_size=96, num_hidden_layers=2, num_attention_heads=1
+)
+VAR_FILE, STAR_FILE, TOKENIZER_FILE = "tiny_var.safetensors", "tiny_star.safetensors", "tiny_vq.safetensors"
+CLIP_FILE = "tiny_clip.safetensors"
+
+
+def write_families(models: Path) -> None:
+    """One file of each kind in the folders that the loaders read."""
+    clip = {f"text_model.{name.removeprefix('text_model.')}": t for name, t in tiny_clip(CLIP).state_dict().items()}
+    clip.pop("text_model.embeddings.position_ids", None)
+    files = {
+        f"diffusion_models/{VAR_FILE}": official_var.transformer(VAR, device="cpu"),
+        f"diffusion_models/{STAR_FILE}": official_star.transformer(STAR, device="cpu", seed=1),
+        f"vae/{TOKENIZER_FILE}": official_var.tokenizer(TOKENIZER, device="cpu", seed=2),
+        f"text_encoders/{CLIP_FILE}": clip,
+    }
+    for name, tensors in files.items():
+        path = models / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({key: _stored(tensors, key) for key in tensors}, path)
+
+
+def _stored(tensors: Layout | dict, key: str) -> torch.Tensor:
+    return tensors[key].contiguous()
