@@ -147,7 +147,7 @@ def _preset_inputs() -> list[Any]:
             "schedule",
             optional=True,
             tooltip="From Stage Schedule: where the stages end and how many tokens run, in place of the "
-            "preset's. Presets with rules of their own (fastvar, skipvar, sparsevar) take none.",
+            "preset's. Presets with rules of their own (auto, fastvar, skipvar, sparsevar) take none.",
         ),
         describe(
             io.Combo.Input,
@@ -156,7 +156,7 @@ def _preset_inputs() -> list[Any]:
             default=DEFAULT,
             tooltip="off: nothing is left out. quality: all tokens, but one guidance branch after the "
             "structure stage. balanced: fewer of the last tokens, too. fast, turbo: fewer still, which costs "
-            "detail. paper, paper-released, fastvar, skipvar, sparsevar: published methods, for comparison. "
+            "detail. auto: as balanced, with stages found for every picture. paper, paper-released, fastvar, skipvar, sparsevar: published methods, for comparison. "
             "The help page has the counted work of each.",
         ),
     ]

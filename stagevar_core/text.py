@@ -88,6 +88,8 @@ class T5TextEncoder:
     ``tokenizers`` library. Raises ``ValueError`` for missing, unknown or misshapen tensors.
     """
 
+    family = "t5"
+
     def __init__(
         self,
         config: T5EncoderConfig,

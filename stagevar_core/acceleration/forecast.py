@@ -30,18 +30,17 @@ class Forecast:
 def forecast(policy: AccelerationPolicy, info: RunInfo, units: UnitCosts, text_tokens: int = 64) -> Forecast:
     """The forecast of a run; ``ValueError`` when the policy cannot run on this schedule.
 
-    Plans that wait for what is drawn cannot be asked in advance: then every scale counts as dense.
+    Plans that wait for what is drawn cannot be asked in advance: then every scale counts as dense, whatever
+    room the run begins with.
     """
     run, schedule = policy.start(info), info.schedule
     every = 2 * info.batch if info.guided else info.batch
-    room = run.room(schedule[0])
     if policy.per_image:
         dense = schedule_flops(units, schedule, rows=every, text_tokens=text_tokens, images=info.batch)
-        keys = max(every * room, info.batch * schedule.tokens)
         regions = len(getattr(run, "spans", ()))
         working = every * schedule.final.tokens
         costs = tuple(flops.total for flops in dense)
-        return Forecast(_moved(keys, units), working, regions * working, costs)
+        return Forecast(_moved(every * schedule.tokens, units), working, regions * working, costs)
     return _planned(run, info, units, every, text_tokens)
 
 

@@ -51,8 +51,8 @@ OVERLAPS = """() => {
         top: node.pos[1] - 30, bottom: node.pos[1] + node.size[1],
     }));
     const meet = (a, b) => a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom;
-    const covered = (a, i) => boxes.slice(i + 1).filter(b => meet(a, b)).map(b => `${a.title} and ${b.title}`);
-    return boxes.flatMap(covered);
+    const covered = (a, i) => boxes.slice(i + 1).filter(b => meet(a, b));
+    return boxes.flatMap((a, i) => covered(a, i).map(b => `${a.title} and ${b.title}`));
 }"""
 
 
