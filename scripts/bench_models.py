@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,19 +12,31 @@ from machine import PeakMemory
 from torch import Tensor, nn
 
 from stagevar_core.acceleration.policy import AccelerationPolicy
-from stagevar_core.autoencoders.bsq import BSQTokenizer, BSQTokenizerConfig
-from stagevar_core.models.infinity import INFINITY_2B, INFINITY_8B, INFINITY_125M, Infinity, InfinityConfig
+from stagevar_core.autoencoders.bsq import BSQTokenizerConfig
+from stagevar_core.autoencoders.vq import VQTokenizerConfig
+from stagevar_core.checkpoints.detect import spec_of
+from stagevar_core.conditioning import ClassConditioning, TextConditioning
+from stagevar_core.models.infinity import INFINITY_2B, INFINITY_8B, INFINITY_125M
+from stagevar_core.models.star import STAR_256, STAR_512, STAR_1024
+from stagevar_core.models.var import VAR_D16, VAR_D30, VAR_D36
 from stagevar_core.pipeline import Pictures, Pipeline
 from stagevar_core.sampling import Monitor
-from stagevar_core.schedule import Scale, infinity_aspect_table
+from stagevar_core.schedule import Scale
 from stagevar_core.trace import Trace
 
 PROMPT = "a red circle left of a blue square"
 EMBEDDED = "embedded"
-FULL_SIZE: dict[str, tuple[InfinityConfig, BSQTokenizerConfig]] = {
-    "infinity-125m": (INFINITY_125M, BSQTokenizerConfig(16)),
-    "infinity-2b": (INFINITY_2B, BSQTokenizerConfig(32)),
-    "infinity-8b": (INFINITY_8B, BSQTokenizerConfig(14, multipliers=(1, 2, 4, 4))),
+# Family of the transformer, its shape, and that of its tokenizer.
+FULL_SIZE: dict[str, tuple[str, Any, Any]] = {
+    "infinity-125m": ("infinity", INFINITY_125M, BSQTokenizerConfig(16)),
+    "infinity-2b": ("infinity", INFINITY_2B, BSQTokenizerConfig(32)),
+    "infinity-8b": ("infinity", INFINITY_8B, BSQTokenizerConfig(14, multipliers=(1, 2, 4, 4))),
+    "var-d16": ("var", VAR_D16, VQTokenizerConfig()),
+    "var-d30": ("var", VAR_D30, VQTokenizerConfig()),
+    "var-d36": ("var", VAR_D36, VQTokenizerConfig()),
+    "star-256": ("star", STAR_256, VQTokenizerConfig()),
+    "star-512": ("star", STAR_512, VQTokenizerConfig()),
+    "star-1024": ("star", STAR_1024, VQTokenizerConfig()),
 }
 WARM_UP_TOKENS = 64  # the full-size models warm up on the scales up to here: that touches every weight
 
@@ -62,6 +75,12 @@ class RandomText:
 class MeasuredPipeline(Pipeline):
     """Forgets the peak of sampling before it decodes; by then the KV cache is gone."""
 
+    def encode(
+        self, prompts: Sequence[str], negative: str | None = None
+    ) -> TextConditioning | ClassConditioning:
+        """Models that are conditioned on a class take the first one instead of a prompt."""
+        return super().encode(prompts if self.text_encoder else ["0"] * len(prompts), negative)
+
     def decode(self, f_hat: Tensor) -> Tensor:
         PeakMemory(self.device).reset()
         return super().decode(f_hat)
@@ -71,11 +90,21 @@ def load(name: str, text_tokens: int, device: torch.device, dtype: torch.dtype) 
     """The models to measure."""
     if name == EMBEDDED:
         return MeasuredPipeline.embedded(dtype=dtype, device=device)
-    config, codes = FULL_SIZE[name]
-    transformer = fill(Infinity(config, dtype=dtype, device="meta"), device)
-    tokenizer = fill(BSQTokenizer(codes, dtype=dtype, device="meta"), device)
-    text = RandomText(config.text_width, text_tokens, device)
-    return MeasuredPipeline(transformer, tokenizer, text, infinity_aspect_table(), device=device)
+    return full_size(*FULL_SIZE[name], text_tokens, device, dtype)
+
+
+def full_size(
+    family: str, config: Any, codes: Any, text_tokens: int, device: torch.device, dtype: torch.dtype
+) -> Pipeline:
+    """A model of this shape with random weights."""
+    spec = spec_of("transformer", family)
+    paired = spec_of("tokenizer", spec.tokenizer or family)
+    transformer = fill(spec.module(config, dtype=dtype, device="meta"), device)
+    tokenizer = fill(paired.module(codes, dtype=dtype, device="meta"), device)
+    width = getattr(config, "text_width", None)
+    text = None if width is None else RandomText(width, text_tokens, device)
+    sizes, defaults = spec.sizes(config), spec.defaults
+    return MeasuredPipeline(transformer, tokenizer, text, sizes, defaults=defaults, device=device)
 
 
 def weight_bytes(module: Any) -> int:

@@ -21,6 +21,10 @@ TALL = ((1, 1), (3, 2), (4, 3), (7, 4), (9, 6))
 SQUARES = tuple(
     tuple((side, side) for side in sides) for sides in ((1, 2, 3, 4, 6), (1, 2, 4, 6, 9), SIDES_256)
 )
+FINE = tuple(  # with scales that STAR's sampler draws, from the tenth on
+    tuple((side, side) for side in sides)
+    for sides in ((*(1, 1, 2, 2, 3, 3), *range(4, 10)), tuple(range(1, 12)), (*range(1, 10), 11, 14))
+)
 WIDE = ((1, 1), (1, 2), (2, 4), (3, 6), (4, 9), (5, 11))
 
 
@@ -63,6 +67,14 @@ FAMILIES = (
         unguided=0.0,
     ),
     Family("star", lambda schedule: tiny_star(levels=len(schedule)), encoded, codebook, unguided=0.0),
+    Family(
+        "star with its sampler",
+        lambda schedule: tiny_star(levels=len(schedule), sampler=1),
+        encoded,
+        codebook,
+        grids=FINE,
+        unguided=0.0,
+    ),
 )
 
 

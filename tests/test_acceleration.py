@@ -326,16 +326,14 @@ def test_the_cache_holds_what_the_preset_keeps(kv, monkeypatch: pytest.MonkeyPat
         seen += scale.tokens
         ran = result.trace.scales[scale.index].budget[0]
         assert result.trace.scales[scale.index].visible == length + ran
-        if kv == "append":
-            length += ran
-        elif kv != "none":
-            length = min(length + ran, round(kv * seen))
+        if kv != "none" and scale != LONG.final:
+            length = length + ran if kv == "append" else min(length + ran, round(kv * seen))
     assert [watch.caches[0].length(layer) for layer in range(3)] == [length] * 3
 
 
 @pytest.mark.parametrize("cfg", [1.0, 3.0])
 @pytest.mark.parametrize("kv", ["append", "none", 0.2])
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", [name for name in PRESETS if name != "auto"])  # which learns its stages late
 def test_the_cache_is_made_once_and_once_more_for_fewer_rows(
     name: str, kv, cfg: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:

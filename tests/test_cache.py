@@ -68,7 +68,10 @@ def test_what_is_not_kept_lies_in_one_place_for_all_layers():
         places.add((k.data_ptr(), v.data_ptr()))
     assert len(places) == 1 and cache.bytes == size(ROWS, 12) + shared(ROWS, 11)
     stores = [store[layer] for store in (cache._keys, cache._values) for layer in range(LAYERS)]
-    assert all(map(torch.equal, stores, untouched))
+    # As bits, because the room that was never written may hold what is no number.
+    assert all(
+        torch.equal(a.view(torch.int32), b.view(torch.int32)) for a, b in zip(stores, untouched, strict=True)
+    )
 
 
 def test_what_is_not_kept_fits_the_rows_and_the_length_of_the_day():

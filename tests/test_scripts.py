@@ -7,15 +7,19 @@ import sys
 from pathlib import Path
 
 import bench
+import bench_models
 import bench_presets
 import bootstrap
 import comfy_server
 import environment
 import pytest
 import setup_torch
+import torch
 from environment import SetupError
 
 from stagevar_core.acceleration.presets import PRESETS
+from stagevar_core.checkpoints.detect import spec_of
+from tests import tiny_families
 
 
 def test_pip_failures_become_one_line() -> None:
@@ -190,3 +194,27 @@ def test_bench_refuses_before_it_measures(
     with pytest.raises(SystemExit):
         bench.main()
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", sorted(bench_models.FULL_SIZE))
+def test_full_size_models_have_a_module_a_tokenizer_and_a_size(name: str) -> None:
+    """Built without storage: the bench fills them with random weights."""
+    family, config, codes = bench_models.FULL_SIZE[name]
+    spec = spec_of("transformer", family)
+    spec.module(config, device="meta")
+    spec_of("tokenizer", spec.tokenizer or family).module(codes, device="meta")
+    assert spec.sizes(config).pixels_per_token == codes.stride * config.patch
+    assert codes.dim == config.dim
+
+
+@pytest.mark.parametrize(
+    ("family", "config"), [("var", tiny_families.VAR), ("star", tiny_families.STAR)], ids=["class", "text"]
+)
+def test_bench_measures_both_kinds_of_conditioning(family: str, config: object) -> None:
+    device = torch.device("cpu")
+    pipeline = bench_models.full_size(family, config, tiny_families.TOKENIZER, 7, device, torch.float32)
+    request = {"width": 256, "height": 256, "batch": 1, "settings": pipeline.settings(cfg=2.0)}
+    bench_models.warm_up(pipeline, request, whole=False)
+    run = bench_models.measured(pipeline, request, 1)
+    assert run.pictures.size == (256, 256) and run.pictures.settings.cfg_scale == 2.0
+    assert run.trace.flops == run.trace.dense_flops > 0

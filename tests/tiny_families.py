@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import torch
 from safetensors.torch import save_file
 
 from stagevar_core.autoencoders.vq import VQTokenizerConfig
@@ -10,7 +9,6 @@ from stagevar_core.models.star import STARConfig
 from stagevar_core.models.var import SIDES_256, VARConfig
 from stagevar_core.text_clip import CLIPEncoderConfig
 from tests import official_star, official_var
-from tests.official_files import Layout
 from tests.tiny_star import tiny_clip
 
 CLASSES, TEXT_WIDTH = 10, 64
@@ -26,7 +24,10 @@ CLIP_FILE = "tiny_clip.safetensors"
 
 def write_families(models: Path) -> None:
     """One file of each kind in the folders that the loaders read."""
-    clip = {f"text_model.{name.removeprefix('text_model.')}": t for name, t in tiny_clip(CLIP).state_dict().items()}
+    clip = {
+        f"text_model.{name.removeprefix('text_model.')}": t
+        for name, t in tiny_clip(CLIP).state_dict().items()
+    }
     clip.pop("text_model.embeddings.position_ids", None)
     files = {
         f"diffusion_models/{VAR_FILE}": official_var.transformer(VAR, device="cpu"),
@@ -37,8 +38,4 @@ def write_families(models: Path) -> None:
     for name, tensors in files.items():
         path = models / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({key: _stored(tensors, key) for key in tensors}, path)
-
-
-def _stored(tensors: Layout | dict, key: str) -> torch.Tensor:
-    return tensors[key].contiguous()
+        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, path)

@@ -37,34 +37,41 @@ def forecast(policy: AccelerationPolicy, info: RunInfo, units: UnitCosts, text_t
     every = 2 * info.batch if info.guided else info.batch
     if policy.per_image:
         dense = schedule_flops(units, schedule, rows=every, text_tokens=text_tokens, images=info.batch)
+        final = schedule.final.tokens
+        keys = _with_one_layer(every * (schedule.tokens - final), every * schedule.tokens, units)
         regions = len(getattr(run, "spans", ()))
-        working = every * schedule.final.tokens
-        costs = tuple(flops.total for flops in dense)
-        return Forecast(_moved(every * schedule.tokens, units), working, regions * working, costs)
+        working = every * final
+        return Forecast(keys, working, regions * working, tuple(flops.total for flops in dense))
     return _planned(run, info, units, every, text_tokens)
 
 
 def _planned(run: PolicyRun, info: RunInfo, units: UnitCosts, every: int, text_tokens: int) -> Forecast:
     """Goes through the plans of a run whose choices are known in advance."""
-    rows, room = every, run.room(info.schedule[0])
-    keys, working, remembered, stored, costs = every * room, 0, 0, 0.0, []
+    rows, length = (
+        every,
+        run.room(info.schedule[0]),
+    )  # of the cache, which is reserved up to the next narrowing
+    keys, passing, working, remembered, stored, costs = every * length, 0, 0, 0, 0.0, []
     for scale in info.schedule:
         plan = run.plan(scale)
         if not plan.run:
             costs.append(0.0)
             continue
         if plan.rows != "both" and rows != info.batch:
-            rows = info.batch
-            keys = max(keys, rows * (room + run.room(scale)))
+            rows, length = info.batch, length + run.room(scale)
+            keys = max(keys, rows * length)
         tokens = _tokens(plan, scale)
         flops = scale_flops(
             units, tokens, stored + tokens, rows=rows, text_tokens=text_tokens, images=info.batch
         )
         costs.append(flops.total + units.head * rows * (scale.tokens - tokens))
-        stored += tokens if plan.store else 0.0
+        if plan.store and scale != info.schedule.final:
+            stored += tokens
+        else:
+            passing = max(passing, rows * (length + scale.tokens))
         working = max(working, rows * scale.tokens)
         remembered = max(remembered, _regions(plan, units) * rows * scale.tokens)
-    return Forecast(_moved(keys, units), working, remembered, tuple(costs))
+    return Forecast(_with_one_layer(keys, passing, units), working, remembered, tuple(costs))
 
 
 def _tokens(plan: ScalePlan, scale: Scale) -> float:
@@ -81,6 +88,9 @@ def _regions(plan: ScalePlan, units: UnitCosts) -> int:
     return len(plan.reduction.spans) or units.depth * len(units.branches)
 
 
-def _moved(keys: int, units: UnitCosts) -> int:
-    """Where rows are dropped, one layer is there twice for a moment."""
-    return keys + -(-keys // units.depth)
+def _with_one_layer(keys: int, passing: int, units: UnitCosts) -> int:
+    """``keys`` in every layer, those of one layer twice while they move, and ``passing`` ones in one layer.
+
+    What is not stored, the last scale's among it, passes through memory that all layers share.
+    """
+    return keys + -(-(keys + passing) // units.depth)

@@ -68,13 +68,10 @@ class Reduction:
         return tokens
 
     def restore(self, x: Tensor, y: Tensor, tokens: TokenMap | None, site: Site) -> Tensor:
-        if tokens is None:
-            full = y
-        else:
-            index = tokens.keep.unsqueeze(-1).expand(-1, -1, x.shape[-1])
-            full = self._untouched(x, y, tokens, site).scatter(1, index, y.to(x.dtype))
+        past = None if tokens is None else self._memory.get(site)
+        full = y if tokens is None else placed(self._untouched(x, y, tokens, site, past), tokens, y)
         if self._remember and self._restoration != "anchor" and self._where(site):
-            self._memory.put(site, full if self._restoration == "state" else full - x)
+            self._memory.put(site, full if self._restoration == "state" else self._change(x, y, tokens, past))
         return full
 
     def code_weights(self) -> Tensor | None:
@@ -83,14 +80,23 @@ class Reduction:
         share = self._runs[: self._images] / self._regions
         return 1.0 - (1.0 - self._code_weight) * (1.0 - share)  # exactly 1 where every region ran
 
-    def _untouched(self, x: Tensor, y: Tensor, tokens: TokenMap, site: Site) -> Tensor:
+    def _change(self, x: Tensor, y: Tensor, tokens: TokenMap | None, past: Tensor | None) -> Tensor:
+        """What the region added to every token; where it did not run, what was remembered, bit for bit.
+
+        ``(x + past) - x`` would round, and rounding would settle which of two equal tokens runs next.
+        """
+        if tokens is None:
+            return y - x
+        past = torch.zeros_like(x) if past is None else past.to(x.dtype)
+        return placed(past, tokens, y.to(x.dtype) - gather_tokens(x, tokens.keep))
+
+    def _untouched(self, x: Tensor, y: Tensor, tokens: TokenMap, site: Site, past: Tensor | None) -> Tensor:
         if self._restoration == "anchor" and tokens.count:
             added = y.to(x.dtype) - gather_tokens(x, tokens.keep)
             return x + gather_tokens(added, nearest(tokens.keep, site.scale))
-        remembered = self._memory.get(site)
-        if remembered is None:
+        if past is None:
             return x
-        return remembered.to(x.dtype) if self._restoration == "state" else x + remembered
+        return past.to(x.dtype) if self._restoration == "state" else x + past.to(x.dtype)
 
     def _count(self, x: Tensor, tokens: TokenMap | None) -> None:
         """One more region, and the tokens that run in it."""
@@ -102,6 +108,11 @@ class Reduction:
         else:
             ones = torch.ones_like(tokens.keep, dtype=self._runs.dtype)
             self._runs.scatter_add_(1, tokens.keep, ones)
+
+
+def placed(x: Tensor, tokens: TokenMap, y: Tensor) -> Tensor:
+    """``x`` (rows, L, C) with ``y`` (rows, r, C) at the tokens that ran."""
+    return x.scatter(1, tokens.keep.unsqueeze(-1).expand(-1, -1, x.shape[-1]), y.to(x.dtype))
 
 
 def nearest(keep: Tensor, scale: Scale) -> Tensor:

@@ -1,0 +1,111 @@
+"""VAR and STAR in ComfyUI: loaded from files, sampled, in-painted, and refused where they do not fit."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from comfy_server import ComfyServer, Json, PromptFailed, PromptRejected, read_json, shipped_workflow
+from environment import ROOT
+from events import add_node, saved_images, with_value
+from testbed import Bed, missing
+
+from tests.tiny_families import STAR_FILE, TOKENIZER_FILE, VAR_FILE, write_families
+
+CHECKS = ("loaded", "var", "defaults", "in-painting", "in-painting with bits", "star", "refusals")
+
+
+@pytest.fixture(scope="module")
+def said(bed: Bed, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What the checks of `inside_families.py` print, and how it ended."""
+    if not (bed.comfy_path / "main.py").is_file():
+        missing(f"no ComfyUI in {bed.comfy_path}: run python scripts/test.py")
+    models = tmp_path_factory.mktemp("families")
+    write_families(models)
+    script = Path(__file__).with_name("inside_families.py")
+    result = subprocess.run(
+        [str(bed.python), str(script), str(bed.comfy_path), str(ROOT), str(models)],
+        cwd=models,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    return result.stdout + result.stderr[-3000:]
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_check_passes_inside_comfyui(said: str, check: str) -> None:
+    assert f"ok: {check}\n" in said, said
+
+
+# ----------------------------------------------------------------------------------------- through the server
+
+
+@pytest.fixture(scope="module")
+def server(comfy_server: ComfyServer) -> ComfyServer:
+    """The running ComfyUI with the tiny files in its model folders."""
+    write_families(comfy_server.base / "models")
+    return comfy_server
+
+
+@pytest.fixture
+def prompt() -> Json:
+    """The shipped class-to-image workflow with the tiny files."""
+    made = read_json(shipped_workflow("class_to_image_var"))
+    with_value(made, "model_name", VAR_FILE)
+    with_value(made, "vae_name", TOKENIZER_FILE)
+    with_value(made, "label", "3")
+    with_value(made, "batch_size", 1)
+    return made
+
+
+def refusal(server: ComfyServer, prompt: Json) -> str:
+    with pytest.raises((PromptRejected, PromptFailed)) as caught:
+        server.run(prompt)
+    return str(caught.value)
+
+
+def test_files_are_offered_by_the_loaders(server: ComfyServer) -> None:
+    offered = str(server.object_info("StageVARLoadModel"))
+    assert VAR_FILE in offered and STAR_FILE in offered
+    assert TOKENIZER_FILE in str(server.object_info("StageVARLoadTokenizer"))
+    assert "207: golden retriever" in str(server.object_info("StageVARClassLabel"))
+
+
+def test_class_to_image_workflow_runs(server: ComfyServer, prompt: Json) -> None:
+    (image,) = saved_images(server, server.run(prompt))
+    assert image.shape == (256, 256, 3) and image.std() > 0.005
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("label", "no such animal", ("label", "no such animal")),
+        ("label", "", ("207", "0 to 9")),  # the list's choice, which this model of ten classes has not
+        ("model_name", STAR_FILE, ("positive", "class label", "CLIP Text Encode")),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    server: ComfyServer, prompt: Json, name: str, value: Any, words: tuple[str, ...]
+) -> None:
+    assert with_value(prompt, name, value)
+    message = refusal(server, prompt)
+    assert all(word in message for word in words), message
+
+
+def test_inpainting_workflow_runs_on_a_picture(server: ComfyServer, prompt: Json) -> None:
+    """The core mask nodes and the edit, from the page's point of view."""
+    decoded = next(node for node, data in prompt.items() if data["class_type"] == "VAEDecode")
+    sampler = prompt[prompt[decoded]["inputs"]["samples"][0]]["inputs"]
+    mask = add_node(prompt, "SolidMask", value=1.0, width=64, height=64)
+    edit = add_node(prompt, "StageVAREdit", model=["1", 0], vae=sampler["vae"], image=[decoded, 0], mask=mask)
+    inputs = {**sampler, "edit": edit, "seed": 8}
+    latent = add_node(prompt, "StageVARSampler", **inputs)
+    again = add_node(prompt, "VAEDecode", samples=latent, vae=sampler["vae"])
+    saved = add_node(prompt, "SaveImage", images=again, filename_prefix="edited")
+    (image,) = saved_images(server, server.run(prompt), saved[0])
+    assert image.shape == (256, 256, 3)
