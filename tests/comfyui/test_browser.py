@@ -156,6 +156,7 @@ def test_dropped_workflow_shows_its_image(
 
 
 def test_dropped_accelerated_workflow_shows_image_report_and_summary(page: Page, artifacts: Path) -> None:
+    set_renderer(page, False)
     drop(page, "accelerated_embedded", 4721)
     page.keyboard.press("Control+Enter")
     for type_of_node in ("SaveImage", "StageVARStageReport"):
