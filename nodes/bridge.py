@@ -160,8 +160,9 @@ def estimate_memory(
     # float32 residual stream with its parts, and the head's logits of the scale before with their copies.
     logits = config.unit_costs.head / (2 * config.width)
     per_token = 2 * config.hidden * compute.itemsize + 5 * 4 * config.width + 6 * 4 * logits
-    remembered = 4 * config.width * expected.remembered  # of the residual stream
-    return MemoryEstimate(cache, int(expected.working * per_token) + remembered)
+    beside = 4 * config.width * expected.remembered  # of the residual stream
+    beside += 4 * 4 * getattr(config, "text_width", 0) * text_tokens  # float32 features, what they become
+    return MemoryEstimate(cache, int(expected.working * per_token) + beside)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
