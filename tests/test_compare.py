@@ -71,7 +71,7 @@ def test_work_is_counted_from_the_runs(pipeline):
     costs = compare_report.costs(found, "balanced")
     dense = pipeline(list(CAPTIONS), policy=None).generation.trace
     assert costs["flop_ratio"] == pytest.approx(trace.ratio, rel=0.01) and dense.ratio == 1.0
-    assert costs["wall_ratio"] > 0 and costs["scales"][-1]["computed"] == 64
+    assert costs["wall_ratio"] > 0 and costs["scales"][-1]["computed"] == trace.scales[-1].budget[0] < 256
     skipping = compare_report.costs(found, "first five")
     assert skipping["scales_skipped"] == 2 and skipping["tokens"] == pytest.approx(121 / 521)
 
@@ -308,6 +308,6 @@ def test_every_experiment_has_variants_of_its_own(pipeline):
     lab.flops = lambda settings: 1.0  # budgets are checked above
     for key, experiment in experiments.EXPERIMENTS.items():
         variants = experiment.variants(lab)
-        assert len(variants) >= 4, key
+        assert len(variants) >= 3, key
         assert len({repr(policy) for policy in variants.values()}) == len(variants), key
         assert not {"off", experiments.BASE} & set(variants), key

@@ -81,7 +81,8 @@ def test_a_dense_run_has_no_stages_and_leaves_nothing_out(traces) -> None:
 
 def test_skipped_scales_are_hatched(traces) -> None:
     skipping, running = plots.timeline(traces["turbo"]), plots.timeline(traces["paper"])
-    assert [scale["ran"] for scale in traces["turbo"]["scales"]][-1] is False
+    assert not all(scale["ran"] for scale in traces["turbo"]["scales"])
+    assert all(scale["ran"] for scale in traces["paper"]["scales"])
     assert area(skipping, GREY) > area(running, GREY) + 200
 
 

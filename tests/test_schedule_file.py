@@ -93,7 +93,7 @@ def test_shares_over_the_depth_are_averaged_for_one_span() -> None:
 
 def test_a_schedule_decides_what_runs() -> None:
     model, text = tiny_infinity(), prompts(5, 9)
-    late = StageSchedule(boundaries=StageBoundaries(0.1, 1.0)).apply(PRESETS["balanced"])
+    late = StageSchedule(boundaries=StageBoundaries(0.1, 1.0)).apply(PRESETS["quality"])
     dense = run(model, text)
     assert same_codes(dense, run(model, text, policy=late))
     early = StageSchedule(boundaries=StageBoundaries(0.0, 0.0), keep=0.5).apply(PRESETS["balanced"])

@@ -52,8 +52,7 @@ def test_same_seed_gives_the_same_image_in_any_batch(comfy_server: ComfyServer, 
     batch = saved_images(comfy_server, comfy_server.run(prompt))
     assert len(single) == 1 and len(batch) == 3
     # A pixel may round differently where the batch changes the order of additions.
-    assert np.abs(batch[0] - single[0]).mean() < 0.01
-    assert np.abs(batch[1] - single[0]).mean() > 0.01
+    assert np.abs(batch[0] - single[0]).mean() < 0.002 < np.abs(batch[1] - single[0]).mean()
 
 
 def interrupt_once(watcher: Watcher, prompt: Json, seed: int) -> None:
