@@ -116,33 +116,27 @@ def named(**settings: StageSettings) -> Variants:
 
 
 def tokens(lab: Lab) -> Variants:
-    """(a) Projection, gather and skip, at the first fidelity scale alone and over the stage."""
-    base, first = lab.base, replace(lab.base, skip=1)
+    """(a) Projection, gather and skip, over the stage and at its first scale alone."""
+    base = lab.base
     # As in the paper: all codes count, and what did not run gets the state of the scale before.
     paper = {"tokens": "projection", "restoration": "state", "code_weight": 1.0}
-    moved = lab.equal(lambda x: replace(first, keep=lab.shares(x, 0.0)))
     found = named(
         stage__gather_with_all_codes=replace(base, code_weight=1.0),
-        stage__projection=lab.equalled(replace(base, tokens="projection")),
         stage__projection_as_in_the_paper=lab.equalled(replace(base, **paper)),
-        stage__last_skipped__its_tokens_at_the_first=moved,
-        first_scale_only__gather=first,
-        first_scale_only__projection=lab.equalled(replace(first, tokens="projection"), first),
-        first_scale_only__projection_as_in_the_paper=lab.equalled(replace(first, **paper), first),
+        first_scale_only__gather=replace(base, skip=1),
     )
     return found | {"both scales skipped": FirstScales(lab.fidelity[0].index)}
 
 
 def guidance(lab: Lab) -> Variants:
-    """(b) Which rows run, with all tokens and with those of `balanced`."""
+    """(b) Which rows run, with all tokens."""
     ways = {name: {"guidance": name} for name in ("conditional", "unconditional")}
     ways |= {f"reuse {decay:g}": {"guidance": "reuse", "reuse": decay} for decay in (0.5, 1.0)}
-    dense, found = replace(lab.base, tokens="dense"), {}
-    for prefix, settings in (("", lab.base), ("all tokens, ", dense)):
-        for name, change in ways.items():
-            found[prefix + name] = StagedPolicy(prefix + name, replace(settings, **change))
-    both = lab.equalled(replace(lab.base, guidance="both"))
-    return found | {"both rows, fewer tokens": StagedPolicy("both rows, fewer tokens", both)}
+    dense = replace(lab.base, tokens="dense")
+    return {
+        f"all tokens, {name}": StagedPolicy(f"all tokens, {name}", replace(dense, **change))
+        for name, change in ways.items()
+    }
 
 
 def restoration(lab: Lab) -> Variants:
