@@ -297,8 +297,8 @@ def test_experiments_compare_at_equal_flops(pipeline):
     wanted = lab.flops(lab.base)
     for name, policy in experiments.budget(lab).items():
         assert lab.flops(policy.settings) == pytest.approx(wanted, rel=0.02), name
-    moved = experiments.tokens(lab)["stage, last skipped, its tokens at the first"]
-    assert moved.settings.skip == 1 and lab.flops(moved.settings) == pytest.approx(wanted, rel=0.02)
+    mixed = experiments.tokens(lab)["stage, projection as in the paper"].settings
+    assert mixed.tokens == "projection" and lab.flops(mixed) == pytest.approx(wanted, rel=0.02)
     with pytest.raises(ValueError, match="no share of tokens costs"):
         lab.equal(lambda share: experiments.replace(lab.base, skip=1, keep=0.1 * share))
 
