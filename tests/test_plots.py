@@ -87,12 +87,17 @@ def test_skipped_scales_are_hatched(traces) -> None:
 
 
 def test_bars_have_the_height_of_what_they_show(traces) -> None:
-    trace = {**traces["paper"], "scales": [dict(scale) for scale in traces["paper"]["scales"]]}
-    before = area(plots.timeline(trace), GREEN)
-    longest = max(scale["milliseconds"] for scale in trace["scales"])
-    for scale in trace["scales"]:
-        scale["milliseconds"] = longest
-    assert area(plots.timeline(trace), GREEN) > before * 1.5
+    def timed(*milliseconds: float) -> int:
+        scales = [
+            {**scale, "milliseconds": spent}
+            for scale, spent in zip(traces["paper"]["scales"], milliseconds, strict=True)
+        ]
+        return area(plots.timeline({**traces["paper"], "scales": scales}), GREEN)
+
+    count = len(traces["paper"]["scales"])
+    one, all_of_them = timed(*[1.0] * (count - 1), 100.0), timed(*[100.0] * count)
+    legend = 14 * 14
+    assert all_of_them - legend == pytest.approx((one - legend) * count, rel=0.2)
 
 
 def test_notes_make_the_timeline_longer(traces) -> None:
