@@ -163,28 +163,29 @@ def _preset_inputs() -> list[Any]:
     ]
 
 
+def _among(known: tuple[str, ...]) -> dict[str, Any]:
+    """Options of an input that is one of ``known`` or as in the preset."""
+    return {"options": [AS_PRESET, *known], "default": AS_PRESET, "advanced": True}
+
+
 def _work_inputs() -> list[Any]:
     """How much runs after the structure stage, where it is not as in the preset."""
     return [
         describe(
             io.Combo.Input,
             "guidance",
-            options=[AS_PRESET, *GUIDANCE],
-            default=AS_PRESET,
-            advanced=True,
             tooltip="Branches that run after the structure stage. both: as without acceleration, twice the "
             "work. conditional: the prompt alone. unconditional: the null text alone. reuse: the prompt, "
             "with a share of the last guidance that shrinks from scale to scale. One branch also frees half "
             "of the keys and values.",
+            **_among(GUIDANCE),
         ),
         describe(
             io.Combo.Input,
             "tokens",
-            options=[AS_PRESET, *TOKENS],
-            default=AS_PRESET,
-            advanced=True,
             tooltip="Tokens that run after the structure stage. dense: all. gather: the share keep, those "
             "that matter most. projection: as many random mixtures of all tokens, as StageVAR has it.",
+            **_among(TOKENS),
         ),
         describe(
             io.Float.Input,
@@ -202,11 +203,9 @@ def _result_inputs() -> list[Any]:
         describe(
             io.Combo.Input,
             "restoration",
-            options=[AS_PRESET, *RESTORATIONS],
-            default=AS_PRESET,
-            advanced=True,
             tooltip="What the tokens get that did not run. delta: the change they had at the scale before. "
             "state: their state of the scale before. anchor: the change of the nearest token that ran.",
+            **_among(RESTORATIONS),
         ),
         describe(
             io.Float.Input,

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL.Image import Image
 
@@ -19,7 +19,9 @@ from .drawing import (
     PALE,
     VIOLET,
     Canvas,
+    Colour,
     Panel,
+    Point,
     ramp,
     ticks,
     wrapped,
@@ -27,8 +29,27 @@ from .drawing import (
 from .schedule import ScaleSchedule
 
 Band = tuple[str, float, float]
+Place = tuple[Point, Point]  # upper left corner and size of a panel
+Scales = Sequence[Mapping[str, Any]]
 _UNITS = ((1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"), (1.0, "FLOP"))
 _LEFT, _RIGHT = 92, 28  # margins of a panel that spans the canvas
+# The small charts of a calibration: (title of the axis, its upper end) and its lines (name, curve, colour).
+_CHARTS = (
+    (
+        ("latent and bits, 0 to 1", 1.0),
+        (
+            ("cosine with the final latent", "latent_cosine", BLUE),
+            ("equal bits", "bit_agreement", ORANGE),
+            ("change by the scale", "latent_change", GREEN),
+        ),
+    ),
+    (("PSNR to the final image, dB", None), (("decoded image", "image_psnr", VIOLET),)),
+    (
+        ("share of the codes", None),
+        (("most likely codes that guidance disputes", "disagreement", ORANGE),),
+    ),
+    (("entropy of a choice, bits", None), (("what is sampled from", "entropy", GREEN),)),
+)
 
 
 def timeline(trace: Mapping[str, Any]) -> Image:
@@ -43,9 +64,9 @@ def timeline(trace: Mapping[str, Any]) -> Image:
         return canvas.finish()
     bands = _bands([scale["stage"] for scale in scales])
     inner = width - _LEFT - _RIGHT
-    _work_panel(canvas, (_LEFT, 146), (inner, 220), scales, bands)
-    _time_panel(canvas, (_LEFT, 396), (inner, 120), scales, bands)
-    last = _token_panel(canvas, (_LEFT, 546), (inner, 140), scales, bands)
+    _work_panel(canvas, ((_LEFT, 146), (inner, 220)), scales, bands)
+    _time_panel(canvas, ((_LEFT, 396), (inner, 120)), scales, bands)
+    last = _token_panel(canvas, ((_LEFT, 546), (inner, 140)), scales, bands)
     for index, scale in enumerate(scales):
         x = last.at(_centre(index, len(scales)), 0.0)[0]
         grid = scale["scale"]["grid"]
@@ -86,68 +107,76 @@ def _heading(canvas: Canvas, trace: Mapping[str, Any]) -> None:
     canvas.legend((24, 92), entries)
 
 
-def _work_panel(
-    canvas: Canvas, corner: tuple, size: tuple, scales: Sequence[Mapping[str, Any]], bands: Sequence[Band]
-) -> None:
+class _Bar(NamedTuple):
+    """One scale: ``parts`` (height, colour) on top of each other, before the ``whole`` that they are of."""
+
+    label: str
+    ran: bool
+    whole: float
+    parts: Sequence[tuple[float, Colour]]
+    colour: Colour = INK  # of the label
+
+
+def _bars(panel: Panel, bars: Sequence[_Bar]) -> None:
+    """A bar per scale under its label; the whole of a scale that did not run is hatched."""
+    for index, bar in enumerate(bars):
+        left, right = (index + 0.2) / len(bars), (index + 0.8) / len(bars)
+        ends = panel.at(left, 0.0), panel.at(right, bar.whole)
+        if bar.ran:
+            panel.canvas.box(*ends, fill=PALE)
+        else:
+            panel.canvas.hatch(*ends)
+        top = 0.0
+        for height, colour in bar.parts:
+            panel.canvas.box(panel.at(left, top), panel.at(right, top + height), fill=colour)
+            top += height
+        x, y = panel.at(_centre(index, len(bars)), max(bar.whole, top))
+        panel.canvas.text((x, y - 8), bar.label, 11, bar.colour, "mm")
+
+
+def _work_panel(canvas: Canvas, place: Place, scales: Scales, bands: Sequence[Band]) -> None:
     """FLOPs of every scale by kind over those of the dense run."""
     most = max(max(scale["dense"]["total"], scale["flops"]["total"]) for scale in scales)
     unit, name = _unit(most)
-    panel = Panel(canvas, corner, size, 1.12 * most / unit)
+    panel = Panel(canvas, *place, 1.12 * most / unit)
     panel.bands(bands, named=True)
     panel.axes(f"work, {name}", ticks(most / unit))
-    for index, scale in enumerate(scales):
+    bars = []
+    for scale in scales:
         flops, dense = scale["flops"], scale["dense"]["total"]
-        a, b = _bar(index, len(scales))
-        if scale["ran"]:
-            canvas.box(panel.at(a, 0.0), panel.at(b, dense / unit), fill=PALE)
-        else:
-            canvas.hatch(panel.at(a, 0.0), panel.at(b, dense / unit))
-        base = 0.0
-        others = flops["text"] + flops["head"] + flops["reduction"]
-        for amount, colour in ((flops["linear"], BLUE), (flops["attention"], ORANGE), (others, VIOLET)):
-            canvas.box(panel.at(a, base / unit), panel.at(b, (base + amount) / unit), fill=colour)
-            base += amount
-        x, y = panel.at(_centre(index, len(scales)), max(dense, base) / unit)
-        ratio = dense / base if base else 0.0
+        others = flops["text"] + flops["head"] + flops["reduction"] + flops.get("refine", 0.0)
+        parts = ((flops["linear"], BLUE), (flops["attention"], ORANGE), (others, VIOLET))
+        total = sum(amount for amount, _ in parts)
+        ratio = dense / total if total else 0.0
         label = "skipped" if not scale["ran"] else f"{ratio:.1f}x less" if ratio > 1.005 else "as dense"
-        canvas.text((x, y - 9), label, 11, INK if ratio > 1.005 or not scale["ran"] else MUTED, "mm")
+        colour = MUTED if label == "as dense" else INK
+        heights = [(amount / unit, kind) for amount, kind in parts]
+        bars.append(_Bar(label, scale["ran"], dense / unit, heights, colour))
+    _bars(panel, bars)
 
 
-def _time_panel(
-    canvas: Canvas, corner: tuple, size: tuple, scales: Sequence[Mapping[str, Any]], bands: Sequence[Band]
-) -> None:
+def _time_panel(canvas: Canvas, place: Place, scales: Scales, bands: Sequence[Band]) -> None:
     """Milliseconds of every scale."""
     most = max(scale["milliseconds"] for scale in scales)
-    panel = Panel(canvas, corner, size, 1.2 * most)
+    panel = Panel(canvas, *place, 1.2 * most)
     panel.bands(bands)
     panel.axes("time, ms", ticks(most, 3))
-    for index, scale in enumerate(scales):
-        a, b = _bar(index, len(scales))
-        canvas.box(panel.at(a, 0.0), panel.at(b, scale["milliseconds"]), fill=GREEN)
-        x, y = panel.at(_centre(index, len(scales)), scale["milliseconds"])
-        text = f"{scale['milliseconds']:.3g}" if scale["ran"] else "-"
-        canvas.text((x, y - 8), text, 11, INK, "mm")
+    spent = [(scale["milliseconds"], scale["ran"]) for scale in scales]
+    _bars(panel, [_Bar(f"{ms:.3g}" if ran else "-", ran, 0.0, [(ms, GREEN)]) for ms, ran in spent])
 
 
-def _token_panel(
-    canvas: Canvas, corner: tuple, size: tuple, scales: Sequence[Mapping[str, Any]], bands: Sequence[Band]
-) -> Panel:
+def _token_panel(canvas: Canvas, place: Place, scales: Scales, bands: Sequence[Band]) -> Panel:
     """Tokens of every scale and those that the blocks computed."""
     most = max(scale["tokens"] for scale in scales)
-    panel = Panel(canvas, corner, size, 1.2 * most)
+    panel = Panel(canvas, *place, 1.2 * most)
     panel.bands(bands)
     panel.axes("tokens per row", ticks(most, 3))
-    for index, scale in enumerate(scales):
-        a, b = _bar(index, len(scales))
+    bars = []
+    for scale in scales:
         tokens, computed = scale["tokens"], scale["computed"]
-        if scale["ran"]:
-            canvas.box(panel.at(a, 0.0), panel.at(b, tokens), fill=PALE)
-        else:
-            canvas.hatch(panel.at(a, 0.0), panel.at(b, tokens))
-        canvas.box(panel.at(a, 0.0), panel.at(b, computed), fill=BLUE)
-        x, y = panel.at(_centre(index, len(scales)), tokens)
-        text = f"{tokens}" if computed == tokens else f"{computed:.4g} of {tokens}"
-        canvas.text((x, y - 8), text, 11, INK, "mm")
+        label = f"{tokens}" if computed == tokens else f"{computed:.4g} of {tokens}"
+        bars.append(_Bar(label, scale["ran"], tokens, [(computed, BLUE)]))
+    _bars(panel, bars)
     return panel
 
 
@@ -158,7 +187,7 @@ def curves(schedule: StageSchedule) -> Image:
         raise ValueError(f"{schedule.source} holds no measurement; make one with the calibrate command")
     grids = ScaleSchedule.of(measured["schedule"])
     boundaries = schedule.boundaries or StageBoundaries()
-    bands = _bands([boundaries.stage(grids, scale) for scale in grids])
+    bands = _bands(boundaries.stages(grids))
     found = measured["curves"]
     half = max(430, 46 * len(grids))
     canvas = Canvas(2 * (half + 100) + 30, 980)
@@ -166,53 +195,20 @@ def curves(schedule: StageSchedule) -> Image:
     ends = f"semantic up to {boundaries.semantic_end:.4g} of the final area, structure up to "
     count = f"{measured['prompts']} prompts; mean and, shaded, one standard deviation"
     canvas.text((24, 58), f"{ends}{boundaries.structure_end:.4g}   |   {count}", 13, MUTED, "lm")
-    _rank_panel(canvas, (100, 120), (2 * half + 100, 200), measured, grids, bands)
-    _chart(
-        canvas,
-        ((100, 430), (half, 180)),
-        ("latent and bits, 0 to 1", 1.0),
-        [
-            ("cosine with the final latent", found.get("latent_cosine"), BLUE),
-            ("equal bits", found.get("bit_agreement"), ORANGE),
-            ("change by the scale", found.get("latent_change"), GREEN),
-        ],
-        (grids, bands),
-    )
-    _chart(
-        canvas,
-        ((200 + half, 430), (half, 180)),
-        ("PSNR to the final image, dB", None),
-        [("decoded image", found.get("image_psnr"), VIOLET)],
-        (grids, bands),
-    )
-    _chart(
-        canvas,
-        ((100, 724), (half, 180)),
-        ("share of the codes", None),
-        [("most likely codes that guidance disputes", found.get("disagreement"), ORANGE)],
-        (grids, bands),
-    )
-    _chart(
-        canvas,
-        ((200 + half, 724), (half, 180)),
-        ("entropy of a choice, bits", None),
-        [("what is sampled from", found.get("entropy"), GREEN)],
-        (grids, bands),
-    )
+    _rank_panel(canvas, ((100, 120), (2 * half + 100, 200)), measured, grids, bands)
+    for number, (axis, lines) in enumerate(_CHARTS):
+        corner = (100 + number % 2 * (half + 100), 430 + number // 2 * 294)
+        named = [(name, found.get(key), colour) for name, key, colour in lines]
+        _chart(canvas, (corner, (half, 180)), axis, named, (grids, bands))
     return canvas.finish()
 
 
 def _rank_panel(
-    canvas: Canvas,
-    corner: tuple,
-    size: tuple,
-    measured: Mapping[str, Any],
-    grids: ScaleSchedule,
-    bands: Sequence[Band],
+    canvas: Canvas, place: Place, measured: Mapping[str, Any], grids: ScaleSchedule, bands: Sequence[Band]
 ) -> None:
     """Ranks relative to tokens, a line per chunk of blocks, and their mean relative to tokens and width."""
     curves = measured["curves"]
-    panel = Panel(canvas, corner, size, 1.0)
+    panel = Panel(canvas, *place, 1.0)
     panel.bands(bands, named=True)
     panel.axes(
         f"rank for {measured['alpha']:.3%} of the energy".replace(".000%", "%"),
@@ -233,18 +229,18 @@ def _rank_panel(
     if colours:
         entries.append((f"share of the tokens, first of {len(colours)} chunks of blocks", colours[0], "line"))
         entries.append(("last chunk", colours[-1], "line"))
-    canvas.legend((corner[0], panel.bottom + 46), entries)
+    canvas.legend((panel.left, panel.bottom + 46), entries)
 
 
 def _chart(
     canvas: Canvas,
-    place: tuple[tuple, tuple],
+    place: Place,
     axis: tuple[str, float | None],
-    lines: Sequence[tuple[str, Mapping[str, Any] | None, tuple]],
+    lines: Sequence[tuple[str, Mapping[str, Any] | None, Colour]],
     scales: tuple[ScaleSchedule, Sequence[Band]],
 ) -> None:
     """A panel with a curve per (name, means and deviations, colour); ``axis``: title and upper end."""
-    (corner, size), (title, high), (grids, bands) = place, axis, scales
+    (title, high), (grids, bands) = axis, scales
     lines = [(name, curve, colour) for name, curve, colour in lines if curve is not None]
     values = [
         mean + (std or 0.0)
@@ -253,7 +249,7 @@ def _chart(
         if mean is not None
     ]
     marks = ticks(high or max(values, default=1.0))
-    panel = Panel(canvas, corner, size, high or marks[-1])
+    panel = Panel(canvas, *place, high or marks[-1])
     panel.bands(bands, named=True)
     panel.axes(title, marks)
     for _, curve, colour in lines:
@@ -262,7 +258,7 @@ def _chart(
     if not values:
         canvas.text(panel.at(0.5, panel.high / 2), "not measured", 13, MUTED, "mm")
     _grid_names(panel, grids)
-    canvas.legend((corner[0], panel.bottom + 46), [(name, colour, "line") for name, _, colour in lines])
+    canvas.legend((panel.left, panel.bottom + 46), [(name, colour, "line") for name, _, colour in lines])
 
 
 def preview(schedule: StageSchedule) -> Image:
@@ -363,10 +359,6 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 def _centre(index: int, count: int) -> float:
     return (index + 0.5) / count
-
-
-def _bar(index: int, count: int) -> tuple[float, float]:
-    return (index + 0.2) / count, (index + 0.8) / count
 
 
 def _unit(most: float) -> tuple[float, str]:

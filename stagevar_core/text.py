@@ -1,19 +1,28 @@
 """Prompts to features with a T5 encoder, for use without ComfyUI (which runs the same weights as a CLIP)."""
 
-import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .text_encoder import (
+    encode_by_length,
+    first_vocabulary,
+    known_entries,
+    parse_vocabulary,
+    strict_weights,
+    warn_of_cut,
+    without_surrogates,
+)
+
 MAX_TOKENS = 512  # what Flan-T5 and all released Infinity transformers were trained with, end token included
 END_TOKEN = "</s>"
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
 _TIED = "encoder.embed_tokens.weight"
-_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -42,8 +51,7 @@ class T5EncoderConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "T5EncoderConfig":
         """From a ``config.json`` or our metadata; entries that do not shape the encoder are ignored."""
-        known = {field.name for field in fields(cls)}
-        return cls(**{name: value for name, value in values.items() if name in known})
+        return cls(**known_entries(cls, values))
 
 
 def default_text_dtype(device: torch.device | str) -> torch.dtype:
@@ -57,15 +65,13 @@ def read_tokenizer(path: Path) -> str:
     Raises ``ValueError`` when neither ``tokenizer.json`` nor ``spiece.model`` is there.
     """
     folder = path if path.is_dir() else path.parent
-    for candidate in (folder, folder / "tokenizer"):
-        if (candidate / "tokenizer.json").is_file():
-            return (candidate / "tokenizer.json").read_text(encoding="utf-8")
-        if (candidate / "spiece.model").is_file():
-            return _convert_sentencepiece(candidate)
-    raise ValueError(
-        f"{path}: this text encoder has no vocabulary; expected {' or '.join(TOKENIZER_FILES)} in {folder}. "
-        "Copy it there from the encoder's repository (for Infinity: google/flan-t5-xl)"
-    )
+    found = first_vocabulary((folder, folder / "tokenizer"), ("spiece.model",), _convert_sentencepiece)
+    if found is None:
+        raise ValueError(
+            f"{path}: this text encoder has no vocabulary; expected {' or '.join(TOKENIZER_FILES)} in "
+            f"{folder}. Copy it there from the encoder's repository (for Infinity: google/flan-t5-xl)"
+        )
+    return found
 
 
 def _convert_sentencepiece(folder: Path) -> str:
@@ -99,31 +105,15 @@ class T5TextEncoder:
         dtype: torch.dtype | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        from tokenizers import Tokenizer
-
         self.config = config
         self.device = torch.device(device)
         self.dtype = dtype or default_text_dtype(self.device)
         self.model = _build(config, tensors, self.dtype, self.device)
-        try:
-            self._tokenizer = Tokenizer.from_str(tokenizer_json)
-        except Exception as error:  # the library raises bare exceptions
-            raise ValueError(
-                f"the text encoder's vocabulary is not a tokenizers JSON: {error}; load the file as published"
-            ) from error
-        # Files may carry the padding and cutting of their training, which would change the features.
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
+        self._tokenizer = parse_vocabulary(tokenizer_json, config.vocab_size)
         self._end = self._tokenizer.token_to_id(END_TOKEN)
         if self._end is None:
             raise ValueError(
                 f"the text encoder's vocabulary has no end token {END_TOKEN}; expected one of T5"
-            )
-        size = self._tokenizer.get_vocab_size()
-        if size > config.vocab_size:
-            raise ValueError(
-                f"the vocabulary has {size} tokens, the text encoder {config.vocab_size}; "
-                "they do not belong together"
             )
 
     @property
@@ -133,28 +123,22 @@ class T5TextEncoder:
 
     def tokenize(self, prompt: str, max_tokens: int = MAX_TOKENS) -> list[int]:
         """Token ids and the end token, alone for an empty prompt; what is too long is cut with a warning."""
-        # Command lines and file names may carry lone surrogates, which the tokenizer refuses.
-        ids = self._tokenizer.encode(prompt.encode("utf-8", "replace").decode("utf-8")).ids
+        ids = self._tokenizer.encode(without_surrogates(prompt)).ids
         if not ids or ids[-1] != self._end:
             ids = [*ids, self._end]
         if len(ids) <= max_tokens:
             return ids
-        _LOG.warning(
-            "the prompt has %d tokens; this model reads %d, the rest was cut off", len(ids), max_tokens
-        )
+        warn_of_cut(len(ids), max_tokens)
         return [*ids[: max_tokens - 1], self._end]
 
     @torch.inference_mode()
     def encode(self, prompts: Sequence[str], max_tokens: int = MAX_TOKENS) -> tuple[Tensor, ...]:
-        """Features of each prompt. Prompts of equal length share a pass, so there is no padding to mask."""
-        ids = {prompt: self.tokenize(prompt, max_tokens) for prompt in dict.fromkeys(prompts)}
-        features: dict[str, Tensor] = {}
-        for length in sorted({len(tokens) for tokens in ids.values()}):
-            group = [prompt for prompt, tokens in ids.items() if len(tokens) == length]
-            batch = torch.tensor([ids[prompt] for prompt in group], device=self.device)
-            hidden = self.model(input_ids=batch).last_hidden_state.float()
-            features.update(zip(group, hidden, strict=True))
-        return tuple(features[prompt] for prompt in prompts)
+        """Features of each prompt."""
+        tokenize = partial(self.tokenize, max_tokens=max_tokens)
+        return encode_by_length(prompts, tokenize, self._features, self.device)
+
+    def _features(self, ids: Tensor) -> Tensor:
+        return self.model(input_ids=ids).last_hidden_state
 
 
 def _build(
@@ -165,18 +149,9 @@ def _build(
 
     with torch.device("meta"):
         model = T5EncoderModel(T5Config(**config.to_dict(), is_encoder_decoder=False, use_cache=False))
-    expected = {name: tuple(t.shape) for name, t in model.state_dict().items() if name != _TIED}
+    expected = {name: tensor for name, tensor in model.state_dict().items() if name != _TIED}
     given = {name: tensor for name, tensor in tensors.items() if name != _TIED}
-    missing, unknown = sorted(expected.keys() - given.keys()), sorted(given.keys() - expected.keys())
-    if missing or unknown:
-        raise ValueError(
-            f"the text encoder lacks {len(missing)} tensors {missing[:4]} and has {len(unknown)} that do not "
-            f"belong to it {unknown[:4]}; expected a T5 encoder in the Hugging Face layout"
-        )
-    for name, shape in expected.items():
-        if tuple(given[name].shape) != shape:
-            raise ValueError(f"{name} of the text encoder is {tuple(given[name].shape)}, expected {shape}")
-    weights = {name: given[name].to(device=device, dtype=dtype) for name in expected}
+    weights = strict_weights(expected, given, "T5", dtype=dtype, device=device)
     model.load_state_dict(weights, strict=False, assign=True)
     # How the input embedding is tied differs between transformers releases; setting it is the same in all.
     embedding = nn.Embedding(config.vocab_size, config.d_model, device="meta")

@@ -6,14 +6,24 @@ transformer takes the pooled text from the features, see ``models/star.py``.
 """
 
 import json
-import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from .text_encoder import (
+    encode_by_length,
+    first_vocabulary,
+    known_entries,
+    parse_vocabulary,
+    strict_weights,
+    warn_of_cut,
+    without_surrogates,
+)
 
 MAX_TOKENS = 77  # with the start and end tokens
 START_TOKEN, END_TOKEN = "<|startoftext|>", "<|endoftext|>"
@@ -22,7 +32,6 @@ _STEM = "text_model."
 _END_OF_WORD = "</w>"
 # How CLIP cuts a text into words before the byte pairs: contractions, letters, single digits, the rest.
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -49,8 +58,7 @@ class CLIPEncoderConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "CLIPEncoderConfig":
         """From a ``config.json`` or our metadata; entries that do not shape the encoder are ignored."""
-        known = {field.name for field in fields(cls)}
-        return cls(**{name: value for name, value in values.items() if name in known})
+        return cls(**known_entries(cls, values))
 
 
 def read_tokenizer(path: Path) -> str:
@@ -60,16 +68,15 @@ def read_tokenizer(path: Path) -> str:
     diffusers layout. Raises ``ValueError`` when the vocabulary is in none of them or cannot be read.
     """
     folder = path if path.is_dir() else path.parent
-    for candidate in (folder, folder / "tokenizer", folder.parent / "tokenizer"):
-        if (candidate / "tokenizer.json").is_file():
-            return (candidate / "tokenizer.json").read_text(encoding="utf-8")
-        if (candidate / "vocab.json").is_file() and (candidate / "merges.txt").is_file():
-            return _from_byte_pairs(candidate)
-    raise ValueError(
-        f"{path}: this text encoder has no vocabulary; expected {' or '.join(TOKENIZER_FILES)} in {folder} "
-        "or in a folder `tokenizer` beside it. Copy the tokenizer folder there from the encoder's repository "
-        "(for STAR: taocrayon/STAR, folder CLIP)"
-    )
+    folders = (folder, folder / "tokenizer", folder.parent / "tokenizer")
+    found = first_vocabulary(folders, ("vocab.json", "merges.txt"), _from_byte_pairs)
+    if found is None:
+        raise ValueError(
+            f"{path}: this text encoder has no vocabulary; expected {' or '.join(TOKENIZER_FILES)} in "
+            f"{folder} or in a folder `tokenizer` beside it. Copy the tokenizer folder there from the "
+            "encoder's repository (for STAR: taocrayon/STAR, folder CLIP)"
+        )
+    return found
 
 
 def _from_byte_pairs(folder: Path) -> str:
@@ -119,30 +126,15 @@ class CLIPTextEncoder:
         dtype: torch.dtype | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        from tokenizers import Tokenizer
-
         self.config = config
         self.device = torch.device(device)
         self.dtype = dtype or torch.float32  # as the official code, which keeps it out of autocast
         self.model = _build(config, tensors, self.dtype, self.device)
-        try:
-            self._tokenizer = Tokenizer.from_str(tokenizer_json)
-        except Exception as error:  # the library raises bare exceptions
-            raise ValueError(
-                f"the text encoder's vocabulary is not a tokenizers JSON: {error}; load the file as published"
-            ) from error
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
+        self._tokenizer = parse_vocabulary(tokenizer_json, config.vocab_size)
         self._start, self._end = (self._tokenizer.token_to_id(name) for name in (START_TOKEN, END_TOKEN))
         if self._start is None or self._end is None:
             raise ValueError(
                 f"the text encoder's vocabulary lacks {START_TOKEN} or {END_TOKEN}; expected one of CLIP"
-            )
-        size = self._tokenizer.get_vocab_size()
-        if size > config.vocab_size:
-            raise ValueError(
-                f"the vocabulary has {size} tokens, the text encoder {config.vocab_size}; "
-                "they do not belong together"
             )
 
     @property
@@ -152,28 +144,21 @@ class CLIPTextEncoder:
 
     def tokenize(self, prompt: str, max_tokens: int = MAX_TOKENS) -> list[int]:
         """Start token, the text, end token; what is too long is cut with a warning."""
-        # Command lines and file names may carry lone surrogates, which the tokenizer refuses.
-        text = prompt.encode("utf-8", "replace").decode("utf-8")
-        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        ids = self._tokenizer.encode(without_surrogates(prompt), add_special_tokens=False).ids
         limit = min(max_tokens, self.config.max_position_embeddings)
         if len(ids) + 2 > limit:
-            _LOG.warning(
-                "the prompt has %d tokens; this model reads %d, the rest was cut off", len(ids) + 2, limit
-            )
+            warn_of_cut(len(ids) + 2, limit)
         return [self._start, *ids[: limit - 2], self._end]
 
     @torch.inference_mode()
     def encode(self, prompts: Sequence[str], max_tokens: int = MAX_TOKENS) -> tuple[Tensor, ...]:
-        """Features of each prompt. Prompts of equal length share a pass, so there is no padding to mask."""
-        ids = {prompt: self.tokenize(prompt, max_tokens) for prompt in dict.fromkeys(prompts)}
-        features: dict[str, Tensor] = {}
-        for length in sorted({len(tokens) for tokens in ids.values()}):
-            group = [prompt for prompt, tokens in ids.items() if len(tokens) == length]
-            batch = torch.tensor([ids[prompt] for prompt in group], device=self.device)
-            places = torch.arange(length, device=self.device)[None]
-            hidden = self.model(input_ids=batch, position_ids=places).last_hidden_state.float()
-            features.update(zip(group, hidden, strict=True))
-        return tuple(features[prompt] for prompt in prompts)
+        """Features of each prompt."""
+        tokenize = partial(self.tokenize, max_tokens=max_tokens)
+        return encode_by_length(prompts, tokenize, self._features, self.device)
+
+    def _features(self, ids: Tensor) -> Tensor:
+        places = torch.arange(ids.shape[1], device=self.device)[None]
+        return self.model(input_ids=ids, position_ids=places).last_hidden_state
 
 
 def _build(
@@ -186,17 +171,8 @@ def _build(
         model = CLIPTextModel(CLIPTextConfig(**config.to_dict()))
     # Releases of the library differ in whether the module has the stem that the files have.
     own = {name.removeprefix(_STEM): name for name in model.state_dict()}
-    shapes = {name.removeprefix(_STEM): tuple(value.shape) for name, value in model.state_dict().items()}
+    expected = {name.removeprefix(_STEM): tensor for name, tensor in model.state_dict().items()}
     given = {name.removeprefix(_STEM): tensor for name, tensor in tensors.items()}
-    missing, unknown = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
-    if missing or unknown:
-        raise ValueError(
-            f"the text encoder lacks {len(missing)} tensors {missing[:4]} and has {len(unknown)} that do not "
-            f"belong to it {unknown[:4]}; expected a CLIP text encoder in the Hugging Face layout"
-        )
-    for name, shape in shapes.items():
-        if tuple(given[name].shape) != shape:
-            raise ValueError(f"{name} of the text encoder is {tuple(given[name].shape)}, expected {shape}")
-    weights = {own[name]: given[name].to(device=device, dtype=dtype) for name in own}
-    model.load_state_dict(weights, strict=True, assign=True)
+    weights = strict_weights(expected, given, "CLIP text", dtype=dtype, device=device)
+    model.load_state_dict({own[name]: tensor for name, tensor in weights.items()}, strict=True, assign=True)
     return model.eval().requires_grad_(False)

@@ -10,12 +10,16 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from chromium import find_chromium
 from comfy_server import ComfyServer
 from environment import ROOT, TESTBED, venv_bin
 from testbed import Bed, missing
+
+if TYPE_CHECKING:
+    from stagevar_core.pipeline import Pipeline
 
 # Screenshots and the like, for people to look at; ignored by git.
 ARTIFACTS = Path(os.environ.get("STAGEVAR_ARTIFACTS", ROOT / "output" / "tests"))
@@ -42,6 +46,22 @@ def comfy_server(bed: Bed, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         missing(f"no ComfyUI in {bed.comfy_path}: run python scripts/test.py")
     with ComfyServer(bed.python, bed.comfy_path, tmp_path_factory.mktemp("comfyui")) as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The three files of a tiny model."""
+    from tests.tiny_files import write_models  # not above: the tests of the host start without the models
+
+    return write_models(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def pipeline(files: dict[str, Path]) -> Pipeline:
+    """The tiny model, loaded."""
+    from stagevar_core.pipeline import Pipeline
+
+    return Pipeline.load(**files, device="cpu")
 
 
 @pytest.fixture(scope="session")

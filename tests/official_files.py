@@ -37,6 +37,16 @@ class Layout(dict):
         self.put(f"{key}.weight", rows, columns)
         self.put(f"{key}.bias", rows)
 
+    def block(self, prefix: str, width: int, hidden: int) -> None:
+        """Self-attention, all but its scale, and feed-forward of a block, as VAR and STAR name them."""
+        self.put(f"{prefix}attn.mat_qkv.weight", 3 * width, width)
+        for name in ("q_bias", "v_bias"):
+            self.put(f"{prefix}attn.{name}", width)
+        self.put(f"{prefix}attn.zero_k_bias", width, buffer=True)
+        self.linear(f"{prefix}attn.proj", width, width)
+        self.linear(f"{prefix}ffn.fc1", hidden, width)
+        self.linear(f"{prefix}ffn.fc2", width, hidden)
+
     @property
     def parameters(self) -> int:
         """Number of weights without buffers."""

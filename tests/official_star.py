@@ -16,7 +16,7 @@ def transformer(config: STARConfig, *, device: str = "meta", seed: int = 0) -> L
     layout.linear("encoder_proj", width, config.text_width)
     for index in range(config.depth):
         block = f"blocks.{index}."
-        _self_attention(layout, block, config)
+        _block(layout, block, config)
         _cross_attention(layout, f"{block}cross_attn.", config)
     layout.linear("head_logits", config.vocab, width)
     if config.sampler_depth:
@@ -27,20 +27,13 @@ def transformer(config: STARConfig, *, device: str = "meta", seed: int = 0) -> L
         layout.linear("head_proj", width, 2 * width)
         layout.put("lvl_embed_2.weight", config.levels, width)
         for index in range(config.sampler_depth):
-            _self_attention(layout, f"feat_extract_blocks.{index}.", config)
+            _block(layout, f"feat_extract_blocks.{index}.", config)
     return layout
 
 
-def _self_attention(layout: Layout, prefix: str, config: STARConfig) -> None:
-    width = config.width
+def _block(layout: Layout, prefix: str, config: STARConfig) -> None:
     layout.put(f"{prefix}attn.scale_mul_1H11", 1, config.heads, 1, 1)
-    layout.put(f"{prefix}attn.mat_qkv.weight", 3 * width, width)
-    for name in ("q_bias", "v_bias"):
-        layout.put(f"{prefix}attn.{name}", width)
-    layout.put(f"{prefix}attn.zero_k_bias", width, buffer=True)
-    layout.linear(f"{prefix}attn.proj", width, width)
-    layout.linear(f"{prefix}ffn.fc1", config.hidden, width)
-    layout.linear(f"{prefix}ffn.fc2", width, config.hidden)
+    layout.block(prefix, config.width, config.hidden)
 
 
 def _cross_attention(layout: Layout, prefix: str, config: STARConfig) -> None:

@@ -34,13 +34,7 @@ def _block(layout: Layout, prefix: str, config: VARConfig) -> None:
     width = config.width
     if config.cosine:
         layout.put(f"{prefix}attn.scale_mul_1H11", 1, config.heads, 1, 1)
-    layout.put(f"{prefix}attn.mat_qkv.weight", 3 * width, width)
-    for name in ("q_bias", "v_bias"):
-        layout.put(f"{prefix}attn.{name}", width)
-    layout.put(f"{prefix}attn.zero_k_bias", width, buffer=True)
-    layout.linear(f"{prefix}attn.proj", width, width)
-    layout.linear(f"{prefix}ffn.fc1", config.hidden, width)
-    layout.linear(f"{prefix}ffn.fc2", width, config.hidden)
+    layout.block(prefix, width, config.hidden)
     if config.shared:
         layout.put(f"{prefix}ada_gss", 1, 1, 6, width)
     else:

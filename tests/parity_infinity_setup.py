@@ -3,7 +3,8 @@
 from torch import Tensor
 
 from stagevar_core.autoencoders.bsq import BSQTokenizer, BSQTokenizerConfig
-from stagevar_core.checkpoints.convert import BSQ_KEYS, INFINITY_KEYS, convert
+from stagevar_core.checkpoints.convert import convert
+from stagevar_core.checkpoints.families_infinity import BSQ_KEYS, INFINITY_KEYS
 from stagevar_core.models.infinity import Infinity, InfinityConfig
 
 from .parity_report import UnreadableFolder, UnreleasedOption

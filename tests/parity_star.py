@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from stagevar_core.autoencoders.vq import VQTokenizer
-from stagevar_core.checkpoints import build, prepare
+from stagevar_core.checkpoints import build
 from stagevar_core.conditioning import TextConditioning
 from stagevar_core.models import star_sampler
 from stagevar_core.models.star import STAR
@@ -24,7 +24,7 @@ from stagevar_core.teacher import teacher_forced
 
 from .parity_infinity import OneStreamNoise
 from .parity_report import Report, UnreadableFolder, UnreleasedOption, compare_all
-from .parity_var import IMAGE, LATENT, LOGITS, SMOOTH, Probe, decodes, load_tokenizer, schedule_of, weights
+from .parity_var import IMAGE, LATENT, LOGITS, SMOOTH, Probe, decodes, detected, load_tokenizer, schedule_of
 
 TOLERANCES = {
     **dict.fromkeys(("idx", "schedule", "pick"), 0.0),
@@ -90,19 +90,10 @@ def _pass(scale: int, place: int, second: str = "") -> str:
 
 def load_transformer(folder: Path, config: dict) -> STAR:
     """The transformer of a folder in float32, recognised from its tensors and compared with its config."""
-    checkpoint = prepare(weights(folder), None, folder.name, kind="transformer")
+    checkpoint = detected(folder, config, in_dim_cross="text_width")
     found = checkpoint.config
-    stated = {
-        "depth": found.depth,
-        "embed_dim": found.width,
-        "num_heads": found.heads,
-        "in_dim_cross": found.text_width,
-        "vocab_size": found.vocab,
-        "Cvae": found.dim,
-    }
-    wrong = {key: value for key, value in stated.items() if config.get(key, value) != value}
-    if wrong or len(config["patch_nums"]) != found.levels:
-        raise UnreadableFolder(f"detected {wrong} and {found.levels} scales, but config.json says otherwise")
+    if len(config["patch_nums"]) != found.levels:
+        raise UnreadableFolder(f"detected {found.levels} scales, but config.json says otherwise")
     rotary = {"rope_norm": config.get("rope_norm", 64.0), "rope_base": config.get("rope_theta", 10000.0)}
     checkpoint.config = replace(found, sides=tuple(config["patch_nums"]), **rotary)
     return build(checkpoint)
@@ -258,13 +249,16 @@ def _compare(
     images: int,
     least: float,
 ) -> None:
-    """Image 0 of both; its rows are 0 and, where there are two halves, the first of the second half."""
+    """Image 0 of both; its rows are 0 and, where both have two halves, the first of the second half.
+
+    Without guidance the official code runs the second half all the same, and adds none of it.
+    """
     stored = _as_maps(stored)
 
     def first(name: str, value: Tensor) -> Tensor:
         if name.endswith("schedule"):
             return value
-        if "dbg.cross" in name or len(value) == images:
+        if "dbg.cross" in name or len(measured.get(name, value)) == images:
             return value[:1]
         return value[:: len(value) // 2]
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from stagevar_core.autoencoders.vq import PHI_SHARE, VQTokenizer, VQTokenizerConfig
-from stagevar_core.checkpoints import build, prepare
+from stagevar_core.checkpoints import Checkpoint, build, prepare
 from stagevar_core.checkpoints.convert import convert
 from stagevar_core.checkpoints.families_var import VQ_KEYS
 from stagevar_core.conditioning import ClassConditioning
@@ -31,6 +31,8 @@ TOLERANCES = {
     **dict.fromkeys(("image", "image_pm1", "decoder_raw"), IMAGE),
 }
 RELEASED_TOKENIZER = {"quant_resi": PHI_SHARE, "quant_conv_ks": 3, "using_znorm": False}
+# Our names of the entries of config.json that VAR and STAR both have.
+NAMES = {"depth": "depth", "embed_dim": "width", "num_heads": "heads", "vocab_size": "vocab", "Cvae": "dim"}
 
 
 def claims(folder: Path, config: dict) -> bool:
@@ -110,23 +112,26 @@ def weights(folder: Path) -> dict[str, Tensor]:
 
 def load_transformer(folder: Path, config: dict) -> VAR:
     """The transformer of a folder in float32, recognised from its tensors and compared with its config."""
-    checkpoint = prepare(weights(folder), None, folder.name, kind="transformer")
-    found = checkpoint.config
-    stated = {
-        "depth": found.depth,
-        "embed_dim": found.width,
-        "num_heads": found.heads,
-        "num_classes": found.classes,
-        "vocab_size": found.vocab,
-        "Cvae": found.dim,
-        "patch_nums": list(found.sides),
-        "shared_aln": found.shared,
-        "attn_l2_norm": found.cosine,
+    names = {
+        "num_classes": "classes",
+        "patch_nums": "sides",
+        "shared_aln": "shared",
+        "attn_l2_norm": "cosine",
     }
-    wrong = {key: value for key, value in stated.items() if config.get(key, value) != value}
-    if wrong:
+    return build(detected(folder, config, **names))
+
+
+def detected(folder: Path, config: dict, **names: str) -> Checkpoint:
+    """The transformer of a folder before it is built.
+
+    ``names``: our names of the entries of config.json that one family alone has.
+    """
+    checkpoint = prepare(weights(folder), None, folder.name, kind="transformer")
+    found = {key: getattr(checkpoint.config, name) for key, name in {**NAMES, **names}.items()}
+    found = {key: list(value) if isinstance(value, tuple) else value for key, value in found.items()}
+    if wrong := {key: value for key, value in found.items() if config.get(key, value) != value}:
         raise UnreadableFolder(f"detected {wrong}, but config.json says otherwise")
-    return build(checkpoint)
+    return checkpoint
 
 
 def load_tokenizer(folder: Path, names: str) -> VQTokenizer:
@@ -215,9 +220,9 @@ class Probe(Monitor):
         self.seen[f"{self._place}smooth_prob"] = shares = self._originals[1](logits, **options)
         return shares
 
-    def _add(self, f_hat: Tensor, codes: Tensor, schedule: ScaleSchedule, scale: Scale) -> Tensor:
+    def _add(self, f_hat: Tensor, codes: Tensor, *where) -> Tensor:
         self.seen[f"{self._place}h"] = codes
-        return self._originals[2](f_hat, codes, schedule, scale)
+        return self._originals[2](f_hat, codes, *where)
 
 
 def labels_of(model: VAR, labels: list[int]) -> ClassConditioning:

@@ -1,10 +1,7 @@
 """Calibration: ranks, boundaries, running moments, and a measurement that is taken up again."""
 
-import io
 import json
 import math
-from contextlib import redirect_stderr, redirect_stdout
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,34 +13,11 @@ from stagevar_core.acceleration.presets import PRESETS
 from stagevar_core.acceleration.schedule_file import CURVES, StageSchedule
 from stagevar_core.acceleration.stages import StageBoundaries
 from stagevar_core.calibrate import Calibration, Moments, Request, energy_rank, find_boundaries, psnr
-from stagevar_core.cli import main
 from stagevar_core.pipeline import Pipeline
 from tests.tiny import randomize, tiny_infinity
-from tests.tiny_files import write_models
+from tests.tiny_files import command, write_models
 
 PROMPTS = ["a red circle", "blue", "a square left of a circle"]
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory) -> dict[str, Path]:
-    return write_models(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def pipeline(files) -> Pipeline:
-    return Pipeline.load(**files, device="cpu")
-
-
-def command(files: dict[str, Path], *options) -> tuple[int, list[str], list[str]]:
-    """Exit code and the lines of both streams of ``calibrate``."""
-    models = [part for kind, path in files.items() for part in (f"--{kind.replace('_', '-')}", str(path))]
-    out, err = io.StringIO(), io.StringIO()
-    with redirect_stdout(out), redirect_stderr(err):
-        try:
-            code = main(["calibrate", *(str(option) for option in options), *models, "--device", "cpu"])
-        except SystemExit as exit_:
-            code = exit_.code
-    return code, out.getvalue().splitlines(), err.getvalue().splitlines()
 
 
 def tokens(energies: list[float], length: int, width: int) -> torch.Tensor:
@@ -225,7 +199,7 @@ def test_calibrate_writes_a_schedule_a_plot_and_a_table(files, tmp_path) -> None
     prompts, out, plot = tmp_path / "prompts.txt", tmp_path / "new" / "s.json", tmp_path / "curves.png"
     prompts.write_text("\n".join(["", *PROMPTS, "  ", "one more"]), encoding="utf-8")
     code, stdout, stderr = command(
-        files, "--prompts", prompts, "--limit", 3, "--out", out, "--plot", plot, "--chunks", 2
+        files, "calibrate", "--prompts", prompts, "--limit", 3, "--out", out, "--plot", plot, "--chunks", 2
     )
     assert code == 0, stderr
     schedule = StageSchedule.load(out)
@@ -237,7 +211,7 @@ def test_calibrate_writes_a_schedule_a_plot_and_a_table(files, tmp_path) -> None
 
 
 def test_calibrate_uses_captions_when_there_are_no_prompts(files, tmp_path) -> None:
-    code, _, stderr = command(files, "--limit", 2, "--out", tmp_path / "s.json")
+    code, _, stderr = command(files, "calibrate", "--limit", 2, "--out", tmp_path / "s.json")
     assert code == 0, stderr
     assert StageSchedule.load(tmp_path / "s.json").measured["prompts"] == 2
 
@@ -246,7 +220,7 @@ def test_an_interrupted_calibration_goes_on_where_it_stopped(files, tmp_path, mo
     prompts, step = tmp_path / "prompts.txt", Calibration.step
     prompts.write_text("\n".join(PROMPTS), encoding="utf-8")
     options = ("--prompts", prompts, "--chunks", 2)
-    assert command(files, *options, "--out", tmp_path / "whole.json")[0] == 0
+    assert command(files, "calibrate", *options, "--out", tmp_path / "whole.json")[0] == 0
     calls = []
 
     def interrupted(work: Calibration) -> None:
@@ -257,10 +231,10 @@ def test_an_interrupted_calibration_goes_on_where_it_stopped(files, tmp_path, mo
 
     monkeypatch.setattr(Calibration, "step", interrupted)
     out = tmp_path / "s.json"
-    assert command(files, *options, "--out", out)[0] == 130
+    assert command(files, "calibrate", *options, "--out", out)[0] == 130
     assert not out.exists() and (tmp_path / "s.json.state").exists()
     calls.clear()
-    assert command(files, *options, "--out", out, "--resume")[0] == 0
+    assert command(files, "calibrate", *options, "--out", out, "--resume")[0] == 0
     assert calls == [2]
     assert out.read_text() == (tmp_path / "whole.json").read_text()
     assert not (tmp_path / "s.json.state").exists()
@@ -276,9 +250,9 @@ def test_state_is_saved_on_the_way(pipeline, tmp_path, monkeypatch) -> None:
 
 def test_a_state_that_does_not_fit_is_one_line(files, tmp_path) -> None:
     (tmp_path / "s.json.state").write_text("{}")
-    code, _, stderr = command(files, "--limit", 1, "--out", tmp_path / "s.json", "--resume")
+    code, _, stderr = command(files, "calibrate", "--limit", 1, "--out", tmp_path / "s.json", "--resume")
     assert code == 2 and "s.json.state" in stderr[-1] and "starts over" in stderr[-1]
-    assert command(files, "--limit", 1, "--out", tmp_path / "s.json")[0] == 0
+    assert command(files, "calibrate", "--limit", 1, "--out", tmp_path / "s.json")[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -296,7 +270,7 @@ def test_a_state_that_does_not_fit_is_one_line(files, tmp_path) -> None:
     ],
 )
 def test_bad_values_are_one_line_and_exit_code_2(files, tmp_path, options, message) -> None:
-    code, stdout, stderr = command(files, "--out", tmp_path / "s.json", *options)
+    code, stdout, stderr = command(files, "calibrate", "--out", tmp_path / "s.json", *options)
     assert code == 2 and not stdout and len(stderr) == 1 and message in stderr[0]
     assert not list(tmp_path.iterdir())
 
@@ -305,5 +279,5 @@ def test_bad_values_are_one_line_and_exit_code_2(files, tmp_path, options, messa
 def test_files_without_prompts_are_named(files, tmp_path, data) -> None:
     path = tmp_path / "p.txt"
     path.write_bytes(data)
-    code, _, stderr = command(files, "--out", tmp_path / "s.json", "--prompts", path)
+    code, _, stderr = command(files, "calibrate", "--out", tmp_path / "s.json", "--prompts", path)
     assert code == 2 and "p.txt" in stderr[0]

@@ -23,7 +23,7 @@ from stagevar_core.checkpoints import (
     prepare,
     read,
 )
-from stagevar_core.checkpoints.detect import t5_shapes
+from stagevar_core.checkpoints.families_infinity import t5_shapes
 from stagevar_core.checkpoints.metadata import KEY
 from stagevar_core.text import T5EncoderConfig
 

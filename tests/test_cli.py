@@ -21,32 +21,10 @@ from stagevar_core.cli import main
 from stagevar_core.pipeline import EMBEDDED, Pipeline, to_uint8
 from stagevar_core.sampling import Monitor, SamplingSettings
 from stagevar_core.scenes import render, sample_scene, score
-from tests.tiny_files import CODES, DEFAULTS, write_models
+from tests.tiny_files import CODES, DEFAULTS, command, write_models
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPT = "a red circle left of a blue square"
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory) -> dict[str, Path]:
-    return write_models(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def pipeline(files) -> Pipeline:
-    return Pipeline.load(**files, device="cpu")
-
-
-def command(files: dict[str, Path], *options) -> tuple[int, list[str], list[str]]:
-    """Exit code and the lines of both streams of one run of the command line in this process."""
-    models = [part for kind, path in files.items() for part in (f"--{kind.replace('_', '-')}", str(path))]
-    out, err = io.StringIO(), io.StringIO()
-    with redirect_stdout(out), redirect_stderr(err):
-        try:
-            code = main([str(option) for option in (*options, *models, "--device", "cpu")])
-        except SystemExit as exit_:  # argparse ends the process itself
-            code = exit_.code
-    return code, out.getvalue().splitlines(), err.getvalue().splitlines()
 
 
 def test_a_call_gives_images_settings_and_times(pipeline):

@@ -1,8 +1,6 @@
 """The comparison of presets: pairing, resuming, reports, folders for official scorers, experiments."""
 
-import io
 import json
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import experiments
@@ -14,25 +12,13 @@ from PIL import Image
 from stagevar_core import compare_report, evaluate, metrics
 from stagevar_core.acceleration.policy import FirstScales
 from stagevar_core.acceleration.presets import PRESETS
-from stagevar_core.cli import main
 from stagevar_core.compare import Job, compare
 from stagevar_core.compare_command import chosen_policies
-from stagevar_core.pipeline import Pipeline
-from tests.tiny_files import write_models
+from tests.tiny_files import command
 
 CAPTIONS = ("a red circle", "a blue square", "two red circles")
 POLICIES = {"balanced": PRESETS["balanced"], "first five": FirstScales(5)}
 ABOUT = {"command": "x", "dtype": "float32", "hardware": {"processor": "p", "threads": 1, "torch": "t"}}
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory) -> dict[str, Path]:
-    return write_models(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def pipeline(files) -> Pipeline:
-    return Pipeline.load(**files, device="cpu")
 
 
 def same(a, b) -> bool:
@@ -175,23 +161,17 @@ def test_tables_have_a_row_for_each_variant(pipeline):
     )
 
 
-def command(files: dict[str, Path], *options) -> tuple[int, str, str]:
+def compared(files: dict[str, Path], *options) -> tuple[int, str, str]:
     """Exit code and both streams of ``compare`` on the tiny model."""
-    models = [part for kind, path in files.items() for part in (f"--{kind.replace('_', '-')}", str(path))]
-    out, err = io.StringIO(), io.StringIO()
-    with redirect_stdout(out), redirect_stderr(err):
-        try:
-            code = main([*map(str, ("compare", *options, *models)), "--device", "cpu"])
-        except SystemExit as exit_:
-            code = exit_.code
-    return code, out.getvalue(), err.getvalue()
+    code, out, err = command(files, "compare", *options)
+    return code, "\n".join(out), "\n".join(err)
 
 
 def test_the_command_writes_tables_json_and_a_grid(files, tmp_path):
     outputs = {name: tmp_path / f"made.{name}" for name in ("json", "markdown", "png")}
     options = ("--presets", "paper,balanced", "--overrides", "balanced:keep=0.5", "spans=1", "--prompts", 3)
     options += ("--batch", 2, "--out", tmp_path / "out", "--json", outputs["json"], "--grid", outputs["png"])
-    code, out, err = command(files, *options, "--markdown", outputs["markdown"], "--against", "balanced")
+    code, out, err = compared(files, *options, "--markdown", outputs["markdown"], "--against", "balanced")
     assert code == 0, err
     assert "no LPIPS" in err and "| balanced |" in out
     values = json.loads(outputs["json"].read_text(encoding="utf-8"))
@@ -204,7 +184,7 @@ def test_the_command_writes_tables_json_and_a_grid(files, tmp_path):
     assert "3 prompts, batches of 2, float32" in outputs["markdown"].read_text(encoding="utf-8")
     with Image.open(outputs["png"]) as image:
         assert image.width > 3 * 128 and image.height > 3 * 128
-    code, again, err = command(files, *options)  # everything is there already
+    code, again, err = compared(files, *options)  # everything is there already
     assert code == 0 and again.splitlines()[:5] == out.splitlines()[:5], err
 
 
@@ -213,7 +193,7 @@ def test_genevals_folders(files, tmp_path):
     listing = tmp_path / "evaluation_metadata.jsonl"
     listing.write_text("\n".join(json.dumps(entry) for entry in entries), encoding="utf-8")
     options = ("--presets", "balanced", "--geneval", listing, "--prompts", 2, "--out", tmp_path / "out")
-    code, out, err = command(files, *options, "--seeds", 2)
+    code, out, err = compared(files, *options, "--seeds", 2)
     assert code == 0, err
     for name in ("off", "balanced"):
         folder = tmp_path / "out" / "pictures" / name
@@ -230,7 +210,7 @@ def test_dpg_pictures_hold_four_seeds(files, pipeline, tmp_path):
     for name, text in zip(("7", "coco_12"), CAPTIONS, strict=False):
         (prompts / f"{name}.txt").write_text(text + "\n", encoding="utf-8")
     options = ("--presets", "off", "--dpg", prompts, "--out", tmp_path / "out")
-    code, out, err = command(files, *options)
+    code, out, err = compared(files, *options)
     assert code == 0, err
     folder = tmp_path / "out" / "dpg" / "off"
     assert sorted(path.name for path in folder.iterdir()) == ["7.png", "coco_12.png"]
@@ -240,7 +220,7 @@ def test_dpg_pictures_hold_four_seeds(files, pipeline, tmp_path):
     assert whole.shape == (256, 256, 3)
     fourth = pipeline(CAPTIONS[1], seed=7).images[0].numpy()
     np.testing.assert_allclose(whole[128:, 128:], fourth, atol=2)
-    code, _, err = command(files, *options, "--seeds", 3)
+    code, _, err = compared(files, *options, "--seeds", 3)
     assert code == 2 and "4 pictures per prompt" in err
 
 
@@ -264,7 +244,7 @@ def test_dpg_pictures_hold_four_seeds(files, pipeline, tmp_path):
 )
 def test_bad_input_is_one_line(files, options, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    code, out, err = command(files, *options, "--out", tmp_path / "out")
+    code, out, err = compared(files, *options, "--out", tmp_path / "out")
     lines = [line for line in err.splitlines() if line.startswith("error")]
     assert code == 2 and len(lines) == 1 and said in lines[0], err
     assert not (tmp_path / "out").exists()
@@ -278,7 +258,7 @@ def test_broken_geneval_lists_are_refused(files, tmp_path):
         ('{"tag": 1}', 'expected an object with a "prompt"'),
     ):
         listing.write_text(text, encoding="utf-8")
-        code, _, err = command(files, "--geneval", listing, "--out", tmp_path / "out")
+        code, _, err = compared(files, "--geneval", listing, "--out", tmp_path / "out")
         assert code == 2 and said in err
 
 

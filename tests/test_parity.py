@@ -11,12 +11,10 @@ from safetensors.torch import load_file, save_file
 from tests import parity
 from tests.parity_report import Report
 
-COMMITTED = Path(__file__).parent / "fixtures" / "infinity"
-ALL = Path(__file__).parents[2] / "shared" / "fixtures" / "infinity"
-
-
-def folders(root: Path) -> list[Path]:
-    return sorted(path for path in root.glob("*") if path.is_dir())
+FIXTURES = Path(__file__).parent / "fixtures"
+COMMITTED = FIXTURES / "infinity"
+ALL = Path(__file__).parents[2] / "shared" / "fixtures"
+MEGABYTES = {"infinity": 8, "var": 3, "star": 3}  # of the committed folders of each family, at most
 
 
 def run(folder: Path) -> tuple[Report, str]:
@@ -27,7 +25,11 @@ def run(folder: Path) -> tuple[Report, str]:
     return report, "\n".join(lines)
 
 
-@pytest.mark.parametrize("folder", folders(COMMITTED), ids=lambda folder: folder.name)
+@pytest.mark.parametrize(
+    "folder",
+    sorted(path.parent for path in FIXTURES.glob("*/*/config.json")),
+    ids=lambda folder: f"{folder.parent.name}-{folder.name}",
+)
 def test_committed_fixtures(folder: Path) -> None:
     report, printed = run(folder)
     print(printed)
@@ -35,16 +37,17 @@ def test_committed_fixtures(folder: Path) -> None:
     assert not report.left_out, printed
 
 
-def test_all_fixtures_where_they_are() -> None:
-    if not ALL.is_dir():
-        reason = f"{ALL} is absent; only the committed fixtures were compared"
-        print(reason)
-        pytest.skip(reason)
-    assert parity.main([str(path) for path in sorted(ALL.glob("*"))]) == 0
+@pytest.mark.parametrize("family", MEGABYTES)
+def test_all_fixtures_where_they_are(family: str) -> None:
+    if not (ALL / family).is_dir():
+        pytest.skip(f"{ALL / family} is absent; only the committed fixtures were compared")
+    assert parity.main([str(path) for path in sorted((ALL / family).glob("*"))]) == 0
 
 
-def test_committed_fixtures_stay_small() -> None:
-    assert sum(path.stat().st_size for path in COMMITTED.rglob("*") if path.is_file()) <= 8_000_000
+@pytest.mark.parametrize(("family", "megabytes"), MEGABYTES.items())
+def test_committed_fixtures_stay_small(family: str, megabytes: int) -> None:
+    files = [path for path in (FIXTURES / family).rglob("*") if path.is_file()]
+    assert files and sum(path.stat().st_size for path in files) <= megabytes * 1_000_000
 
 
 @pytest.fixture

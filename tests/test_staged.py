@@ -40,7 +40,7 @@ def started(
 
 
 def test_the_stages_of_the_paper() -> None:
-    stages = [StageBoundaries().stage(MEGAPIXEL, scale) for scale in MEGAPIXEL]
+    stages = StageBoundaries().stages(MEGAPIXEL)
     assert [scale.width for scale in MEGAPIXEL][6:] == [16, 20, 24, 32, 40, 48, 64]
     assert stages == ["semantic"] * 7 + ["structure"] * 3 + ["fidelity"] * 3
 
@@ -49,16 +49,16 @@ def test_the_stages_of_the_paper() -> None:
 @pytest.mark.parametrize("ratio", list(ASPECTS.grids))
 def test_every_trained_schedule_has_a_fidelity_stage(ratio: float, budget: str) -> None:
     schedule = ASPECTS.schedule(ratio, budget)
-    stages = [StageBoundaries().stage(schedule, scale) for scale in schedule]
+    stages = StageBoundaries().stages(schedule)
     assert stages == sorted(stages, key=["semantic", "structure", "fidelity"].index)
     assert stages.count("fidelity") in {"1M": [3], "0.06M": [2, 3]}.get(budget, [3, 4])
 
 
 def test_the_first_scale_is_never_in_the_fidelity_stage() -> None:
     nothing = StageBoundaries(0.0, 0.0)
-    assert [nothing.stage(SQUARE, scale) for scale in SQUARE] == ["structure"] + ["fidelity"] * 4
+    assert nothing.stages(SQUARE) == ["structure"] + ["fidelity"] * 4
     whole = StageBoundaries(1.0, 1.0)
-    assert {whole.stage(SQUARE, scale) for scale in SQUARE} == {"semantic"}
+    assert set(whole.stages(SQUARE)) == {"semantic"}
     assert "all run dense" in started(boundaries=whole).notes[0] and not started().notes
 
 
@@ -164,7 +164,7 @@ def test_projected_budgets_are_those_of_the_public_code() -> None:
 @pytest.mark.parametrize(("skip", "expected"), [(0, []), (1, [5]), (2, [4, 5]), (3, [4, 5]), (9, [4, 5])])
 def test_one_fidelity_scale_always_runs(skip: int, expected: list[int]) -> None:
     tried = started(LATE, skip=skip)
-    assert [s.index for s in tried.fidelity(LATE)] == [3, 4, 5]
+    assert [s.index for s in tried.fidelity()] == [3, 4, 5]
     assert [scale.index for scale in LATE if not tried.plan(scale).run] == expected
 
 

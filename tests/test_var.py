@@ -1,7 +1,6 @@
-"""VAR: sampling rules, quantizer, transformer, editing, and parity with the official code."""
+"""VAR: sampling rules, quantizer, transformer and editing."""
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +8,7 @@ import torch.nn.functional as F
 from test_costs import plain_attention
 from torch.utils.flop_counter import FlopCounterMode
 
+from stagevar_core.acceleration.policy import DensePolicy, ScalePlan
 from stagevar_core.autoencoders.conv import PixelAttention
 from stagevar_core.autoencoders.vq import phi_index
 from stagevar_core.conditioning import ClassConditioning
@@ -20,13 +20,9 @@ from stagevar_core.models.var import SIDES_256, SIDES_512, VARConfig
 from stagevar_core.sampling import SamplingSettings, generate
 from stagevar_core.schedule import Scale, ScaleSchedule
 from stagevar_core.teacher import teacher_forced
-from tests import parity
-from tests.parity_report import Report
 from tests.tiny import Logits, prompts, randomize, same_codes, tiny_infinity
 from tests.tiny_var import CLASSES, DIM, SQUARES, VOCAB, labels, squares, tiny_var, tiny_vq
 
-COMMITTED = Path(__file__).parent / "fixtures" / "var"
-ALL = Path(__file__).parents[2] / "shared" / "fixtures" / "var"
 SAMPLED = SamplingSettings(cfg_scale=2.0, temperature=1.0, top_k=12, top_p=0.9)
 GREEDY = SamplingSettings(cfg_scale=2.0, temperature=1.0, greedy=True)
 SMOOTH = SamplingSettings(cfg_scale=2.0, temperature=1.0, top_k=12, top_p=0.9, smooth=True)
@@ -37,29 +33,6 @@ def run(model, conditioning, settings=SAMPLED, schedule=SQUARES, **options):
     noise = None if settings.greedy else SeededNoise(3, conditioning.batch)
     options = {"noise": noise, "quantizer": tiny_vq().quantizer(), **options}
     return generate(model, conditioning, schedule, settings, **options)
-
-
-# -------------------------------------------------------------------------------------------------- parity
-
-
-@pytest.mark.parametrize(
-    "folder", sorted(path for path in COMMITTED.glob("*") if path.is_dir()), ids=lambda folder: folder.name
-)
-def test_committed_fixtures(folder: Path) -> None:
-    lines: list[str] = []
-    report = Report(lines.append)
-    parity.compare_folder(folder, report)
-    assert not report.failed and not report.left_out, "\n".join(lines)
-
-
-def test_all_fixtures_where_they_are() -> None:
-    if not ALL.is_dir():
-        pytest.skip(f"{ALL} is absent; only the committed fixtures were compared")
-    assert parity.main([str(path) for path in sorted(ALL.glob("*"))]) == 0
-
-
-def test_committed_fixtures_stay_small() -> None:
-    assert sum(path.stat().st_size for path in COMMITTED.rglob("*") if path.is_file()) <= 3_000_000
 
 
 # ---------------------------------------------------------------------------------------------- categorical
@@ -157,6 +130,54 @@ def test_a_mixture_of_one_token_is_its_code() -> None:
     assert torch.allclose(mixed, quantizer.codes(quantizer.to_latent(ids, scale)), atol=1e-6)
     weights = torch.arange(2.0 * scale.tokens).view(2, -1)
     assert quantizer.spread(weights, scale)[1, 0, 2, 4] == weights[1, 14]
+
+
+@pytest.mark.parametrize("place", [1, len(SQUARES) - 1], ids=["resampled", "last"])
+def test_codes_count_as_much_as_their_weights_say(place: int) -> None:
+    """Among tokens that count nothing nothing of phi is left, its bias neither."""
+    quantizer, scale = tiny_vq().quantizer(), SQUARES[place]
+    ids = torch.randint(VOCAB, (2, *scale.grid), generator=torch.Generator().manual_seed(0))
+    f_hat, codes = drawn_logits(2, DIM, *SQUARES.final.grid), quantizer.codes(ids)
+
+    def added(weights: torch.Tensor | None) -> torch.Tensor:
+        return quantizer.add(f_hat, codes, SQUARES, scale, weights) - f_hat
+
+    whole, one = added(None), torch.ones(2, 1, *scale.grid)
+    assert torch.allclose(added(one), whole, atol=1e-6) and whole.abs().max() > 0.1
+    assert torch.equal(added(0.0 * one), torch.zeros_like(whole))
+    some = torch.rand(2, 1, *scale.grid, generator=torch.Generator().manual_seed(1))
+    assert torch.allclose(added(some) + added(1.0 - some), whole, atol=1e-5)
+    if scale == SQUARES.final:
+        one[..., 2:] = 0.0  # a column further phi still reaches
+        beyond = added(one)[..., 3:]
+        assert torch.equal(beyond, torch.zeros_like(beyond))
+
+
+def test_a_scale_whose_codes_count_nothing_adds_nothing() -> None:
+    """Whether no token of a scale runs, or the scale itself does not: the rest of the picture is the same."""
+
+    class Weightless:
+        spans = ()
+
+        def reduce(self, x, site):
+            return None
+
+        def restore(self, x, y, tokens, site):
+            return y
+
+        def code_weights(self):
+            return torch.zeros(1, SQUARES.final.tokens)
+
+    def last(plan: ScalePlan) -> torch.Tensor:
+        class Policy(DensePolicy):
+            def start(self, info):
+                run = super().start(info)
+                run.plan = lambda scale: plan if scale == SQUARES.final else ScalePlan()
+                return run
+
+        return run(tiny_var(), labels(1), policy=Policy()).f_hat
+
+    assert torch.equal(last(ScalePlan(reduction=Weightless())), last(ScalePlan(run=False)))
 
 
 def test_pixel_attention_is_one_head_over_all_pixels() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from environment import ROOT
 
 
 def missing(what: str) -> NoReturn:
@@ -26,3 +28,18 @@ class Bed:
     comfy_cli: Path
     chromium: str | None
     no_browser: str
+
+
+def run_inside(bed: Bed, script: Path, folder: Path, *arguments: Path) -> str:
+    """What a script of checks prints, and how it ended; it runs in ``folder`` with ComfyUI's Python."""
+    if not (bed.comfy_path / "main.py").is_file():
+        missing(f"no ComfyUI in {bed.comfy_path}: run python scripts/test.py")
+    result = subprocess.run(
+        [str(part) for part in (bed.python, script, bed.comfy_path, ROOT, *arguments)],
+        cwd=folder,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    return result.stdout + result.stderr[-3000:]

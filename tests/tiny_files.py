@@ -1,5 +1,7 @@
 """Tiny random checkpoint files, a complete set like the embedded model's."""
 
+import io
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import torch
@@ -9,6 +11,7 @@ from transformers import T5Config, T5EncoderModel
 from stagevar_core.autoencoders.bsq import BSQTokenizer, BSQTokenizerConfig
 from stagevar_core.checkpoints.metadata import Header
 from stagevar_core.checkpoints.save import save
+from stagevar_core.cli import main
 from stagevar_core.schedule import AspectTable, infinity_aspect_table
 from stagevar_core.text import T5EncoderConfig
 from tests.tiny import TEXT_WIDTH, randomize, tiny_infinity
@@ -68,3 +71,15 @@ def write_models(folder: Path, *, codes: BSQTokenizerConfig = CODES) -> dict[str
         paths[kind] = folder / f"{kind}.safetensors"
         save(paths[kind], tensors, header, dtype=torch.float16)
     return paths
+
+
+def command(files: dict[str, Path], *options) -> tuple[int, list[str], list[str]]:
+    """Exit code and the lines of both streams of one run of the command line in this process."""
+    models = [part for kind, path in files.items() for part in (f"--{kind.replace('_', '-')}", str(path))]
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            code = main([str(option) for option in (*options, *models, "--device", "cpu")])
+        except SystemExit as exit_:  # argparse ends the process itself
+            code = exit_.code
+    return code, out.getvalue().splitlines(), err.getvalue().splitlines()

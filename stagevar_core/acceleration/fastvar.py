@@ -60,12 +60,12 @@ class FastVARRun(DensePolicyRun):
 
     def __init__(self, policy: FastVAR, info: RunInfo) -> None:
         super().__init__(info)
-        self.boundaries, self.setting = policy.boundaries, policy.setting
-        stages = [policy.boundaries.stage(info.schedule, scale) for scale in info.schedule]
-        if stages.count("fidelity") < 3:
+        self.setting, self.stages = policy.setting, policy.boundaries.stages(info.schedule)
+        found = self.stages.count("fidelity")
+        if found < 3:
             self.setting = policy.otherwise
             self.notes.append(
-                f"the fidelity stage has {stages.count('fidelity')} of the 3 scales that the setting for "
+                f"the fidelity stage has {found} of the 3 scales that the setting for "
                 "Infinity needs; the method's setting for HART is used, which skips no scale"
             )
         self.end = len(info.schedule) - self.setting.skip
@@ -77,11 +77,10 @@ class FastVARRun(DensePolicyRun):
             self.end = len(info.schedule)
         self.anchor = min(self.shares, default=0) - 1
         self.memory = Memory()
-        depth = info.depth
-        self.layers = range(*(round(fraction * depth) for fraction in self.setting.layers))
+        self.layers = range(*(round(fraction * info.depth) for fraction in self.setting.layers))
 
     def plan(self, scale: Scale) -> ScalePlan:
-        stage = self.boundaries.stage(self.info.schedule, scale)
+        stage = self.stages[scale.index]
         if scale.index >= self.end:
             return ScalePlan(run=False, stage=stage, note="skipped")
         if scale.index == self.anchor:

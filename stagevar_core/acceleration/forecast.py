@@ -1,23 +1,40 @@
 """What a run under a policy will need, as far as that is known before its first scale."""
 
+import itertools
 from dataclasses import dataclass
 
 from ..costs import UnitCosts, scale_flops, schedule_flops
+from ..layers import Site
 from ..schedule import Scale
 from .policy import AccelerationPolicy, PolicyRun, RunInfo, ScalePlan
+from .reduction import Reduction
+
+
+@dataclass(frozen=True)
+class Load:
+    """What one scale holds at once, in tokens.
+
+    ``stream``: rows x tokens of the residual stream. ``computed``: those of them that a block runs on at
+    once. ``drawn``: images x tokens whose codes are drawn. ``reduced``: regions are restored from fewer.
+    """
+
+    stream: int
+    computed: int
+    drawn: int
+    reduced: bool = False
 
 
 @dataclass(frozen=True)
 class Forecast:
     """Upper bounds of one run for memory, and its work for progress.
 
-    ``keys``: rows x tokens in every layer of the cache at its fullest. ``working``: rows x tokens of the
-    largest scale that runs. ``remembered``: rows x tokens x regions that token reduction keeps between
-    scales. ``flops``: of every scale, 0 where it is known not to run.
+    ``keys``: rows x tokens in every layer of the cache at its fullest, without those that wait on another
+    device. ``loads``: of every scale that may run. ``remembered``: rows x tokens x regions that token
+    reduction keeps between scales. ``flops``: of every scale, 0 where it is known not to run.
     """
 
     keys: int
-    working: int
+    loads: tuple[Load, ...]
     remembered: int
     flops: tuple[float, ...]
 
@@ -27,51 +44,71 @@ class Forecast:
         return tuple(flops / sum(self.flops) for flops in self.flops)
 
 
-def forecast(policy: AccelerationPolicy, info: RunInfo, units: UnitCosts, text_tokens: int = 64) -> Forecast:
+def forecast(
+    policy: AccelerationPolicy,
+    info: RunInfo,
+    units: UnitCosts,
+    text_tokens: int = 64,
+    *,
+    sequential: bool = False,
+    offload: bool = False,
+) -> Forecast:
     """The forecast of a run; ``ValueError`` when the policy cannot run on this schedule.
+
+    ``sequential``, ``offload``: whether guidance takes its rows in turn and half of the keys wait elsewhere.
 
     Plans that wait for what is drawn cannot be asked in advance: then every scale counts as dense, whatever
     room the run begins with.
     """
     run, schedule = policy.start(info), info.schedule
-    every = 2 * info.batch if info.guided else info.batch
+    turns = 2 if sequential and info.guided else 1
     if policy.per_image:
+        every = 2 * info.batch if info.guided else info.batch
         dense = schedule_flops(units, schedule, rows=every, text_tokens=text_tokens, images=info.batch)
-        final = schedule.final.tokens
-        keys = _with_one_layer(every * (schedule.tokens - final), every * schedule.tokens, units)
-        regions = len(getattr(run, "spans", ()))
-        working = every * final
-        return Forecast(keys, working, regions * working, tuple(flops.total for flops in dense))
-    return _planned(run, info, units, every, text_tokens)
+        stored = schedule.tokens - schedule.final.tokens
+        kept = every // 2 if turns == 2 and offload else every
+        keys = _with_one_layer(kept * stored, every * schedule.tokens, units)
+        tokens = every * schedule.final.tokens
+        load = Load(tokens, tokens // turns, info.batch * schedule.final.tokens, reduced=True)
+        regions = len(run.spans) if hasattr(run, "memory") else 0
+        return Forecast(keys, (load,), regions * tokens, tuple(flops.total for flops in dense))
+    return _planned(run, info, units, text_tokens, turns=turns, offload=offload)
 
 
-def _planned(run: PolicyRun, info: RunInfo, units: UnitCosts, every: int, text_tokens: int) -> Forecast:
+def _planned(
+    run: PolicyRun, info: RunInfo, units: UnitCosts, text_tokens: int, *, turns: int, offload: bool
+) -> Forecast:
     """Goes through the plans of a run whose choices are known in advance."""
-    rows, length = (
-        every,
-        run.room(info.schedule[0]),
-    )  # of the cache, which is reserved up to the next narrowing
-    keys, passing, working, remembered, stored, costs = every * length, 0, 0, 0, 0.0, []
+    # The cache holds rows x length keys; it is reserved up to the next narrowing.
+    rows, length = 2 * info.batch if info.guided else info.batch, run.room(info.schedule[0])
+    away = info.batch if turns == 2 and offload else 0  # rows whose keys wait elsewhere
+    keys, passing, remembered, stored = (rows - away) * length, 0, 0, 0.0
+    costs: list[float] = []
+    loads: list[Load] = []
     for scale in info.schedule:
         plan = run.plan(scale)
         if not plan.run:
             costs.append(0.0)
             continue
         if plan.rows != "both" and rows != info.batch:
-            rows, length = info.batch, length + run.room(scale)
+            rows, length, turns, away = info.batch, length + run.room(scale), 1, 0
             keys = max(keys, rows * length)
         tokens = _tokens(plan, scale)
         flops = scale_flops(
             units, tokens, stored + tokens, rows=rows, text_tokens=text_tokens, images=info.batch
         )
+        flops += units.refining(scale, rows)
         costs.append(flops.total + units.head * rows * (scale.tokens - tokens))
         if plan.store and scale != info.schedule.final:
             stored += tokens
+            passing = max(passing, away * (length + scale.tokens))
         else:
             passing = max(passing, rows * (length + scale.tokens))
-        working = max(working, rows * scale.tokens)
-        remembered = max(remembered, _regions(plan, units) * rows * scale.tokens)
-    return Forecast(_with_one_layer(keys, passing, units), working, remembered, tuple(costs))
+        computed = max(plan.budget, default=scale.tokens) if plan.reduction else scale.tokens
+        reduced = plan.reduction is not None
+        loads.append(Load(rows * scale.tokens, rows * computed // turns, info.batch * scale.tokens, reduced))
+        remembered = max(remembered, _regions(plan, units, scale) * rows * scale.tokens)
+    return Forecast(_with_one_layer(keys, passing, units), tuple(loads), remembered, tuple(costs))
 
 
 def _tokens(plan: ScalePlan, scale: Scale) -> float:
@@ -81,11 +118,16 @@ def _tokens(plan: ScalePlan, scale: Scale) -> float:
     return sum(plan.budget) / len(plan.budget)
 
 
-def _regions(plan: ScalePlan, units: UnitCosts) -> int:
-    """Regions whose outputs a plan may remember."""
-    if plan.reduction is None:
+def _regions(plan: ScalePlan, units: UnitCosts, scale: Scale) -> int:
+    """Regions whose outputs a plan remembers."""
+    if not isinstance(plan.reduction, Reduction):
         return 0
-    return len(plan.reduction.spans) or units.depth * len(units.branches)
+    if plan.reduction.spans:
+        sites = [Site(scale, span, "blocks") for span in plan.reduction.spans]
+    else:
+        each = itertools.product(range(units.depth), units.branches)
+        sites = [Site(scale, range(layer, layer + 1), part) for layer, part in each]
+    return sum(map(plan.reduction.remembers, sites))
 
 
 def _with_one_layer(keys: int, passing: int, units: UnitCosts) -> int:

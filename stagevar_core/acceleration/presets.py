@@ -50,7 +50,7 @@ FAST = StagedPolicy("fast", replace(BALANCED.settings, keep=_last(0.42), evennes
 """``balanced`` with 42% of the last scale: 4.61 times fewer FLOPs, the budget of StageVAR's ranks."""
 
 TURBO = StagedPolicy("turbo", replace(BALANCED.settings, keep=_last(0.295), evenness=0.6))
-"""``balanced`` with 29.5% of the last scale: 5.18 times fewer FLOPs, the budget of StageVAR's public code."""
+"""``balanced`` with 29.5% of the last scale: 5.16 times fewer FLOPs, the budget of StageVAR's public code."""
 
 AUTO = AutoPolicy("auto", AutoSettings(stages=BALANCED.settings))
 """``balanced`` with boundaries found per prompt while it is sampled; the report says which and why."""

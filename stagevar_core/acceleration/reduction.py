@@ -16,20 +16,26 @@ class Memory:
 
     def __init__(self, mode: str = "area") -> None:
         self.mode = mode
-        self._found: dict[tuple[int, str], tuple[Scale, Tensor]] = {}
+        self._found: dict[tuple[int, str, int | None], tuple[Scale, Tensor]] = {}
 
     def put(self, site: Site, value: Tensor) -> None:
         """Remember the output of a region."""
-        self._found[(site.layers.start, site.part)] = (site.scale, value)
+        self._found[(site.layers.start, site.part, site.half)] = (site.scale, value)
 
     def get(self, site: Site) -> Tensor | None:
         """The last output of a region on the grid of ``site``; None when it has not run."""
-        found = self._found.get((site.layers.start, site.part))
+        found = self._found.get((site.layers.start, site.part, site.half))
         return None if found is None else resize_tokens(found[1], found[0], site.scale, self.mode)
 
     def narrow(self, rows: slice) -> None:
-        """Only these rows from now on."""
-        self._found = {key: (scale, value[rows].clone()) for key, (scale, value) in self._found.items()}
+        """Only these rows from now on; of halves that ran in turn the one that they are."""
+        left, kept = {}, 1 if rows.start else 0
+        for (start, part, half), (scale, value) in self._found.items():
+            if half is None:
+                left[(start, part, None)] = scale, value[rows].clone()
+            elif half == kept:
+                left[(start, part, None)] = scale, value
+        self._found = left
 
 
 class Reduction:
@@ -63,16 +69,20 @@ class Reduction:
 
     def reduce(self, x: Tensor, site: Site) -> TokenMap | None:
         tokens = self._choose(x, site) if self._where(site) else None
-        if self._code_weight != 1.0:
+        if self._code_weight != 1.0 and not site.half:  # the conditional rows come first, and alone count
             self._count(x, tokens)
         return tokens
 
     def restore(self, x: Tensor, y: Tensor, tokens: TokenMap | None, site: Site) -> Tensor:
         past = None if tokens is None else self._memory.get(site)
         full = y if tokens is None else placed(self._untouched(x, y, tokens, site, past), tokens, y)
-        if self._remember and self._restoration != "anchor" and self._where(site):
+        if self.remembers(site):
             self._memory.put(site, full if self._restoration == "state" else self._change(x, y, tokens, past))
         return full
+
+    def remembers(self, site: Site) -> bool:
+        """Whether the output of a region is kept for a later scale."""
+        return self._remember and self._restoration != "anchor" and self._where(site)
 
     def code_weights(self) -> Tensor | None:
         if self._runs is None:

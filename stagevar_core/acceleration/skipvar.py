@@ -146,19 +146,16 @@ class SkipVARRun(DensePolicyRun):
         super().__init__(info)
         self.settings = policy
         self.count = len(info.schedule)
-        stages = [self.stage(scale) for scale in info.schedule]
-        self.fidelity = stages.count("fidelity")
+        self.stages = policy.boundaries.stages(info.schedule)
+        self.fidelity = self.stages.count("fidelity")
         self.judged = self.count - self.fidelity - 1  # the last structure scale
         self.skip = self.drop = 0
         self.older: Tensor | None = None
         if self.judged < 1 or not self.fidelity:
             self.notes.append("the decisions need two scales before the fidelity stage; all run dense")
 
-    def stage(self, scale: Scale) -> str:
-        return self.settings.boundaries.stage(self.info.schedule, scale)
-
     def plan(self, scale: Scale) -> ScalePlan:
-        stage, left = self.stage(scale), self.count - scale.index
+        stage, left = self.stages[scale.index], self.count - scale.index
         if left <= self.skip:
             return ScalePlan(run=False, stage=stage, note="skipped")
         return ScalePlan(stage=stage, rows="conditional" if left <= self.drop else "both")

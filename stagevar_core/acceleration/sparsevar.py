@@ -121,8 +121,9 @@ class SparseVARRun(DensePolicyRun):
         self.middle = found[len(found) * policy.chunk // policy.chunks]
         spans = (range(self.middle.start), self.middle, range(self.middle.stop, info.depth))
         self.spans = tuple(span for span in spans if len(span))
-        fidelity = [s.index for s in info.schedule if self.stage(s) == "fidelity"]
+        self.stages = policy.boundaries.stages(info.schedule)
         # A schedule that begins in the fidelity stage has nothing to judge its first scale by.
+        fidelity = [index for index, stage in enumerate(self.stages) if stage == "fidelity"]
         self.first = max(1, min(fidelity, default=len(info.schedule)))
         self.last = len(info.schedule) - 1
         if self.first > self.last:
@@ -131,11 +132,8 @@ class SparseVARRun(DensePolicyRun):
         self._reduction: _Sparse | None = None
         self._choice: Choice | None = None
 
-    def stage(self, scale: Scale) -> str:
-        return self.settings.boundaries.stage(self.info.schedule, scale)
-
     def plan(self, scale: Scale) -> ScalePlan:
-        stage, budget = self.stage(scale), ()
+        stage, budget = self.stages[scale.index], ()
         if scale.index < self.first - 1 or self.first > self.last:
             return ScalePlan(stage=stage)
         if scale.index >= self.first:

@@ -159,20 +159,22 @@ class StagedRun:
         self._generators = [torch.Generator().manual_seed(_derived(seed)) for seed in info.seeds]
         self._narrowed = False
         self._chosen: TokenMap | None = None
-        if not self.fidelity(info.schedule):
+        if not self.fidelity():
             area = settings.boundaries.structure_end
             self.notes.append(f"no scale of this schedule has more than {area:g} of the area; all run dense")
+        elif settings.guidance == "unconditional" and not info.guided:
+            self.notes.append("without guidance there are no unconditional rows; the conditional ones run on")
 
-    def fidelity(self, schedule) -> list[Scale]:
+    def fidelity(self) -> list[Scale]:
         """The scales of the fidelity stage."""
-        return [scale for scale in schedule if self.stage(scale) == "fidelity"]
+        return [scale for scale in self.info.schedule if self.stage(scale) == "fidelity"]
 
     def stage(self, scale: Scale) -> str:
         return self.settings.boundaries.stage(self.info.schedule, scale)
 
     def skipped(self, scale: Scale) -> bool:
         """Whether a scale does not run."""
-        fidelity = self.fidelity(self.info.schedule)
+        fidelity = self.fidelity()
         first = max(1, len(fidelity) - self.settings.skip)
         if scale not in fidelity:
             return False

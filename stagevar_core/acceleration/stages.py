@@ -38,3 +38,7 @@ class StageBoundaries:
         if area <= self.semantic_end * ROUNDING:
             return "semantic"
         return "structure" if area <= self.structure_end * ROUNDING or scale.index == 0 else "fidelity"
+
+    def stages(self, schedule: ScaleSchedule) -> list[str]:
+        """The stage of every scale."""
+        return [self.stage(schedule, scale) for scale in schedule]

@@ -1,4 +1,4 @@
-"""From the names of published files to ours: one key map per family, as data, and how it is applied.
+"""From the names of published files to ours: what a key map says and how it is applied.
 
 A key map never computes on large tensors. Biases that the files keep apart are folded into one vector (a zero
 bias is stored nowhere), everything else keeps its storage under a new name.
@@ -57,79 +57,25 @@ class KeyMap:
     blocks: tuple[str, ...] = ()
 
 
+BLOCK = r"(blocks\.\d+)"
+
+
+def self_attention(source: str, target: str) -> tuple[Rename, ...]:
+    """The renames of a cosine self-attention; ``source`` has one group, to which ``target`` refers."""
+    return (
+        Rename(source + r"\.scale_mul_1H11", target + ".log_scale", dims=1),
+        Rename(source + r"\.mat_qkv\.weight", target + ".qkv.weight"),
+        Rename(source + r"\.q_bias", target + ".qkv.bias:query"),
+        Rename(source + r"\.v_bias", target + ".qkv.bias:value"),
+        Rename(source + r"\.proj\.(weight|bias)", target + r".proj.\2"),
+    )
+
+
 class Conversion(NamedTuple):
     """Tensors under our names, and how many of which kind were left out."""
 
     tensors: dict[str, Tensor]
     dropped: dict[str, int]
-
-
-_BLOCK = r"(blocks\.\d+)"
-
-# infinity/models/{infinity,basic}.py of FoundationVision/Infinity.
-INFINITY_KEYS = KeyMap(
-    blocks=(r"block_chunks\.(\d+)\.module\.(\d+)", r"blocks\.(\d+)"),
-    renames=(
-        Rename(r"cfg_uncond", "null_text"),
-        Rename(r"pos_start", "start", dims=1),
-        Rename(r"text_norm\.weight", "text_norm"),
-        Rename(r"text_proj_for_sos\.ca\.mat_q", "text_pool.query", dims=2),
-        Rename(r"text_proj_for_sos\.ca\.mat_kv\.weight", "text_pool.kv.weight"),
-        Rename(r"text_proj_for_sos\.ca\.v_bias", "text_pool.kv.bias:value"),
-        Rename(r"text_proj_for_sos\.ca\.proj\.(weight|bias)", r"text_pool.proj.\1"),
-        Rename(r"text_proj_for_ca\.0\.(weight|bias)", r"text_mlp.fc1.\1"),
-        Rename(r"text_proj_for_ca\.2\.(weight|bias)", r"text_mlp.fc2.\1"),
-        Rename(r"lvl_embed\.weight", "level_embed"),
-        Rename(r"shared_ada_lin\.1\.(weight|bias)", r"block_ada.\1"),
-        Rename(r"head_nm\.ada_lin\.1\.(weight|bias)", r"head_ada.\1"),
-        Rename(_BLOCK + r"\.ada_gss", r"\1.ada", dims=2),
-        Rename(_BLOCK + r"\.sa\.scale_mul_1H11", r"\1.self_attn.log_scale", dims=1),
-        Rename(_BLOCK + r"\.sa\.mat_qkv\.weight", r"\1.self_attn.qkv.weight"),
-        Rename(_BLOCK + r"\.sa\.q_bias", r"\1.self_attn.qkv.bias:query"),
-        Rename(_BLOCK + r"\.sa\.v_bias", r"\1.self_attn.qkv.bias:value"),
-        Rename(_BLOCK + r"\.sa\.proj\.(weight|bias)", r"\1.self_attn.proj.\2"),
-        Rename(_BLOCK + r"\.ca\.mat_q\.(weight|bias)", r"\1.cross_attn.q.\2"),
-        Rename(_BLOCK + r"\.ca\.mat_kv\.weight", r"\1.cross_attn.kv.weight"),
-        Rename(_BLOCK + r"\.ca\.v_bias", r"\1.cross_attn.kv.bias:value"),
-        Rename(_BLOCK + r"\.ca\.proj\.(weight|bias)", r"\1.cross_attn.proj.\2"),
-        Rename(_BLOCK + r"\.ca_norm\.(weight|bias)", r"\1.cross_norm.\2"),
-    ),
-    folds=(
-        Fold("self_attn.qkv.bias", ("query", None, "value")),
-        Fold("cross_attn.kv.bias", (None, "value")),
-        Fold("text_pool.kv.bias", (None, "value")),
-    ),
-    ignored=(
-        Ignore(r".*\.zero_k_bias"),
-        Ignore(
-            r"lvl_1L|attn_bias_for_masking|Infinity_visible_kvlen|Infinity_invisible_qlen",
-            "mask buffers of old training code",
-        ),
-    ),
-)
-
-# infinity/models/bsq_vae/vae.py; published files may or may not have the `.conv` / `.norm` wrapper levels.
-BSQ_KEYS = KeyMap(
-    renames=(
-        Rename(
-            r"((?:encoder|decoder)\.(?:.+\.)?(?:conv\d|conv_in|conv_out|nin_shortcut|(?:down|up)sample\.conv))"
-            r"(?:\.conv)?\.(weight|bias)",
-            r"\1.\2",
-        ),
-        Rename(r"((?:encoder|decoder)\.(?:.+\.)?(?:norm\d|norm_out))(?:\.norm)?\.(weight|bias)", r"\1.\2"),
-    ),
-    ignored=(
-        Ignore(r"quantizer?\.lfq\.mask"),
-        Ignore(r"(?:\w+_)?(?:discriminator|disc)\..*", "discriminator"),
-        Ignore(r"(?:\w+_)?(?:loss|lpips|perceptual_model)\..*", "training losses"),
-    ),
-)
-
-# T5 as the transformers library writes it; these names are kept, also for ComfyUI's own T5.
-T5_KEYS = KeyMap(
-    renames=(Rename(r"encoder\.embed_tokens\.weight", "shared.weight", alias=True),),
-    ignored=(Ignore(r"decoder\..*", "text decoder"), Ignore(r"lm_head\..*", "language model head")),
-)
 
 
 class Route(NamedTuple):

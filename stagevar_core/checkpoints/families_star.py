@@ -7,11 +7,10 @@ from ..models.star import STAR, STARConfig
 from ..models.var import SIDES_256, SIDES_512, SIDES_1024
 from ..schedule import AspectTable, SquareTable
 from ..text_clip import CLIPEncoderConfig
-from .convert import Fold, Ignore, KeyMap, Rename
+from .convert import BLOCK, Fold, Ignore, KeyMap, Rename, self_attention
 from .errors import CheckpointError
 from .spec import FamilySpec, Shape, Shapes, module_shapes
 
-_BLOCK = r"(blocks\.\d+)"
 _SAMPLER_BLOCK = r"feat_extract_blocks\.(\d+)"
 
 # models/{var_drop,basic_var}.py of Davinci-XLab/STAR-T2I.
@@ -22,16 +21,12 @@ STAR_KEYS = KeyMap(
         Rename(r"lvl_embed\.weight", "level_embed"),
         Rename(r"encoder_proj\.(weight|bias)", r"text_proj.\1"),
         Rename(r"head_logits\.(weight|bias)", r"head.\1"),
-        Rename(_BLOCK + r"\.attn\.scale_mul_1H11", r"\1.self_attn.log_scale", dims=1),
-        Rename(_BLOCK + r"\.attn\.mat_qkv\.weight", r"\1.self_attn.qkv.weight"),
-        Rename(_BLOCK + r"\.attn\.q_bias", r"\1.self_attn.qkv.bias:query"),
-        Rename(_BLOCK + r"\.attn\.v_bias", r"\1.self_attn.qkv.bias:value"),
-        Rename(_BLOCK + r"\.attn\.proj\.(weight|bias)", r"\1.self_attn.proj.\2"),
-        Rename(_BLOCK + r"\.cross_attn\.scale_mul_1H11", r"\1.cross_attn.log_scale", dims=1),
-        Rename(_BLOCK + r"\.cross_attn\.mat_q\.weight", r"\1.cross_attn.q.weight"),
-        Rename(_BLOCK + r"\.cross_attn\.q_bias", r"\1.cross_attn.q.bias"),
-        Rename(_BLOCK + r"\.cross_attn\.mat_kv\.weight", r"\1.cross_attn.kv.weight"),
-        Rename(_BLOCK + r"\.cross_attn\.v_bias", r"\1.cross_attn.kv.bias:value"),
+        *self_attention(BLOCK + r"\.attn", r"\1.self_attn"),
+        Rename(BLOCK + r"\.cross_attn\.scale_mul_1H11", r"\1.cross_attn.log_scale", dims=1),
+        Rename(BLOCK + r"\.cross_attn\.mat_q\.weight", r"\1.cross_attn.q.weight"),
+        Rename(BLOCK + r"\.cross_attn\.q_bias", r"\1.cross_attn.q.bias"),
+        Rename(BLOCK + r"\.cross_attn\.mat_kv\.weight", r"\1.cross_attn.kv.weight"),
+        Rename(BLOCK + r"\.cross_attn\.v_bias", r"\1.cross_attn.kv.bias:value"),
         # The inner sampler network, in files that have it.
         Rename(r"pos_start_last", "sampler.start", dims=1),
         Rename(r"lvl_embed_2\.weight", "sampler.level_embed"),
@@ -39,11 +34,7 @@ STAR_KEYS = KeyMap(
         Rename(r"word_embed_head\.(weight|bias)", r"sampler.word_embed.\1"),
         Rename(r"head_proj\.(weight|bias)", r"sampler.merge.\1"),
         Rename(r"head_logits2\.(weight|bias)", r"sampler.head.\1"),
-        Rename(_SAMPLER_BLOCK + r"\.attn\.scale_mul_1H11", r"sampler.blocks.\1.self_attn.log_scale", dims=1),
-        Rename(_SAMPLER_BLOCK + r"\.attn\.mat_qkv\.weight", r"sampler.blocks.\1.self_attn.qkv.weight"),
-        Rename(_SAMPLER_BLOCK + r"\.attn\.q_bias", r"sampler.blocks.\1.self_attn.qkv.bias:query"),
-        Rename(_SAMPLER_BLOCK + r"\.attn\.v_bias", r"sampler.blocks.\1.self_attn.qkv.bias:value"),
-        Rename(_SAMPLER_BLOCK + r"\.attn\.proj\.(weight|bias)", r"sampler.blocks.\1.self_attn.proj.\2"),
+        *self_attention(_SAMPLER_BLOCK + r"\.attn", r"sampler.blocks.\1.self_attn"),
         Rename(_SAMPLER_BLOCK + r"\.ffn\.(fc\d)\.(weight|bias)", r"sampler.blocks.\1.ffn.\2.\3"),
     ),
     folds=(
@@ -142,59 +133,50 @@ def clip_shapes(config: CLIPEncoderConfig) -> dict[str, Shape]:
     return shapes | {f"{norm}.{part}": (width,) for norm in norms for part in ("weight", "bias")}
 
 
-_TRANSFORMER = {
-    "name": "star",
-    "kind": "transformer",
-    "title": "STAR transformer",
-    "config_type": STARConfig,
-    "config_from": star_config,
-    "expected": module_shapes(STAR),
-    "module": STAR,
-    "unseen": ("sides", "rope_norm", "rope_base"),
-    "sizes": star_sizes,
-    "defaults": {"cfg": 4.0, "temperature": 1.0, "top_k": 600, "top_p": 0.8},  # of the official demo
-    "tokenizer": "var",
-}
+TRANSFORMER = FamilySpec(
+    name="star",
+    kind="transformer",
+    title="STAR transformer",
+    keys_required=(
+        r"head_logits\.weight",
+        r"encoder_proj\.weight",
+        r"blocks\.0\.cross_attn\.mat_kv\.weight",
+    ),
+    config_type=STARConfig,
+    config_from=star_config,
+    expected=module_shapes(STAR),
+    key_map=STAR_KEYS,
+    module=STAR,
+    unsupported=(
+        (r"blocks\.\d+\.ada_gss|lvl_embed_(?:proj|adaln)\..*", "modulation by the scale"),
+        (r"pos_1LC", "learned positions"),
+    ),
+    unseen=("sides", "rope_norm", "rope_base"),
+    sizes=star_sizes,
+    defaults={"cfg": 4.0, "temperature": 1.0, "top_k": 600, "top_p": 0.8},  # of the official demo
+    tokenizer="var",
+)
+CLIP = FamilySpec(
+    name="clip",
+    kind="text_encoder",
+    title="CLIP text encoder",
+    keys_required=(
+        r"text_model\.embeddings\.token_embedding\.weight",
+        r"text_model\.encoder\.layers\.0\.self_attn\.q_proj\.weight",
+        r"text_model\.final_layer_norm\.weight",
+    ),
+    keys_forbidden=(r"text_model\.encoder\.layers\.24\..*",),
+    config_type=CLIPEncoderConfig,
+    config_from=clip_config,
+    expected=clip_shapes,
+    key_map=CLIP_KEYS,
+    unseen=("num_attention_heads", "hidden_act", "layer_norm_eps"),
+)
 
 SPECS: tuple[FamilySpec, ...] = (
-    FamilySpec(
-        **_TRANSFORMER,
-        keys_required=(
-            r"head_logits\.weight",
-            r"encoder_proj\.weight",
-            r"blocks\.0\.cross_attn\.mat_kv\.weight",
-        ),
-        keys_forbidden=(),
-        key_map=STAR_KEYS,
-        unsupported=(
-            (r"blocks\.\d+\.ada_gss|lvl_embed_(?:proj|adaln)\..*", "modulation by the scale"),
-            (r"pos_1LC", "learned positions"),
-        ),
+    TRANSFORMER,
+    TRANSFORMER.in_our_names(
+        r"text_proj\.weight", r"level_embed", r"blocks\.0\.cross_attn\.log_scale", r"head\.weight"
     ),
-    FamilySpec(
-        **_TRANSFORMER,
-        keys_required=(
-            r"text_proj\.weight",
-            r"level_embed",
-            r"blocks\.0\.cross_attn\.log_scale",
-            r"head\.weight",
-        ),
-        keys_forbidden=(),
-    ),
-    FamilySpec(
-        name="clip",
-        kind="text_encoder",
-        title="CLIP text encoder",
-        keys_required=(
-            r"text_model\.embeddings\.token_embedding\.weight",
-            r"text_model\.encoder\.layers\.0\.self_attn\.q_proj\.weight",
-            r"text_model\.final_layer_norm\.weight",
-        ),
-        keys_forbidden=(r"text_model\.encoder\.layers\.24\..*",),
-        config_type=CLIPEncoderConfig,
-        config_from=clip_config,
-        expected=clip_shapes,
-        key_map=CLIP_KEYS,
-        unseen=("num_attention_heads", "hidden_act", "layer_norm_eps"),
-    ),
+    CLIP,
 )

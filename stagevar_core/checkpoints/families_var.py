@@ -6,10 +6,9 @@ from collections import Counter
 from ..autoencoders.vq import VQTokenizer, VQTokenizerConfig
 from ..models.var import SIDES_256, SIDES_512, SIDES_1024, VAR, VARConfig
 from ..schedule import AspectTable, SquareTable
-from .convert import Fold, Ignore, KeyMap, Rename
-from .spec import FamilySpec, Shapes, module_shapes
+from .convert import BLOCK, Fold, Ignore, KeyMap, Rename, self_attention
+from .spec import FamilySpec, Shapes, conv_sizes, module_shapes
 
-_BLOCK = r"(blocks\.\d+)"
 _LEVELS = "lvl_1L"  # the scale of every token, which gives the schedule away
 
 # models/{var,basic_var}.py of FoundationVision/VAR.
@@ -22,13 +21,9 @@ VAR_KEYS = KeyMap(
         Rename(r"lvl_embed\.weight", "level_embed"),
         Rename(r"shared_ada_lin\.1\.(weight|bias)", r"block_ada.\1"),
         Rename(r"head_nm\.ada_lin\.1\.(weight|bias)", r"head_ada.\1"),
-        Rename(_BLOCK + r"\.ada_gss", r"\1.ada", dims=2),
-        Rename(_BLOCK + r"\.ada_lin\.1\.(weight|bias)", r"\1.modulation.\2"),
-        Rename(_BLOCK + r"\.attn\.scale_mul_1H11", r"\1.self_attn.log_scale", dims=1),
-        Rename(_BLOCK + r"\.attn\.mat_qkv\.weight", r"\1.self_attn.qkv.weight"),
-        Rename(_BLOCK + r"\.attn\.q_bias", r"\1.self_attn.qkv.bias:query"),
-        Rename(_BLOCK + r"\.attn\.v_bias", r"\1.self_attn.qkv.bias:value"),
-        Rename(_BLOCK + r"\.attn\.proj\.(weight|bias)", r"\1.self_attn.proj.\2"),
+        Rename(BLOCK + r"\.ada_gss", r"\1.ada", dims=2),
+        Rename(BLOCK + r"\.ada_lin\.1\.(weight|bias)", r"\1.modulation.\2"),
+        *self_attention(BLOCK + r"\.attn", r"\1.self_attn"),
     ),
     folds=(Fold("self_attn.qkv.bias", ("query", None, "value")),),
     ignored=(Ignore(r".*\.zero_k_bias"), Ignore(rf"{_LEVELS}|attn_bias_for_masking")),
@@ -95,80 +90,60 @@ def vq_sizes(config: VQTokenizerConfig) -> AspectTable:
 
 
 def vq_config(shapes: Shapes) -> VQTokenizerConfig:
-    """Stride and widths from the encoder's levels; other normalisation groups than 32 need metadata."""
-    width = shapes.size("encoder.conv_in.weight")
-    levels = shapes.count(r"encoder\.down\.(\d+)\.")
-    outs = [shapes.size(f"encoder.down.{level}.block.0.conv1.weight") for level in range(levels)]
+    """Sizes from the codebook and the encoder; other normalisation groups than 32 need metadata."""
     return VQTokenizerConfig(
         vocab=shapes.size("quantize.codebook"),
         dim=shapes.size("post_quant_conv.weight"),
-        width=width,
-        multipliers=tuple(shapes.ratio("a channel multiplier", out, width) for out in outs),
-        blocks=shapes.count(r"encoder\.down\.0\.block\.(\d+)\."),
         phis=shapes.count(r"quantize\.phi\.(\d+)\."),
+        **conv_sizes(shapes),
     )
 
 
-_TRANSFORMER = {
-    "name": "var",
-    "kind": "transformer",
-    "title": "VAR transformer",
-    "config_type": VARConfig,
-    "config_from": var_config,
-    "expected": module_shapes(VAR),
-    "module": VAR,
-    "unseen": ("sides",),
-    "sizes": var_sizes,
-    "defaults": {"cfg": 4.0, "temperature": 1.0, "top_k": 900, "top_p": 0.95},  # of the official demo
-}
-_TOKENIZER = {
-    "name": "var",
-    "kind": "tokenizer",
-    "title": "VAR image tokenizer",
-    "config_type": VQTokenizerConfig,
-    "config_from": vq_config,
-    "expected": module_shapes(VQTokenizer),
-    "module": VQTokenizer,
-    "unseen": ("groups",),
-    "sizes": vq_sizes,
-}
+TRANSFORMER = FamilySpec(
+    name="var",
+    kind="transformer",
+    title="VAR transformer",
+    keys_required=(
+        r"pos_1LC",
+        r"class_emb\.weight",
+        r"head_nm\.ada_lin\.1\.weight",
+        r"blocks\.0\.attn\.mat_qkv\.weight",
+    ),
+    keys_forbidden=(r".*\.cross_attn\..*", r"encoder_proj\..*", r"head_logits\..*"),
+    config_type=VARConfig,
+    config_from=var_config,
+    expected=module_shapes(VAR),
+    key_map=VAR_KEYS,
+    module=VAR,
+    unseen=("sides",),
+    buffers=(_LEVELS,),
+    sizes=var_sizes,
+    defaults={"cfg": 4.0, "temperature": 1.0, "top_k": 900, "top_p": 0.95},  # of the official demo
+)
+TOKENIZER = FamilySpec(
+    name="var",
+    kind="tokenizer",
+    title="VAR image tokenizer",
+    keys_required=(
+        r"quantize\.embedding\.weight",
+        r"quantize\.quant_resi\.(?:qresi_ls\.0|qresi|0)\.weight",
+        r"encoder\.down\.0\.block\.0\.norm1\.weight",
+        r"decoder\.up\.0\.block\.0\.norm1\.weight",
+    ),
+    config_type=VQTokenizerConfig,
+    config_from=vq_config,
+    expected=module_shapes(VQTokenizer),
+    key_map=VQ_KEYS,
+    module=VQTokenizer,
+    unseen=("groups",),
+    sizes=vq_sizes,
+)
 
 SPECS: tuple[FamilySpec, ...] = (
-    FamilySpec(
-        **_TRANSFORMER,
-        keys_required=(
-            r"pos_1LC",
-            r"class_emb\.weight",
-            r"head_nm\.ada_lin\.1\.weight",
-            r"blocks\.0\.attn\.mat_qkv\.weight",
-        ),
-        keys_forbidden=(r".*\.cross_attn\..*", r"encoder_proj\..*", r"head_logits\..*"),
-        key_map=VAR_KEYS,
-        buffers=(_LEVELS,),
-    ),
-    FamilySpec(
-        **_TRANSFORMER,
-        keys_required=(r"class_embed", r"position_embed", r"blocks\.0\.self_attn\.qkv\.weight"),
-        keys_forbidden=(),
-    ),
-    FamilySpec(
-        **_TOKENIZER,
-        keys_required=(
-            r"quantize\.embedding\.weight",
-            r"quantize\.quant_resi\.(?:qresi_ls\.0|qresi|0)\.weight",
-            r"encoder\.down\.0\.block\.0\.norm1\.weight",
-            r"decoder\.up\.0\.block\.0\.norm1\.weight",
-        ),
-        keys_forbidden=(),
-        key_map=VQ_KEYS,
-    ),
-    FamilySpec(
-        **_TOKENIZER,
-        keys_required=(
-            r"quantize\.codebook",
-            r"quantize\.phi\.0\.weight",
-            r"encoder\.down\.0\.block\.0\.norm1\.weight",
-        ),
-        keys_forbidden=(),
+    TRANSFORMER,
+    TRANSFORMER.in_our_names(r"class_embed", r"position_embed", r"blocks\.0\.self_attn\.qkv\.weight"),
+    TOKENIZER,
+    TOKENIZER.in_our_names(
+        r"quantize\.codebook", r"quantize\.phi\.0\.weight", r"encoder\.down\.0\.block\.0\.norm1\.weight"
     ),
 )

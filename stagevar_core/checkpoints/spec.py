@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -92,10 +92,10 @@ class FamilySpec:
     kind: str
     title: str
     keys_required: tuple[str, ...]
-    keys_forbidden: tuple[str, ...]
     config_type: type
     config_from: Callable[[Shapes], Any]
     expected: Callable[[Any], dict[str, Shape]]
+    keys_forbidden: tuple[str, ...] = ()
     key_map: KeyMap | None = None
     module: type[nn.Module] | None = None
     unsupported: tuple[tuple[str, str], ...] = ()
@@ -105,11 +105,34 @@ class FamilySpec:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     tokenizer: str = ""
 
+    def in_our_names(self, *keys_required: str) -> "FamilySpec":
+        """The same model in a file of ours, which needs no key map."""
+        return replace(
+            self,
+            keys_required=keys_required,
+            keys_forbidden=(),
+            key_map=None,
+            unsupported=(),
+            buffers=(),
+        )
+
     def matches(self, keys: Sequence[str]) -> bool:
         """Whether these keys are such a file's."""
         return all(first_match(pattern, keys) for pattern in self.keys_required) and not any(
             first_match(pattern, keys) for pattern in self.keys_forbidden
         )
+
+
+def conv_sizes(shapes: Shapes) -> dict[str, Any]:
+    """Channels and blocks of an image tokenizer's convolutions, from the levels of its encoder."""
+    width = shapes.size("encoder.conv_in.weight")
+    levels = shapes.count(r"encoder\.down\.(\d+)\.")
+    outs = [shapes.size(f"encoder.down.{level}.block.0.conv1.weight") for level in range(levels)]
+    return {
+        "width": width,
+        "multipliers": tuple(shapes.ratio("a channel multiplier", out, width) for out in outs),
+        "blocks": shapes.count(r"encoder\.down\.0\.block\.(\d+)\."),
+    }
 
 
 def module_shapes(module: type[nn.Module]) -> Callable[[Any], dict[str, Shape]]:

@@ -6,28 +6,14 @@ python inside.py COMFYUI PACK          prints one line per check that passed
 from __future__ import annotations
 
 import copy
-import importlib.util
 import sys
-from pathlib import Path
-from types import ModuleType
 from typing import Any
+
+from pack_loader import load_pack
 
 COMFYUI, PACK = sys.argv[1:3]
 sys.argv = [sys.argv[0], "--cpu"]
 sys.path.insert(0, COMFYUI)
-
-
-def load_pack() -> ModuleType:
-    """The pack as ComfyUI imports it: under a name of its own, from its folder."""
-    import comfy.options
-
-    comfy.options.enable_args_parsing()
-    place = Path(PACK) / "__init__.py"
-    spec = importlib.util.spec_from_file_location("pack", place, submodule_search_locations=[PACK])
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["pack"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def loaded() -> tuple[Any, Any]:
@@ -146,8 +132,45 @@ def check_memory(model: Any, vae: Any) -> None:
     assert estimates["off"].total > estimates["quality"].total > estimates["balanced"].total
 
 
+def check_attention() -> None:
+    """The backend that was chosen runs; where none was, on a CPU, ours instead of the slow fallback."""
+    import comfy.ldm.modules.attention as host
+    import torch
+    from comfy.cli_args import args
+    from pack.nodes import bridge
+
+    calls: list[str] = []
+    real, ours = host.attention_sub_quad, bridge.attend
+
+    def fallback(*arguments: Any, **options: Any) -> Any:
+        calls.append("host")
+        return real(*arguments, **options)
+
+    def own(*arguments: Any, **options: Any) -> Any:
+        calls.append("own")
+        return ours(*arguments, **options)
+
+    q = torch.randn(2, 3, 20, 16, generator=torch.Generator().manual_seed(0))
+    before = host.optimized_attention
+    try:
+        host.attention_sub_quad = host.optimized_attention = fallback
+        bridge.attend = own
+        plain = bridge.attention_for({})(q, q, q, scale=0.7)
+        args.use_quad_cross_attention = True
+        chosen = bridge.attention_for({})(q, q, q, scale=0.7)
+        args.use_quad_cross_attention = False
+        bridge.attention_for({"optimized_attention_override": lambda *a, **k: a})(q, q, q, scale=0.7)
+        host.optimized_attention = lambda *a, **k: fallback(*a, **k)
+        bridge.attention_for({})(q, q, q, scale=0.7)
+    finally:
+        host.attention_sub_quad, host.optimized_attention, bridge.attend = real, before, ours
+        args.use_quad_cross_attention = False
+    assert calls == ["own", "host", "host", "host"], calls
+    assert torch.allclose(plain, chosen, atol=1e-5)
+
+
 def main() -> None:
-    load_pack()
+    load_pack(PACK)
     import torch
 
     with torch.inference_mode():
@@ -162,6 +185,8 @@ def main() -> None:
         print("ok: progress")
         check_memory(model, vae)
         print("ok: memory")
+        check_attention()
+        print("ok: attention")
 
 
 main()

@@ -5,34 +5,18 @@ python inside_families.py COMFYUI PACK MODELS      prints one line per check tha
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
+
+from pack_loader import load_pack
 
 COMFYUI, PACK, MODELS = sys.argv[1:4]
 sys.argv = [sys.argv[0], "--cpu"]
 sys.path.insert(0, COMFYUI)
 CLIP_FILE = "tiny_clip.safetensors"
 CHOSEN = {"cfg": -1.0, "temperature": -1.0, "top_k": -1, "top_p": -1.0, "width": 256, "height": 256}
-
-
-def load_pack() -> ModuleType:
-    """The pack as ComfyUI imports it, with the tiny files in the model folders."""
-    import comfy.options
-
-    comfy.options.enable_args_parsing()
-    import folder_paths
-
-    for name in ("diffusion_models", "vae", "text_encoders"):
-        folder_paths.add_model_folder_path(name, str(Path(MODELS) / name), is_default=True)
-    place = Path(PACK) / "__init__.py"
-    spec = importlib.util.spec_from_file_location("pack", place, submodule_search_locations=[PACK])
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["pack"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def sample(model: Any, vae: Any, positive: list, **inputs: Any) -> tuple[Any, Any, Any]:
@@ -204,7 +188,7 @@ def check_refusals(models: dict[str, Any], vae: Any, embedded: Any) -> None:
 
 
 def main() -> None:
-    load_pack()
+    load_pack(PACK, MODELS)
     import torch
     from pack.nodes.loaders import LoadModel, LoadTextEncoder, LoadTokenizer
 

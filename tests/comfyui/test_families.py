@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 from comfy_server import ComfyServer, Json, PromptFailed, PromptRejected, read_json, shipped_workflow
-from environment import ROOT
 from events import add_node, saved_images, with_value
-from testbed import Bed, missing
+from testbed import Bed, run_inside
 
 from tests.tiny_families import STAR_FILE, TOKENIZER_FILE, VAR_FILE, write_families
 
@@ -21,20 +18,9 @@ CHECKS = ("loaded", "var", "defaults", "in-painting", "in-painting with bits", "
 @pytest.fixture(scope="module")
 def said(bed: Bed, tmp_path_factory: pytest.TempPathFactory) -> str:
     """What the checks of `inside_families.py` print, and how it ended."""
-    if not (bed.comfy_path / "main.py").is_file():
-        missing(f"no ComfyUI in {bed.comfy_path}: run python scripts/test.py")
     models = tmp_path_factory.mktemp("families")
     write_families(models)
-    script = Path(__file__).with_name("inside_families.py")
-    result = subprocess.run(
-        [str(bed.python), str(script), str(bed.comfy_path), str(ROOT), str(models)],
-        cwd=models,
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    return result.stdout + result.stderr[-3000:]
+    return run_inside(bed, Path(__file__).with_name("inside_families.py"), models, models)
 
 
 @pytest.mark.parametrize("check", CHECKS)
