@@ -3,7 +3,6 @@
 import inspect
 import logging
 import sys
-from dataclasses import dataclass
 from typing import Any
 
 import comfy.ldm.modules.attention as host_attention
@@ -11,13 +10,13 @@ import comfy.model_management as mm
 import comfy.model_patcher
 import comfy.ops
 import torch
+from comfy.cli_args import args
 from torch import Tensor, nn
 
-from ..stagevar_core.acceleration.forecast import Forecast
+from ..stagevar_core.attention import AttentionFn, attend
 from ..stagevar_core.checkpoints.detect import spec_of
 from ..stagevar_core.checkpoints.load import Checkpoint
-from ..stagevar_core.costs import kv_bytes
-from ..stagevar_core.layers import AttentionFn
+from ..stagevar_core.devices import SMALL, default_dtype
 
 _LOG = logging.getLogger(__name__)
 DEFAULT = "default"
@@ -27,19 +26,6 @@ WEIGHT_DTYPES = {
     "bfloat16": torch.bfloat16,
     "fp8_e4m3fn": torch.float8_e4m3fn,
 }
-_SMALL = 200_000_000  # parameters up to which float32 costs nothing worth saving
-
-
-@dataclass(frozen=True)
-class MemoryEstimate:
-    """Bytes of one run beside the weights."""
-
-    cache: int
-    activations: int
-
-    @property
-    def total(self) -> int:
-        return self.cache + self.activations
 
 
 def load_transformer(checkpoint: Checkpoint, weight_dtype: str) -> Any:
@@ -76,8 +62,10 @@ def storage_dtype(chosen: torch.dtype | None, parameters: int, device: torch.dev
     """The dtype of the weights: the user's choice, else bfloat16 where the device has it; never float16."""
     if chosen is not None:
         return chosen
-    if parameters < _SMALL:
+    if parameters < SMALL:
         return torch.float32
+    if mm.is_device_cpu(device) and not args.fp32_unet:
+        return default_dtype(device, parameters)  # ComfyUI has float32 for every CPU
     return mm.unet_dtype(
         device=device, model_params=parameters, supported_dtypes=[torch.bfloat16, torch.float32]
     )
@@ -123,11 +111,16 @@ def fill(network: nn.Module, plain: nn.Module, tensors: dict[str, Tensor], narro
 
 
 def attention_for(transformer_options: dict[str, Any]) -> AttentionFn:
-    """The attention the user chose for ComfyUI, in the form the core calls."""
+    """The attention the user chose for ComfyUI, in the form the core calls; the core's own on a bare CPU."""
+    chosen = args.use_quad_cross_attention or "optimized_attention_override" in transformer_options
 
     def attention(
         q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, mask: Tensor | None = None
     ) -> Tensor:
+        fallback = host_attention.optimized_attention is host_attention.attention_sub_quad
+        if q.device.type == "cpu" and fallback and not chosen:
+            # Nobody chose this one: ComfyUI takes it where there is no GPU, and it is the slowest there.
+            return attend(q, k, v, scale=scale, mask=mask)
         # ComfyUI's attention divides by sqrt(head_dim) and has no parameter for it.
         if scale is not None:
             q = q * (scale * q.shape[-1] ** 0.5)
@@ -149,20 +142,6 @@ def attention_for(transformer_options: dict[str, Any]) -> AttentionFn:
         )
 
     return attention
-
-
-def estimate_memory(
-    config: Any, expected: Forecast, text_tokens: int, compute: torch.dtype
-) -> MemoryEstimate:
-    """What a run needs beside the weights; ``text_tokens`` of all rows together."""
-    cache = kv_bytes(config, expected.keys + text_tokens, rows=1, itemsize=compute.itemsize)
-    # Counted at the peak, the feed-forward of the last scale, 7 to 9% below this: its two hidden tensors, the
-    # float32 residual stream with its parts, and the head's logits of the scale before with their copies.
-    logits = config.unit_costs.head / (2 * config.width)
-    per_token = 2 * config.hidden * compute.itemsize + 5 * 4 * config.width + 6 * 4 * logits
-    beside = 4 * config.width * expected.remembered  # of the residual stream
-    beside += 4 * 4 * getattr(config, "text_width", 0) * text_tokens  # float32 features, what they become
-    return MemoryEstimate(cache, int(expected.working * per_token) + beside)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from ..stagevar_core.acceleration.forecast import Forecast, forecast
 from ..stagevar_core.acceleration.policy import AccelerationPolicy, RunInfo
-from ..stagevar_core.heads import SeededNoise
+from ..stagevar_core.heads import SeededNoise, run_costs
 from ..stagevar_core.sampling import SamplingSettings, generate
 from ..stagevar_core.schedule import ScaleSchedule
 from ..stagevar_core.trace import Trace, joined
 from . import bridge
+from .compiling import network_of
 from .conditioning import Conditioning
 from .editing import Edit
 from .monitor import HostMonitor
@@ -58,7 +59,8 @@ class Job:
             self.conditioning.negative is not None,
             SeededNoise(self.seed, images).seeds,
         )
-        return forecast(self.policy, info, self.network.config.unit_costs, self.conditioning.tokens)
+        units = run_costs(self.network, self.schedule, self.settings.refine)
+        return forecast(self.policy, info, units, self.conditioning.tokens)
 
     def memory(self, batch: int) -> bridge.MemoryEstimate:
         """What ``batch`` images need beside the weights."""
@@ -107,7 +109,7 @@ def _generate(job: Job, images: Sequence[int], monitor: HostMonitor, reserve: fl
     mm.load_models_gpu(models, memory_required=needed)
     options = job.model.model_options.get("transformer_options", {})
     result = generate(
-        job.network,
+        network_of(job.model),
         conditioning,
         job.schedule,
         job.settings,

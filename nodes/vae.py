@@ -6,9 +6,11 @@ from typing import Any
 import comfy.model_management as mm
 import comfy.sd
 import torch
+from comfy.cli_args import args
 from torch import Tensor, nn
 
 from ..stagevar_core.checkpoints.load import Checkpoint
+from ..stagevar_core.devices import default_dtype
 from ..stagevar_core.schedule import AspectTable, ScaleSchedule
 from .bridge import fill, host_operations, module_of, wrap
 
@@ -42,7 +44,7 @@ class TokenizerVAE(comfy.sd.VAE):
         config = checkpoint.config
         self.checkpoint, self.config = checkpoint, config
         self.device = mm.vae_device()
-        decode_dtype = mm.vae_dtype(self.device, [torch.bfloat16, torch.float32])
+        decode_dtype = _decode_dtype(self.device, checkpoint.parameters)
         self.vae_dtype = torch.float32  # what core casts to; the module narrows for itself
         self.working_dtypes = [torch.float32]
         self.output_device = mm.intermediate_device()
@@ -131,6 +133,14 @@ class TokenizerVAE(comfy.sd.VAE):
             f"samples: the latent has shape {tuple(samples.shape)}; the tokenizer {self.checkpoint.source!r} "
             f"decodes (batch, {self.latent_channels}, height, width). Use the VAE of the model that made it"
         )
+
+
+def _decode_dtype(device: torch.device, parameters: int) -> torch.dtype:
+    """What ComfyUI decodes in, with the flags of its user; on a CPU, where it has float32, by the CPU."""
+    chosen = args.fp32_vae or args.fp16_vae or args.bf16_vae
+    if mm.is_device_cpu(device) and not chosen:
+        return default_dtype(device, parameters)
+    return mm.vae_dtype(device, [torch.bfloat16, torch.float32])
 
 
 def _tokenizer(checkpoint: Checkpoint, decode_dtype: torch.dtype, **factory: Any) -> nn.Module:

@@ -1,6 +1,6 @@
 """What a generation is conditioned on, independent of who encoded it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +41,10 @@ class TextConditioning:
         """Tokens of the longest text."""
         return max(len(text) for text in (*self.features, *(self.negative or ())))
 
+    def nulled(self, longest: int | None) -> "TextConditioning":
+        """Without negative texts; prompts at most as long as the null text that takes their place."""
+        return replace(self, negative=None, features=tuple(text[:longest] for text in self.features))
+
     def image(self, index: int) -> "TextConditioning":
         """That of one image of the batch."""
         negative = None if self.negative is None else self.negative[index : index + 1]
@@ -72,6 +76,10 @@ class ClassConditioning:
     @property
     def batch(self) -> int:
         return len(self.labels)
+
+    def nulled(self, longest: int | None) -> "ClassConditioning":
+        """Without negative labels."""
+        return replace(self, negative=None)
 
     def image(self, index: int) -> "ClassConditioning":
         """That of one image of the batch."""

@@ -3,15 +3,23 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from .attention import AttentionFn
 from .cache import KVCache
-from .layers import AttentionFn, Site, TokenReduction
+from .layers import Site, TokenReduction, in_parts
 from .local import LocalWindow, WindowTable, local_attention
 from .schedule import Scale, ScaleSchedule
+
+
+class Turn(NamedTuple):
+    """Rows that run on their own: what they are conditioned on, and their keys and values."""
+
+    conditioned: Any
+    cache: KVCache
 
 
 @dataclass
@@ -21,6 +29,10 @@ class ScaleContext:
     ``store``: whether later scales see the keys and values of this one. ``kv_budget``: keys per row and layer
     that stay after this scale. ``work``: tokens per kind of branch and pairs of queries and keys, counted as
     they run, over all rows and blocks. ``tables``: what local attention worked out, the same in all blocks.
+
+    ``turns``: the conditional and the unconditional rows, where every block runs the one after the other;
+    empty: all rows together. ``half``: which of them this is, None is all rows. ``per_image``: branches that
+    run for the conditional rows alone and serve both, through ``given`` where rows run in turn.
     """
 
     scale: Scale
@@ -37,6 +49,10 @@ class ScaleContext:
     work: Counter = field(default_factory=Counter)
     schedule: ScaleSchedule | None = None
     tables: dict[tuple[Scale, ...], WindowTable] = field(default_factory=dict)
+    turns: Sequence[Turn] = ()
+    half: int | None = None
+    per_image: tuple[str, ...] = ()
+    given: dict[str, Tensor] = field(default_factory=dict)
 
     def run(self, blocks: Sequence[nn.Module], x: Tensor) -> Tensor:
         """All blocks in order, (rows, L, C); spans of them on fewer tokens where the plan says so."""
@@ -51,21 +67,33 @@ class ScaleContext:
         return x
 
     def residual(
-        self, x: Tensor, branch: Callable[[Tensor, Tensor | None], Tensor], layer: int, part: str
+        self,
+        x: Tensor,
+        branch: Callable[[Tensor, Tensor | None], Tensor],
+        layer: int,
+        part: str,
+        gate: Tensor | None = None,
     ) -> Tensor:
-        """``x + branch(x, positions)``; a block knows acceleration only here.
+        """``x + gate * branch(x, positions)``; a block knows acceleration only here.
 
         A branch that computes the rows of the images alone, (images, L, C), adds its output to both of each.
+        All branches but 'self' look at every token alone.
         """
 
         def compute(h: Tensor, positions: Tensor | None) -> Tensor:
-            y = branch(h, positions)
-            self.work[part] += y.shape[0] * y.shape[1]
-            return h + (y if y.shape[0] == h.shape[0] else y.repeat(h.shape[0] // y.shape[0], 1, 1))
+            y = self.given.pop(part, None) if self.half == 1 else None
+            if y is None:
+                y = branch(h, positions) if part == "self" else in_parts(branch, h, positions)
+                self.work[part] += y.shape[0] * y.shape[1]
+                if self.half == 0 and part in self.per_image:
+                    self.given[part] = y
+            if y.shape[0] != h.shape[0]:
+                y = y.repeat(h.shape[0] // y.shape[0], 1, 1)
+            return h + y if gate is None else torch.addcmul(h, y, gate)
 
         if self.reduction is None:
             return compute(x, self.positions)
-        return self._reduced(x, compute, Site(self.scale, range(layer, layer + 1), part))
+        return self._reduced(x, compute, Site(self.scale, range(layer, layer + 1), part, self.half))
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention of the new tokens to all tokens so far; the cache keeps the new ones."""
@@ -99,9 +127,34 @@ class ScaleContext:
         return table[start : start + self.scale.tokens]
 
     def _blocks(self, blocks: Sequence[nn.Module], span: range, x: Tensor) -> Tensor:
+        halves = self._halves()
         for layer in span:
-            x = self.after_block(layer, blocks[layer](x, self, layer))
+            if halves:
+                parts = zip(x.chunk(2), halves, strict=True)
+                y = torch.cat([blocks[layer](part, half, layer) for part, half in parts])
+            else:
+                y = blocks[layer](x, self, layer)
+            x = self.after_block(layer, y)
         return x
+
+    def _halves(self) -> list["ScaleContext"]:
+        """This context for the rows of every turn; none where all rows run together."""
+        halves = []
+        for index, turn in enumerate(self.turns):
+            positions = self.positions
+            if positions is not None and positions.dim() > 3:  # of reduced tokens, which are those of a row
+                positions = positions.chunk(2, dim=1)[index]
+            halves.append(
+                replace(
+                    self,
+                    conditioned=turn.conditioned,
+                    cache=turn.cache,
+                    positions=positions,
+                    half=index,
+                    turns=(),
+                )
+            )
+        return halves
 
     def _reduced(self, x: Tensor, compute: Callable[[Tensor, Tensor | None], Tensor], site: Site) -> Tensor:
         """``compute(x, positions)`` on the tokens that the reduction leaves, restored to all of them."""

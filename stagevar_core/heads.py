@@ -1,14 +1,15 @@
 """From logits to codes: the sampling rules of the output heads, and where their noise comes from."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from .layers import AttentionFn
-from .schedule import Scale
+from .attention import AttentionFn
+from .costs import UnitCosts
+from .schedule import Scale, ScaleSchedule
 
 
 class Noise(Protocol):
@@ -168,6 +169,14 @@ def refinement(model: Any, wanted: str) -> str | None:
             "'off', or a file with one"
         )
     raise ValueError(f"refine is {wanted!r}; expected one of {['auto', 'off', *offered]}")
+
+
+def run_costs(model: Any, schedule: ScaleSchedule, wanted: str) -> UnitCosts:
+    """A model's costs in a run, with those of the network that draws the fine scales where it does."""
+    units, way = model.config.unit_costs, refinement(model, wanted)
+    if way is None:
+        return units
+    return replace(units, refine=tuple(model.refine_flops(scale, way) for scale in schedule))
 
 
 @dataclass(frozen=True)

@@ -20,19 +20,23 @@ class Known(NamedTuple):
             mask = mask[index : index + 1]
         return Known(self.codes[index : index + 1], mask)
 
-    def alone(self, quantizer: Any, device: torch.device) -> Tensor:
-        """The given codes (B, C, h, w) of a scale that does not run, zero where none are given."""
+    def alone(self, quantizer: Any, device: torch.device) -> tuple[Tensor, Tensor | None]:
+        """The given codes (B, C, h, w) of a scale that does not run, and that they alone count."""
         codes = quantizer.codes(self.codes.to(device))
-        return codes if self.mask is None else codes * self.mask.to(device).unsqueeze(1)
+        return codes, None if self.mask is None else self.mask.to(codes).unsqueeze(1)
 
-    def over(self, drawn: Tensor, codes: Tensor, quantizer: Any) -> tuple[Tensor, Tensor]:
-        """What was drawn and its codes (B, C, h, w), replaced where they are given."""
+    def over(
+        self, drawn: Tensor, codes: Tensor, weights: Tensor | None, quantizer: Any
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What was drawn, its codes (B, C, h, w) and their weights, replaced where they are given."""
         given = self.codes.to(device=drawn.device, dtype=drawn.dtype).reshape(drawn.shape)
         if self.mask is None:
-            return given, quantizer.codes(given)
+            return given, quantizer.codes(given), None
         mask = self.mask.to(device=drawn.device, dtype=torch.bool).unsqueeze(1)
         kept = mask.reshape(len(mask), *(1,) * (drawn.dim() - 3), *mask.shape[-2:])
-        return torch.where(kept, given, drawn), torch.where(mask, quantizer.codes(given), codes)
+        codes = torch.where(mask, quantizer.codes(given), codes)
+        weights = None if weights is None else torch.where(mask, 1.0, weights)
+        return torch.where(kept, given, drawn), codes, weights
 
 
 def known_codes(known: Sequence[Tensor], masks: Sequence[Tensor], scales: int) -> list[Known]:

@@ -1,8 +1,9 @@
 """Leaves that the families share: attention, rotary positions, norms, residual branches."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -14,36 +15,20 @@ if TYPE_CHECKING:
     from .context import ScaleContext
 
 MAX_LOG_SCALE = math.log(100.0)
-
-
-class AttentionFn(Protocol):
-    """Attention over (rows, heads, length, head_dim).
-
-    ``scale`` multiplies the scores (None: ``head_dim ** -0.5``), ``mask`` is boolean, True = visible,
-    broadcastable to (rows, heads, queries, keys).
-    """
-
-    def __call__(
-        self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, mask: Tensor | None = None
-    ) -> Tensor: ...
-
-
-def sdpa(
-    q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, mask: Tensor | None = None
-) -> Tensor:
-    """The default attention: PyTorch's scaled dot product."""
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+PART = 2**20  # elements of the tokens that a CPU computes at once, see in_parts
 
 
 class Site(NamedTuple):
     """A region of the network whose tokens may be reduced: blocks ``layers`` of a scale.
 
-    ``part``: 'blocks' for whole blocks, else the residual branch of the one block.
+    ``part``: 'blocks' for whole blocks, else the residual branch of the one block. ``half``: where the rows
+    of guidance run in turn, 0 for the conditional and 1 for the unconditional ones; None: all rows together.
     """
 
     scale: Scale
     layers: range
     part: str
+    half: int | None = None
 
 
 @dataclass(frozen=True)
@@ -69,8 +54,8 @@ class TokenMap:
         return (self.matrix.to(x.dtype).mT @ x).to(x.dtype)
 
     def positions(self, angles: Tensor | None) -> Tensor | None:
-        """Rotary angles (2, L, D / 2) of the r tokens, as :func:`rotate` takes them; None stays None."""
-        return None if angles is None else angles[:, self.keep if self.at is None else self.at].unsqueeze(2)
+        """Rotary angles (2, rows, r, D / 2) of the r tokens from all, (2, L, D / 2); None stays None."""
+        return None if angles is None else angles[:, self.keep if self.at is None else self.at]
 
 
 class TokenReduction(Protocol):
@@ -106,6 +91,28 @@ def resize_tokens(x: Tensor, before: Scale, after: Scale, mode: str) -> Tensor:
     return F.interpolate(grid, size=after.grid, mode=mode, **options).flatten(2).transpose(1, 2)
 
 
+def in_parts(compute: Callable[[Tensor, Tensor | None], Any], x: Tensor, angles: Tensor | None = None) -> Any:
+    """``compute(x, angles)`` where that looks at every token of ``x`` (rows, L, C) alone, on a CPU in parts.
+
+    What is made in between then stays in the caches. Of larger tensors the C library returns the memory at
+    once and gets the next from the system page by page, which takes longer than the arithmetic
+    (docs/performance.md). ``compute`` returns a tensor, or a tuple of them, with the tokens in dimension 1.
+    """
+    length, step = x.shape[1], max(1, PART // (x.shape[0] * x.shape[2]))
+    if x.device.type != "cpu" or length <= step or torch.is_grad_enabled():
+        return compute(x, angles)
+    whole: tuple[Tensor, ...] = ()
+    for start in range(0, length, step):
+        part = slice(start, start + step)
+        found = compute(x[:, part], None if angles is None else angles[..., part, :])
+        several = isinstance(found, tuple)
+        found = found if several else (found,)
+        whole = whole or tuple(y.new_empty(y.shape[0], length, *y.shape[2:]) for y in found)
+        for target, y in zip(whole, found, strict=True):
+            target[:, part] = y
+    return whole if several else whole[0]
+
+
 def cast(parameter: Tensor, like: Tensor) -> Tensor:
     """A raw parameter with the device and dtype of ``like``; the host offloads parameters on its own."""
     return parameter.to(device=like.device, dtype=like.dtype)
@@ -118,7 +125,7 @@ def plain_norm(x: Tensor, eps: float = 1e-6) -> Tensor:
 
 def modulated_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float = 1e-6) -> Tensor:
     """``LN(x) * (1 + scale) + shift`` without affine weights, in float32."""
-    return plain_norm(x, eps) * (1.0 + scale) + shift
+    return torch.addcmul(shift, plain_norm(x, eps), 1.0 + scale)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
@@ -134,9 +141,9 @@ def unit(x: Tensor) -> Tensor:
 
 
 def scaled_unit(q: Tensor, log_scale: Tensor) -> Tensor:
-    """Queries (rows, heads, L, head_dim) of the length that each head learned, in float32."""
+    """Queries (rows, L, heads, head_dim) of the length that each head learned, in float32."""
     direction = unit(q)
-    return direction * cast(log_scale, direction).clamp(max=MAX_LOG_SCALE).exp().view(1, -1, 1, 1)
+    return direction * cast(log_scale, direction).clamp(max=MAX_LOG_SCALE).exp().view(-1, 1)
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -181,7 +188,8 @@ def rotary_angles(
 
 
 def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Turn adjacent pairs of ``x`` (rows, heads, L, D) by ``angles``, (2, [rows, 1,] L, D / 2)."""
+    """Turn adjacent pairs of ``x`` (rows, L, heads, D) by ``angles``, (2, [rows,] L, D / 2)."""
+    angles = angles.unsqueeze(-2)
     if x.device.type in ("cpu", "cuda") and not torch.compiler.is_compiling():
         # One pass over memory instead of five; other backends and the compiler handle complex numbers badly.
         turned = torch.view_as_complex(x.unflatten(-1, (-1, 2))) * torch.complex(angles[0], angles[1])
@@ -204,17 +212,30 @@ class CosineAttention(nn.Module):
         self.proj = operations.Linear(width, width, dtype=dtype, device=device)
         self.log_scale = nn.Parameter(torch.empty(heads, dtype=torch.float32, device=device))
 
-    def project(self, x: Tensor, angles: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values (rows, heads, L, head_dim) of ``x`` (rows, L, C)."""
-        q, k, v = (split_heads(part, self.heads) for part in self.qkv(x).chunk(3, dim=-1))
-        q, k = scaled_unit(q, self.log_scale), unit(k)
-        if angles is not None:
-            q, k = rotate(q, angles), rotate(k, angles)
-        return q.to(v.dtype), k.to(v.dtype), v
+    def project(
+        self, x: Tensor, angles: Tensor | None, norm: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values (rows, heads, L, head_dim) of ``norm(x)``, ``x`` (rows, L, C)."""
 
-    def forward(self, x: Tensor, ctx: "ScaleContext", layer: int, angles: Tensor | None) -> Tensor:
-        """(rows, L, C) to the same, over all tokens so far."""
-        return self.proj(merge_heads(ctx.attend(layer, *self.project(x, angles))))
+        def compute(part: Tensor, at: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+            q, k, v = self.qkv(norm(part)).unflatten(-1, (3, self.heads, -1)).unbind(2)
+            q, k = scaled_unit(q, self.log_scale), unit(k)
+            if at is not None:
+                q, k = rotate(q, at), rotate(k, at)
+            return q.to(v.dtype), k.to(v.dtype), v
+
+        return tuple(part.transpose(1, 2) for part in in_parts(compute, x, angles))
+
+    def forward(
+        self,
+        x: Tensor,
+        ctx: "ScaleContext",
+        layer: int,
+        angles: Tensor | None,
+        norm: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        """Attention of ``norm(x)``, ``x`` (rows, L, C), over all tokens so far, (rows, L, C)."""
+        return self.proj(merge_heads(ctx.attend(layer, *self.project(x, angles, norm))))
 
 
 class FeedForward(nn.Module):

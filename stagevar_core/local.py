@@ -19,7 +19,7 @@ from torch import Tensor
 from .schedule import Scale
 
 if TYPE_CHECKING:
-    from .layers import AttentionFn
+    from .attention import AttentionFn
 
 WORTH = 0.5  # share of the dense pairs above which it is not worth it: on a CPU a gathered pair costs double
 GATHERED = 2**26  # elements of keys gathered at once

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from .acceleration.policy import AccelerationPolicy
+from .attention import AttentionFn, attend
 from .checkpoints.load import build, check_pairing, load_text_encoder, prepare, read
 from .conditioning import ClassConditioning, TextConditioning
+from .devices import default_device, default_dtype, synchronise
 from .heads import SeededNoise
-from .labels import class_index
-from .layers import AttentionFn, sdpa
+from .labels import class_index, spread_classes
 from .sampling import Generation, Monitor, SamplingSettings, generate
 from .schedule import AspectTable, Scale, ScaleSchedule
 from .text import MAX_TOKENS, T5TextEncoder
@@ -28,25 +29,9 @@ DECODE_PIXELS = 2**21  # per decoder pass; a large batch of large images would n
 _LOG = logging.getLogger(__name__)
 
 
-def default_device() -> torch.device:
-    """The first CUDA device where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def default_dtype(device: torch.device | str) -> torch.dtype:
-    """bfloat16 on a GPU as the official code, float32 on the CPU."""
-    return torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
-
-
 def to_uint8(image: Tensor) -> Tensor:
     """Decoder output (B, 3, H, W) in [-1, 1] to (B, H, W, 3) uint8, truncated like the official code."""
     return ((image.float() + 1.0) / 2.0 * 255.0).permute(0, 2, 3, 1).to(torch.uint8).contiguous()
-
-
-def synchronise(device: torch.device) -> None:
-    """Wait until the device has finished, so that a clock read next is right."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 @dataclass(frozen=True)
@@ -131,7 +116,7 @@ class Pipeline:
         *,
         defaults: Mapping[str, Any] | None = None,
         device: torch.device | str | None = None,
-        attention: AttentionFn = sdpa,
+        attention: AttentionFn = attend,
     ) -> None:
         check_text(transformer, text_encoder)
         self.transformer, self.tokenizer, self.text_encoder = transformer, tokenizer, text_encoder
@@ -151,11 +136,10 @@ class Pipeline:
     ) -> "Pipeline":
         """Load three checkpoints. ``dtype`` is that of the transformer's blocks and the tokenizer.
 
-        The text encoder runs in bfloat16 or float32 by the device, never in float16; it is not read for a
-        transformer that takes class labels.
+        Without one it goes by the device and the size of the networks. The text encoder runs in bfloat16 or
+        float32 by the device, never in float16; it is not read for a transformer that takes class labels.
         """
         device = torch.device(device) if device is not None else default_device()
-        dtype = dtype or default_dtype(device)
         model = prepare(*read(transformer), kind="transformer")
         codes = prepare(*read(tokenizer), kind="tokenizer")
         check_pairing(model, codes)
@@ -164,8 +148,8 @@ class Pipeline:
             raise ValueError(f"{transformer} takes text; give the text encoder that belongs to it")
         encoder = load_text_encoder(text_encoder, device=device) if takes_text else None
         return cls(
-            build(model, dtype=dtype, device=device),
-            build(codes, dtype=dtype, device=device),
+            build(model, dtype=dtype or default_dtype(device, model.parameters), device=device),
+            build(codes, dtype=dtype or default_dtype(device, codes.parameters), device=device),
             encoder,
             model.trained,
             defaults=model.defaults,
@@ -210,6 +194,18 @@ class Pipeline:
     def quantizer(self) -> Any:
         """What turns the tokens of this transformer into latents; of the tokenizer, which has the codes."""
         return self.tokenizer.quantizer(self.transformer.config.patch)
+
+    def measurable(self, prompts: Sequence[str], *, made_up: bool) -> list[str]:
+        """Prompts to measure with: those of the user, or classes in place of captions that were made up.
+
+        Raises ``ValueError`` for one that is no class of this model, before anything is drawn.
+        """
+        classes = getattr(self.transformer.config, "classes", None)
+        if classes is not None and made_up:
+            return spread_classes(len(prompts), classes)
+        for prompt in prompts if classes is not None else ():
+            class_index(prompt, classes)
+        return list(prompts)
 
     def encode(
         self, prompts: Sequence[str], negative: str | None = None

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .attention import AttentionFn, sdpa
 from .conditioning import ClassConditioning, TextConditioning
 from .context import ScaleContext
-from .layers import AttentionFn, sdpa
 from .schedule import ScaleSchedule
 
 

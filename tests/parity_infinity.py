@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
+from stagevar_core.attention import sdpa
 from stagevar_core.autoencoders.bsq import BitwiseQuantizer, BSQTokenizer
 from stagevar_core.conditioning import TextConditioning
 from stagevar_core.heads import Noise, ReplayedNoise
-from stagevar_core.layers import rotary_angles, rotary_coordinates, rotate, sdpa
+from stagevar_core.layers import rotary_angles, rotary_coordinates, rotate
 from stagevar_core.models.infinity import Infinity
 from stagevar_core.sampling import SamplingSettings, generate
 from stagevar_core.schedule import ScaleSchedule, infinity_aspect_table
@@ -312,7 +313,7 @@ def _compare_rotary(folder: Path, config: dict, report: Report) -> None:
         schedule = ScaleSchedule.of(options["schedule"], table.grids[options["h_div_w"]][-1])
         angles = rotary_angles(schedule, schedule[options["scale_index"]], options["head_dim"], base)
         for part in ("q", "k"):
-            turned = rotate(stored[f"apply.{part}_in"], angles)
+            turned = rotate(stored[f"apply.{part}_in"].transpose(1, 2), angles).transpose(1, 2)
             report.compare("rotary", f"apply.{part}_out", [("", turned, stored[f"apply.{part}_out"])], LATENT)
     report.not_compared("rotary", left)
 

@@ -12,10 +12,11 @@ from stagevar_core.acceleration.presets import OFF, PRESETS, preset
 from stagevar_core.acceleration.reduction import RESTORATIONS, Memory, Reduction
 from stagevar_core.acceleration.scores import SCORES
 from stagevar_core.acceleration.staged import StagedPolicy
+from stagevar_core.attention import sdpa
 from stagevar_core.cache import KVCache
 from stagevar_core.conditioning import TextConditioning
 from stagevar_core.heads import SeededNoise
-from stagevar_core.layers import Site, TokenMap, resize_tokens, sdpa
+from stagevar_core.layers import Site, TokenMap, resize_tokens
 from stagevar_core.sampling import Generation, Monitor, SamplingSettings
 from stagevar_core.schedule import Scale, ScaleSchedule, infinity_aspect_table
 from tests.test_policy import BRANCHES, SPANS, WHOLE, CacheWatch, Planned

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from stagevar_core.attention import sdpa
 from stagevar_core.autoencoders.bsq import BitwiseQuantizer
 from stagevar_core.cache import KVCache
 from stagevar_core.conditioning import TextConditioning
 from stagevar_core.guidance import mix
 from stagevar_core.heads import SeededNoise, bit_probabilities, sample_bits
-from stagevar_core.layers import sdpa
 from stagevar_core.sampling import SamplingSettings
 from stagevar_core.schedule import Scale, ScaleSchedule
 from stagevar_core.teacher import teacher_forced

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from stagevar_core import local
 from stagevar_core.acceleration.staged import StagedPolicy, StageSettings
-from stagevar_core.layers import sdpa
+from stagevar_core.attention import sdpa
 from stagevar_core.local import LocalWindow, local_attention, tiles, window_table
 from stagevar_core.schedule import Scale, ScaleSchedule, infinity_aspect_table
 from tests.tiny import TALL, prompts, run, same_codes, tiny_infinity

@@ -53,15 +53,15 @@ def test_tokens_are_gathered_or_mixed() -> None:
 
 def test_tokens_turn_by_the_angles_of_their_places() -> None:
     angles = rotary_angles(SQUARE, SQUARE[2], 8)
-    x, keep = drawn(2, 3, 9, 8), torch.tensor([[8, 0, 4], [3, 3, 1]])
+    x, keep = drawn(2, 9, 3, 8), torch.tensor([[8, 0, 4], [3, 3, 1]])
     at = torch.tensor([[0, 1, 2], [0, 1, 2]])
     turned = rotate(x, angles)
-    picked = torch.stack([x[row, :, keep[row]] for row in range(2)])
+    picked = torch.stack([x[row, keep[row]] for row in range(2)])
     result = rotate(picked, TokenMap(keep).positions(angles))
     for row in range(2):
-        assert torch.allclose(result[row], turned[row][:, keep[row]], atol=1e-6)
+        assert torch.allclose(result[row], turned[row, keep[row]], atol=1e-6)
     elsewhere = TokenMap(keep, at=at).positions(angles)
-    assert torch.equal(elsewhere[:, 0, 0], angles[:, :3]) and TokenMap(keep).positions(None) is None
+    assert torch.equal(elsewhere[:, 0], angles[:, :3]) and TokenMap(keep).positions(None) is None
 
 
 class Fixed:

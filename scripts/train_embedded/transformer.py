@@ -110,9 +110,10 @@ def text_state(model: Infinity, text: Tensor, mask: Tensor) -> TextState:
     wide = text * torch.rsqrt(text.square().mean(dim=-1, keepdim=True) + 1e-6) * model.text_norm
     pooled = model.text_pool(wide, mask, plain_attention)
     projected = model.text_mlp(wide)
+    shared = model.block_ada(F.silu(pooled)).float().unflatten(-1, (1, 6, -1))
     return TextState(
         start=pooled,
-        block_ada=model.block_ada(F.silu(pooled)).float().unflatten(-1, (1, 6, -1)),
+        block_ada=[shared + block.ada for block in model.blocks],
         head_ada=model.head_ada(F.silu(pooled)).float().unflatten(-1, (1, 2, -1)),
         keys_values=[block.cross_attn.keys_values(projected) for block in model.blocks],
         mask=mask,

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..attention import AttentionFn
 from ..autoencoders.bsq import BitwiseQuantizer
 from ..cache import KVCache
 from ..conditioning import TextConditioning, pad_rows, require
@@ -20,7 +21,6 @@ from ..costs import UnitCosts
 from ..guidance import per_scale
 from ..heads import sample_bits
 from ..layers import (
-    AttentionFn,
     CosineAttention,
     FeedForward,
     cast,
@@ -98,7 +98,7 @@ class TextState:
     """What the blocks need of the text, computed once per run; rows are conditional, then unconditional."""
 
     start: Tensor  # (rows, C), the pooled text: start token and source of all modulation
-    block_ada: Tensor  # (rows, 1, 6, C)
+    block_ada: list[Tensor]  # per block (rows, 1, 6, C)
     head_ada: Tensor  # (rows, 1, 2, C)
     keys_values: list[tuple[Tensor, Tensor]]  # per block (rows, heads, T, head_dim)
     mask: Tensor | None  # (rows, 1, 1, T), True = a token of the row's text; None when all texts are as long
@@ -108,7 +108,7 @@ class TextState:
         return replace(
             self,
             start=self.start[rows],
-            block_ada=self.block_ada[rows],
+            block_ada=[ada[rows] for ada in self.block_ada],
             head_ada=self.head_ada[rows],
             keys_values=[(k[rows], v[rows]) for k, v in self.keys_values],
             mask=None if self.mask is None else self.mask[rows],
@@ -150,22 +150,22 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, ctx: ScaleContext, layer: int) -> Tensor:
         """(rows, L, C) in float32 to the same; matrix products run in the context's dtype."""
-        ada = ctx.conditioned.block_ada + cast(self.ada, ctx.conditioned.block_ada)
-        gate1, gate2, scale1, scale2, shift1, shift2 = ada.unbind(dim=2)
+        gate1, gate2, scale1, scale2, shift1, shift2 = ctx.conditioned.block_ada[layer].unbind(dim=2)
 
         def attend_self(h: Tensor, angles: Tensor) -> Tensor:
-            h = modulated_norm(h, scale1, shift1).to(ctx.dtype)
-            return self.self_attn(h, ctx, layer, angles) * gate1
+            return self.self_attn(
+                h, ctx, layer, angles, lambda part: modulated_norm(part, scale1, shift1).to(ctx.dtype)
+            )
 
         def attend_text(h: Tensor, angles: Tensor) -> Tensor:
             return self.cross_attn(self.cross_norm(h.float()).to(ctx.dtype), ctx, layer)
 
         def feed_forward(h: Tensor, angles: Tensor) -> Tensor:
-            return self.ffn(modulated_norm(h, scale2, shift2).to(ctx.dtype)) * gate2
+            return self.ffn(modulated_norm(h, scale2, shift2).to(ctx.dtype))
 
-        for part, branch in (("self", attend_self), ("cross", attend_text), ("ffn", feed_forward)):
-            x = ctx.residual(x, branch, layer, part)
-        return x
+        x = ctx.residual(x, attend_self, layer, "self", gate1)
+        x = ctx.residual(x, attend_text, layer, "cross")
+        return ctx.residual(x, feed_forward, layer, "ffn", gate2)
 
 
 class TextPool(nn.Module):
@@ -259,9 +259,10 @@ class Infinity(nn.Module):
         text = rms_norm(padded, self.text_norm)
         pooled = self.text_pool(text, mask, attention)
         projected = self.text_mlp(text).to(self.compute_dtype)
+        shared = self.block_ada(F.silu(pooled)).unflatten(-1, (1, 6, -1))
         return TextState(
             start=pooled,
-            block_ada=self.block_ada(F.silu(pooled)).unflatten(-1, (1, 6, -1)),
+            block_ada=[shared + cast(block.ada, shared) for block in self.blocks],
             head_ada=self.head_ada(F.silu(pooled)).unflatten(-1, (1, 2, -1)),
             keys_values=[block.cross_attn.keys_values(projected) for block in self.blocks],
             mask=mask,

@@ -12,15 +12,15 @@ from dataclasses import asdict, dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from ..attention import AttentionFn
 from ..autoencoders.vq import VectorQuantizer
 from ..cache import KVCache
 from ..conditioning import TextConditioning, pad_rows, require
 from ..context import ScaleContext
 from ..costs import UnitCosts
 from ..guidance import ramped
-from ..heads import HeadContext, sample_tokens, smooth_shares
+from ..heads import HeadContext, Noise, sample_tokens, smooth_shares
 from ..layers import (
-    AttentionFn,
     CosineAttention,
     FeedForward,
     cast,
@@ -31,7 +31,7 @@ from ..layers import (
     unit,
 )
 from ..schedule import Scale, ScaleSchedule
-from .star_sampler import FIRST_SCALE, MODES, InnerSampler
+from .star_sampler import FIRST_SCALE, MODES, InnerSampler, pass_over, refine_flops
 from .var import SIDES_256, SIDES_512, SIDES_1024
 
 
@@ -161,7 +161,7 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, ctx: ScaleContext, layer: int) -> Tensor:
         k, v = ctx.conditioned.keys_values[layer]
-        q = scaled_unit(split_heads(self.q(x), self.heads), self.log_scale).to(v.dtype)
+        q = scaled_unit(self.q(x).unflatten(-1, (self.heads, -1)), self.log_scale).to(v.dtype).transpose(1, 2)
         return self.proj(merge_heads(ctx.attend_text(q, k, v, scale=1.0, mask=ctx.conditioned.mask)))
 
 
@@ -179,7 +179,7 @@ class Block(nn.Module):
         """(rows, L, C) in float32 to the same; matrix products run in the context's dtype."""
 
         def attend_self(h: Tensor, angles: Tensor) -> Tensor:
-            return self.self_attn(plain_norm(h).to(ctx.dtype), ctx, layer, angles)
+            return self.self_attn(h, ctx, layer, angles, lambda part: plain_norm(part).to(ctx.dtype))
 
         def attend_text(h: Tensor, angles: Tensor) -> Tensor:
             # The conditional rows come first; where they stopped running, the others read the prompt.
@@ -188,9 +188,9 @@ class Block(nn.Module):
         def feed_forward(h: Tensor, angles: Tensor) -> Tensor:
             return self.ffn(plain_norm(h).to(ctx.dtype))
 
-        for part, branch in (("self", attend_self), ("cross", attend_text), ("ffn", feed_forward)):
-            x = ctx.residual(x, branch, layer, part)
-        return x
+        x = ctx.residual(x, attend_self, layer, "self")
+        x = ctx.residual(x, attend_text, layer, "cross")
+        return ctx.residual(x, feed_forward, layer, "ffn")
 
 
 class STAR(nn.Module):
@@ -313,6 +313,14 @@ class STAR(nn.Module):
     def refine(self, ctx: HeadContext, mode: str) -> Tensor:
         """Token ids (B, L) of one scale from the inner sampler network."""
         return self.sampler.draw(ctx, ctx.conditioned.sampler_text, mode)
+
+    def pass_over(self, noise: Noise, scale: Scale, batch: int, mode: str, device: torch.device) -> None:
+        """Make the draws of :meth:`refine` for a scale that does not run."""
+        pass_over(noise, scale, (batch, scale.tokens, self.config.vocab), mode, device)
+
+    def refine_flops(self, scale: Scale, mode: str) -> float:
+        """What :meth:`refine` computes at a scale, FLOPs per row."""
+        return refine_flops(self.config, scale, mode)
 
     def _counterparts(self, conditioning: TextConditioning) -> Sequence[Tensor]:
         if conditioning.negative is not None:

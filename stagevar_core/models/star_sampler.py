@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ..heads import HeadContext, filter_logits
-from ..layers import AttentionFn, CosineAttention, FeedForward, cast, merge_heads, plain_norm
+from ..attention import AttentionFn
+from ..heads import HeadContext, Noise, filter_logits
+from ..layers import CosineAttention, FeedForward, cast, merge_heads, plain_norm
+from ..schedule import Scale
 
 if TYPE_CHECKING:
     from .star import STARConfig
@@ -28,12 +30,43 @@ def passes(scale_index: int, mode: str) -> int:
     return 15 if mode == "mixed" and scale_index >= _LATE else 8
 
 
+def own_pass(place: int, scale_index: int, mode: str) -> bool:
+    """Whether a pass runs the network; else it draws from the transformer's own head."""
+    return mode != "mixed" or place >= _EARLY_PASSES or scale_index >= _LATE
+
+
 def pass_counts(tokens: int, count: int) -> list[int]:
     """Tokens that each of ``count`` passes decides, few first; together all of them, at least one each."""
     rising = torch.linspace(1, 0, count).arccos() / (math.pi * 0.5)
     shares = (rising / rising.sum() * tokens).round().int().clamp(min=1)
     shares[-1] += tokens - shares.sum()
     return shares.tolist()
+
+
+def pass_over(noise: Noise, scale: Scale, shape: tuple[int, int, int], mode: str, device) -> None:
+    """The draws of a scale that does not run, so that the later ones see those of the dense run.
+
+    ``shape``: of its logits, (B, L, vocab).
+    """
+    for place in range(passes(scale.index, mode)):
+        noise.uniform(scale, (shape[0], 2, shape[1]), device)
+        noise.exponential(scale, shape, device)
+        if place < _EARLY_PASSES:
+            noise.uniform(scale, shape[:2], device)
+
+
+def refine_flops(config: "STARConfig", scale: Scale, mode: str) -> float:
+    """FLOPs per row of the passes of one scale, 0 for those that are drawn at once.
+
+    Per token and pass ``4 C^2`` to merge, ``8 C^2 + 4 C F`` and ``4 C`` per visible token in every block, and
+    the head; the text token comes on top.
+    """
+    if scale.index < FIRST_SCALE:
+        return 0.0
+    count = sum(own_pass(place, scale.index, mode) for place in range(passes(scale.index, mode)))
+    tokens, width = 1 + scale.tokens, config.width
+    block = 8.0 * width**2 + 4.0 * width * config.hidden + 4.0 * width * tokens
+    return count * tokens * (4.0 * width**2 + config.sampler_depth * block + 2.0 * width * config.vocab)
 
 
 class SamplerBlock(nn.Module):
@@ -47,7 +80,8 @@ class SamplerBlock(nn.Module):
 
     def forward(self, x: Tensor, angles: Tensor, attention: AttentionFn, dtype: torch.dtype) -> Tensor:
         """(rows, 1 + L, C) in float32 to the same."""
-        mixed = attention(*self.self_attn.project(plain_norm(x).to(dtype), angles), scale=1.0)
+        parts = self.self_attn.project(x, angles, lambda part: plain_norm(part).to(dtype))
+        mixed = attention(*parts, scale=1.0)
         x = x + self.self_attn.proj(merge_heads(mixed))
         return x + self.ffn(plain_norm(x).to(dtype))
 
@@ -100,12 +134,12 @@ class InnerSampler(nn.Module):
         for place, count in enumerate(pass_counts(length, passes(ctx.scale.index, mode))):
             early = place < _EARLY_PASSES
             ctx.uniform((2, length))  # the official code draws a mask here that it never uses
-            if mode == "mixed" and early and ctx.scale.index < _LATE:
-                ids, confidence = _draw(ctx, ctx.guided)
-                chosen, decided = _decide(ids, confidence, count, chosen, decided)
-            else:
+            if own_pass(place, ctx.scale.index, mode):
                 codes = ctx.codes(chosen) * decided.unsqueeze(-1)
                 ids, confidence = _draw(ctx, ctx.guide(self(ctx, text, codes)))
+            else:
+                ids, confidence = _draw(ctx, ctx.guided)
+                chosen, decided = _decide(ids, confidence, count, chosen, decided)
             drawn = ctx.uniform((length,)) if early else None
             wanted = confidence if drawn is None else drawn
             chosen, decided = _decide(ids, wanted.masked_fill(decided, -1.0), count, chosen, decided)

@@ -5,13 +5,14 @@ the trained schedule. Biases that the files keep apart are folded into the proje
 converted; see ``checkpoints/families_var.py`` for the names.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..attention import AttentionFn
 from ..autoencoders.vq import VectorQuantizer
 from ..cache import KVCache
 from ..conditioning import ClassConditioning, require
@@ -20,7 +21,6 @@ from ..costs import UnitCosts
 from ..guidance import ramped
 from ..heads import sample_tokens, smooth_shares
 from ..layers import (
-    AttentionFn,
     CosineAttention,
     FeedForward,
     cast,
@@ -124,8 +124,10 @@ class PlainAttention(nn.Module):
         self.qkv = operations.Linear(width, 3 * width, dtype=dtype, device=device)
         self.proj = operations.Linear(width, width, dtype=dtype, device=device)
 
-    def forward(self, x: Tensor, ctx: ScaleContext, layer: int, angles: None) -> Tensor:
-        q, k, v = (split_heads(part, self.heads) for part in self.qkv(x).chunk(3, dim=-1))
+    def forward(
+        self, x: Tensor, ctx: ScaleContext, layer: int, angles: None, norm: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        q, k, v = (split_heads(part, self.heads) for part in self.qkv(norm(x)).chunk(3, dim=-1))
         return self.proj(merge_heads(ctx.attend(layer, q * (0.25 / q.shape[-1] ** 0.5), k, v)))
 
 
@@ -152,15 +154,15 @@ class Block(nn.Module):
         gate1, gate2, scale1, scale2, shift1, shift2 = ctx.conditioned.block_ada[layer].unbind(dim=2)
 
         def attend_self(h: Tensor, angles: None) -> Tensor:
-            h = modulated_norm(h, scale1, shift1).to(ctx.dtype)
-            return self.self_attn(h, ctx, layer, angles) * gate1
+            return self.self_attn(
+                h, ctx, layer, angles, lambda part: modulated_norm(part, scale1, shift1).to(ctx.dtype)
+            )
 
         def feed_forward(h: Tensor, angles: None) -> Tensor:
-            return self.ffn(modulated_norm(h, scale2, shift2).to(ctx.dtype)) * gate2
+            return self.ffn(modulated_norm(h, scale2, shift2).to(ctx.dtype))
 
-        for part, branch in (("self", attend_self), ("ffn", feed_forward)):
-            x = ctx.residual(x, branch, layer, part)
-        return x
+        x = ctx.residual(x, attend_self, layer, "self", gate1)
+        return ctx.residual(x, feed_forward, layer, "ffn", gate2)
 
 
 class VAR(nn.Module):
