@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from machine import PeakMemory
+import torch.nn.functional as F
+from machine import Allocated, Resident, give_back, memory_of
 from torch import Tensor, nn
 
 from stagevar_core.acceleration.policy import AccelerationPolicy
@@ -38,7 +39,34 @@ FULL_SIZE: dict[str, tuple[str, Any, Any]] = {
     "star-512": ("star", STAR_512, VQTokenizerConfig()),
     "star-1024": ("star", STAR_1024, VQTokenizerConfig()),
 }
+FP8 = torch.float8_e4m3fn
 WARM_UP_TOKENS = 64  # the full-size models warm up on the scales up to here: that touches every weight
+
+
+class Fp8Linear(nn.Linear):
+    """A linear layer that keeps its weight in one byte per element and computes in the dtype of its input.
+
+    Asked for another dtype it is a plain one. ``bias_dtype``: of the bias, which one byte would ruin.
+    """
+
+    bias_dtype = torch.bfloat16
+
+    def __init__(self, inputs: int, outputs: int, bias: bool = True, *, dtype=None, device=None) -> None:
+        narrow = dtype == FP8
+        super().__init__(inputs, outputs, bias, device=device, dtype=self.bias_dtype if narrow else dtype)
+        if narrow:
+            self.weight = nn.Parameter(self.weight.detach().to(FP8), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.weight.dtype != FP8:
+            return super().forward(x)
+        return F.linear(x, self.weight.to(x.dtype), self.bias)
+
+
+class Fp8Operations:
+    """Layers for a transformer of ``dtype=FP8`` with another compute dtype."""
+
+    Linear, LayerNorm = Fp8Linear, nn.LayerNorm
 
 
 def fill(module: nn.Module, device: torch.device, seed: int = 0) -> nn.Module:
@@ -55,7 +83,7 @@ def fill(module: nn.Module, device: torch.device, seed: int = 0) -> nn.Module:
             spread = 1.0 / math.sqrt(parameter[0].numel()) if parameter.dim() > 1 else 0.02
             for start in range(0, flat.numel(), len(block)):
                 part = flat[start : start + len(block)]
-                part.copy_(block[: len(part)]).mul_(spread)
+                part.copy_(block[: len(part)] * spread)
             if parameter.dim() == 1 and "norm" in name and not name.endswith("bias"):
                 parameter.add_(1.0)
     return module.eval().requires_grad_(False)
@@ -73,7 +101,12 @@ class RandomText:
 
 
 class MeasuredPipeline(Pipeline):
-    """Forgets the peak of sampling before it decodes; by then the KV cache is gone."""
+    """Forgets the peak of sampling before it decodes; by then the KV cache is gone.
+
+    ``beside``: bytes that the device holds beside the weights before anything ran.
+    """
+
+    beside = 0
 
     def encode(
         self, prompts: Sequence[str], negative: str | None = None
@@ -82,24 +115,42 @@ class MeasuredPipeline(Pipeline):
         return super().encode(prompts if self.text_encoder else ["0"] * len(prompts), negative)
 
     def decode(self, f_hat: Tensor) -> Tensor:
-        PeakMemory(self.device).reset()
+        memory_of(self.device).reset()
         return super().decode(f_hat)
 
 
-def load(name: str, text_tokens: int, device: torch.device, dtype: torch.dtype) -> Pipeline:
-    """The models to measure."""
+def load(
+    name: str,
+    text_tokens: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    weights: torch.dtype | None = None,
+) -> MeasuredPipeline:
+    """The models to measure. ``weights``: how the transformer's are stored, None is ``dtype``."""
     if name == EMBEDDED:
-        return MeasuredPipeline.embedded(dtype=dtype, device=device)
-    return full_size(*FULL_SIZE[name], text_tokens, device, dtype)
+        pipeline = MeasuredPipeline.embedded(dtype=dtype, device=device)
+    else:
+        pipeline = full_size(*FULL_SIZE[name], text_tokens, device, dtype, weights)
+    pipeline.beside = max(0, (memory_of(device).now() or 0) - sum(weight_sizes(pipeline).values()))
+    return pipeline
 
 
 def full_size(
-    family: str, config: Any, codes: Any, text_tokens: int, device: torch.device, dtype: torch.dtype
-) -> Pipeline:
+    family: str,
+    config: Any,
+    codes: Any,
+    text_tokens: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    weights: torch.dtype | None = None,
+) -> MeasuredPipeline:
     """A model of this shape with random weights."""
     spec = spec_of("transformer", family)
     paired = spec_of("tokenizer", spec.tokenizer or family)
-    transformer = fill(spec.module(config, dtype=dtype, device="meta"), device)
+    stored: dict[str, Any] = {"dtype": dtype}
+    if weights == FP8:
+        stored = {"dtype": FP8, "compute_dtype": dtype, "operations": Fp8Operations}
+    transformer = fill(spec.module(config, device="meta", **stored), device)
     tokenizer = fill(paired.module(codes, dtype=dtype, device="meta"), device)
     width = getattr(config, "text_width", None)
     text = None if width is None else RandomText(width, text_tokens, device)
@@ -111,6 +162,15 @@ def weight_bytes(module: Any) -> int:
     """Memory of all weights; 0 for what has none."""
     parameters = module.parameters() if isinstance(module, nn.Module) else ()
     return sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+
+
+def weight_sizes(pipeline: Pipeline) -> dict[str, int]:
+    """Bytes of the weights of every model."""
+    return {
+        "transformer": weight_bytes(pipeline.transformer),
+        "tokenizer": weight_bytes(pipeline.tokenizer),
+        "text_encoder": weight_bytes(getattr(pipeline.text_encoder, "model", None)),
+    }
 
 
 class _Stop(Exception):
@@ -132,39 +192,86 @@ def warm_up(pipeline: Pipeline, request: dict[str, Any], *, whole: bool) -> None
 
 
 class _Peaks(Monitor):
-    def __init__(self, memory: PeakMemory) -> None:
+    def __init__(self, memory: Resident | Allocated) -> None:
         self.memory = memory
         self.values: dict[int, int | None] = {}
 
     def scale(self, scale: Scale, f_hat: Tensor) -> None:
-        self.values[scale.index] = self.memory.peak()
+        peak = self.memory.peak()
+        # Images that run one by one come by every scale several times.
+        self.values[scale.index] = None if peak is None else max(peak, self.values.get(scale.index) or 0)
         self.memory.reset()
 
 
 @dataclass(frozen=True)
 class Run:
-    """One measured generation. ``peaks``: peak memory by index of the scale, of those that ran."""
+    """One measured generation.
+
+    ``peaks``: peak of the device's memory by index of the scale, of those that ran. ``resident``: peak of
+    the process in RAM, whatever the device.
+    """
 
     pictures: Pictures
     peaks: dict[int, int | None]
     decode_peak: int | None
+    resident: int | None
 
     @property
     def trace(self) -> Trace:
         return self.pictures.generation.trace
 
     @property
-    def peak(self) -> int | None:
-        """Of all scales; None where nothing tells."""
-        return max((value for value in self.peaks.values() if value), default=None)
+    def seconds(self) -> dict[str, float]:
+        """By phase; what a preset spends on a scale that it skips is part of the transformer's."""
+        found = {name: self.pictures.seconds[name] for name in ("text", "decode", "total")}
+        return found | {"transformer": self.trace.milliseconds / 1e3}
+
+    def highest(self) -> tuple[int, int] | None:
+        """The peak of all scales and the KV cache at that scale; None where nothing tells."""
+        cached = {scale.scale.index: scale.kv_bytes for scale in self.trace.scales}
+        return max(((peak, cached[index]) for index, peak in self.peaks.items() if peak), default=None)
 
 
 def measured(
     pipeline: Pipeline, request: dict[str, Any], seed: int, policy: AccelerationPolicy | None = None
 ) -> Run:
     """Generate once and measure."""
-    memory = PeakMemory(pipeline.device)
+    memory, process = memory_of(pipeline.device), Resident()
+    give_back()
+    process.reset()
     memory.reset()
     peaks = _Peaks(memory)
     pictures = pipeline(PROMPT, seed=seed, monitor=peaks, policy=policy, **request)
-    return Run(pictures, peaks.values, memory.peak())
+    decode_peak, resident = memory.peak(), process.peak()
+    if memory.kind == process.kind:  # its peak was forgotten between the scales
+        resident = max((peak for peak in (*peaks.values.values(), decode_peak) if peak), default=None)
+    return Run(pictures, peaks.values, decode_peak, resident)
+
+
+def memory_by_kind(pipeline: MeasuredPipeline, runs: Sequence[Run]) -> dict[str, Any]:
+    """Bytes by what they are for, at most over all runs; None where nothing tells.
+
+    ``kind``: 'resident' or 'allocated', see :func:`machine.memory_of`. ``process``: what was there beside the
+    weights before anything ran: interpreter and libraries. ``activations``: at the scale with the highest
+    peak, whatever is neither weights, nor KV cache, nor ``process``. ``beyond_weights``: the peak without
+    the weights alone. ``resident``: of the process in RAM, also where the model runs on a GPU.
+    """
+    sizes = weight_sizes(pipeline)
+    weights = sum(sizes.values())
+    sampling = max((found for run in runs if (found := run.highest())), default=None)
+    decode = max((run.decode_peak for run in runs if run.decode_peak), default=None)
+    peak = max((each for each in (sampling and sampling[0], decode) if each), default=None)
+    held = weights + pipeline.beside
+    return sizes | {
+        "kind": memory_of(pipeline.device).kind,
+        "weights": weights,
+        "process": pipeline.beside,
+        "kv_cache": max(run.trace.kv_peak_bytes for run in runs),
+        "activations": sampling and max(0, sampling[0] - sampling[1] - held),
+        "activations_decode": decode and max(0, decode - held),
+        "peak_sampling": sampling and sampling[0],
+        "peak_decode": decode,
+        "peak": peak,
+        "beyond_weights": peak and peak - weights,
+        "resident": max((run.resident for run in runs if run.resident), default=None),
+    }

@@ -1,86 +1,104 @@
 """``bench.py --presets``: the acceleration presets in one process, each against ``off``.
 
-The presets take turns, so that a machine that slows down slows all of them down.
+The presets take turns, so that a machine that slows down slows all of them down. With several batch sizes
+every preset runs at each of them, and ``off`` at the first; at the others only where it is asked for.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from bench_models import Run, measured
+from bench_models import MeasuredPipeline, Run, measured, memory_by_kind
 
 from stagevar_core.acceleration.policy import AccelerationPolicy
 from stagevar_core.acceleration.presets import PRESETS, preset
-from stagevar_core.pipeline import Pipeline
 
 BASE, LOCAL = "off", "+local"
 
 
-def chosen(names: str) -> dict[str, AccelerationPolicy]:
-    """The presets of a list with commas, or 'all'; ``off`` comes first, asked for or not.
+class Variant(NamedTuple):
+    """What one row of the report is about."""
+
+    preset: str
+    batch: int
+
+
+def chosen(names: str, batches: Sequence[int] = (1,)) -> dict[Variant, AccelerationPolicy]:
+    """The presets of a list with commas, or 'all', at every batch size; ``off`` at the first comes first.
 
     'quality+local' is ``quality`` with local attention. ``ValueError`` for an unknown name.
     """
     wanted = list(PRESETS) if names == "all" else [name.strip() for name in names.split(",")]
-    found = {BASE: preset(BASE)}
-    for name in wanted:
-        local = {"attention": "local"} if name.endswith(LOCAL) else {}
-        found[name] = preset(name.removesuffix(LOCAL), **local)
+    found = {Variant(BASE, batches[0]): preset(BASE)}
+    for batch in batches:
+        for name in wanted:
+            local = {"attention": "local"} if name.endswith(LOCAL) else {}
+            found[Variant(name, batch)] = preset(name.removesuffix(LOCAL), **local)
     return found
 
 
 def measure(
-    pipeline: Pipeline,
-    policies: dict[str, AccelerationPolicy],
+    pipeline: MeasuredPipeline,
+    policies: Mapping[Variant, AccelerationPolicy],
     request: dict[str, Any],
     repeat: int,
     say: Callable[[str], None],
-) -> dict[str, list[Run]]:
+) -> dict[Variant, list[Run]]:
     """``repeat`` runs of every preset in turn, on a GPU after one that does not count."""
-    runs: dict[str, list[Run]] = {name: [] for name in policies}
+    runs: dict[Variant, list[Run]] = {variant: [] for variant in policies}
     for index in range(-1 if pipeline.device.type == "cuda" else 0, repeat):
-        for name, policy in policies.items():
-            run = measured(pipeline, request, max(0, index), policy)
+        for variant, policy in policies.items():
+            run = measured(pipeline, request | {"batch": variant.batch}, max(0, index), policy)
             if index >= 0:
-                runs[name].append(run)
-                say(f"{name}, run {index + 1} of {repeat}: {run.trace.summary()}")
+                runs[variant].append(run)
+                size = f", batch {variant.batch}" if variant.batch > 1 else ""
+                say(f"{variant.preset}{size}, run {index + 1} of {repeat}: {run.trace.summary()}")
     return runs
 
 
-def phases(run: Run) -> dict[str, float]:
-    """Seconds by phase; a scale that a preset skips is part of the transformer's."""
-    found = {name: run.pictures.seconds[name] for name in ("text", "decode", "total")}
-    return found | {"transformer": run.trace.milliseconds / 1e3}
+def compare(
+    pipeline: MeasuredPipeline, runs: Mapping[Variant, Sequence[Run]], ceiling: float
+) -> list[dict[str, Any]]:
+    """A row per preset and batch size: medians, ratios, memory, and the trace of the median run.
+
+    ``wall_ratio`` (transformer) and ``wall_ratio_total`` are over ``off`` at the same batch size, where that
+    ran; ``wall_share`` is the wall ratio over the FLOP ratio. ``batch_ratio``: time over that of the same
+    preset at the first batch size. ``of_ceiling``: the transformer's rate over that of a matrix product.
+    """
+    rows = {variant: _row(pipeline, variant, found, ceiling) for variant, found in runs.items()}
+    first = next(iter(rows)).batch
+    for (name, batch), row in rows.items():
+        dense, alone = rows.get(Variant(BASE, batch)), rows.get(Variant(name, first))
+        for key, base, upside in (("wall_ratio", dense, False), ("batch_ratio", alone, True)):
+            for suffix, phase in (("", "transformer"), ("_total", "total")):
+                own, other = row["seconds"][phase], base and base["seconds"][phase]
+                row[key + suffix] = other and (own / other if upside else other / own)
+        row["wall_share"] = row["wall_ratio"] and row["wall_ratio"] / row["flop_ratio"]
+    return list(rows.values())
 
 
-def compare(runs: dict[str, list[Run]]) -> list[dict[str, Any]]:
-    """A row per preset: medians of the times, ratios over ``off``, and the trace of the median run."""
-    rows: list[dict[str, Any]] = []
-    for preset_name, found in runs.items():
-        times = [phases(run) for run in found]
-        seconds = {name: statistics.median(time[name] for time in times) for name in times[0]}
-        rows.append(
-            {
-                "preset": preset_name,
-                "flops": statistics.median(run.trace.flops for run in found),
-                "seconds": seconds,
-                "kv_peak_bytes": max(run.trace.kv_peak_bytes for run in found),
-                "peak_bytes": max((run.peak for run in found if run.peak), default=None),
-                "peak_decode_bytes": max((run.decode_peak for run in found if run.decode_peak), default=None),
-                "scales_skipped": statistics.median(run.trace.skipped for run in found),
-                "notes": found[0].trace.notes,
-                "trace": _middle(found).trace.to_dict(),
-            }
-        )
-    base = rows[0]
-    for row in rows:
-        row["flop_ratio"] = base["flops"] / row["flops"]
-        row["wall_ratio"] = base["seconds"]["transformer"] / row["seconds"]["transformer"]
-        row["wall_ratio_total"] = base["seconds"]["total"] / row["seconds"]["total"]
-        row["wall_share"] = row["wall_ratio"] / row["flop_ratio"]
-    return rows
+def _row(
+    pipeline: MeasuredPipeline, variant: Variant, found: Sequence[Run], ceiling: float
+) -> dict[str, Any]:
+    """What one variant says without the others."""
+    seconds = {name: statistics.median(run.seconds[name] for run in found) for name in found[0].seconds}
+    flops = statistics.median(run.trace.flops for run in found)
+    rate = flops / seconds["transformer"]
+    return {
+        "preset": variant.preset,
+        "batch": variant.batch,
+        "flops": flops,
+        "flop_ratio": statistics.median(run.trace.dense_flops for run in found) / flops,
+        "flops_per_s": rate,
+        "of_ceiling": rate / ceiling,
+        "seconds": seconds,
+        "bytes": memory_by_kind(pipeline, found),
+        "scales_skipped": statistics.median(run.trace.skipped for run in found),
+        "notes": found[0].trace.notes,
+        "trace": _middle(found).trace.to_dict(),
+    }
 
 
 def _middle(runs: Sequence[Run]) -> Run:
@@ -93,31 +111,44 @@ def show(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         _show_scales(row)
     print(
-        f"\n{'preset':<16}{'TFLOP':>9}{'FLOPs':>8}{'seconds':>10}{'wall':>8}{'of FLOPs':>10}{'total s':>10}"
-        f"{'total':>8}{'KV GB':>8}{'peak GB':>9}{'skipped':>9}"
+        f"\n{'preset':<16}{'batch':>6}{'TFLOP':>9}{'FLOPs':>8}{'seconds':>10}{'wall':>8}{'of FLOPs':>10}"
+        f"{'of peak':>9}{'total s':>10}{'total':>8}{'/batch':>8}{'KV GB':>8}{'peak GB':>9}{'skipped':>9}"
     )
     for row in rows:
-        seconds = row["seconds"]
-        peak = f"{row['peak_bytes'] / 1e9:.2f}" if row["peak_bytes"] else "-"
+        seconds, memory = row["seconds"], row["bytes"]
         print(
-            f"{row['preset']:<16}{row['flops'] / 1e12:>9.3f}{row['flop_ratio']:>7.2f}x"
-            f"{seconds['transformer']:>10.3f}{row['wall_ratio']:>7.2f}x{row['wall_share']:>10.0%}"
-            f"{seconds['total']:>10.3f}{row['wall_ratio_total']:>7.2f}x{row['kv_peak_bytes'] / 1e9:>8.3f}"
-            f"{peak:>9}{row['scales_skipped']:>9g}"
+            f"{row['preset']:<16}{row['batch']:>6}{row['flops'] / 1e12:>9.3f}{row['flop_ratio']:>7.2f}x"
+            f"{seconds['transformer']:>10.3f}{_times(row['wall_ratio'])}{_percent(row['wall_share']):>10}"
+            f"{row['of_ceiling']:>9.0%}{seconds['total']:>10.3f}{_times(row['wall_ratio_total'])}"
+            f"{_times(row['batch_ratio_total'])}{memory['kv_cache'] / 1e9:>8.3f}"
+            f"{_gigabytes(memory['peak']):>9}{row['scales_skipped']:>9g}"
         )
 
 
+def _times(ratio: float | None) -> str:
+    return f"{'-':>8}" if ratio is None else f"{ratio:>7.2f}x"
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.0%}"
+
+
+def _gigabytes(size: int | None) -> str:
+    return f"{size / 1e9:.2f}" if size else "-"
+
+
 def _show_scales(row: dict[str, Any]) -> None:
-    print(f"\n{row['preset']}" + "".join(f"\n  {note}" for note in row["notes"]))
+    print(f"\n{row['preset']}, batch {row['batch']}" + "".join(f"\n  {note}" for note in row["notes"]))
     print(
-        f"  {'grid':<9}{'stage':<11}{'guidance':<28}{'computed':>9}{'visible':>9}{'GFLOP':>11}{'ms':>11}"
-        f"{'TFLOP/s':>9}{'KV MB':>9}"
+        f"  {'grid':<9}{'stage':<11}{'guidance':<28}{'computed':>9}{'visible':>9}{'GFLOP':>11}"
+        f"{'attention':>11}{'ms':>11}{'TFLOP/s':>9}{'KV MB':>9}"
     )
     for scale in row["trace"]["scales"]:
         flops, time = scale["flops"]["total"], scale["milliseconds"]
+        attention = scale["flops"]["attention"] + scale["flops"]["text"]
         print(
             f"  {'x'.join(map(str, scale['scale']['grid'])):<9}{scale['stage']:<11}"
             f"{scale['guidance'] if scale['ran'] else 'skipped':<28}{scale['computed']:>9.0f}"
-            f"{scale['visible']:>9.0f}{flops / 1e9:>11.3f}{time:>11.2f}{flops / 1e9 / time:>9.3f}"
-            f"{scale['kv_bytes'] / 1e6:>9.1f}"
+            f"{scale['visible']:>9.0f}{flops / 1e9:>11.3f}{attention / 1e9:>11.3f}{time:>11.2f}"
+            f"{flops / 1e9 / time:>9.3f}{scale['kv_bytes'] / 1e6:>9.1f}"
         )

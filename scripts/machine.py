@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import os
 import platform
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -19,17 +23,20 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-class PeakMemory:
-    """Peak of the device's memory since :meth:`reset`: allocated bytes on a GPU, resident set on the CPU."""
+def give_back() -> None:
+    """Return freed memory to the system where the C library can, so that no run pays for the one before."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+
+class Resident:
+    """Memory of the process in the machine's RAM, its peak since :meth:`reset`."""
+
+    kind = "resident"
 
     def reset(self) -> None:
         """Forget the peak so far, where the system can."""
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-            return
         try:
             Path("/proc/self/clear_refs").write_text("5")
         except OSError:
@@ -37,18 +44,54 @@ class PeakMemory:
 
     def peak(self) -> int | None:
         """Bytes, None where nothing tells."""
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device)
-        status = Path("/proc/self/status")
-        if status.is_file():
-            lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
-            return int(lines["VmHWM"].split()[0]) * 1024
+        found = _status("VmHWM")
+        if found is not None:
+            return found
         try:
             import resource
         except ImportError:  # Windows
             return None
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
+
+    def now(self) -> int | None:
+        """Bytes at this moment, None where nothing tells."""
+        return _status("VmRSS")
+
+
+class Allocated:
+    """Memory that PyTorch has handed out on a GPU, its peak since :meth:`reset`."""
+
+    kind = "allocated"
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def reset(self) -> None:
+        """Forget the peak so far."""
+        torch.cuda.reset_peak_memory_stats(self.device)
+
+    def peak(self) -> int:
+        """Bytes."""
+        return torch.cuda.max_memory_allocated(self.device)
+
+    def now(self) -> int:
+        """Bytes at this moment."""
+        return torch.cuda.memory_allocated(self.device)
+
+
+def memory_of(device: torch.device) -> Resident | Allocated:
+    """What counts on a device: allocated bytes on a GPU, resident ones on the CPU."""
+    return Allocated(device) if device.type == "cuda" else Resident()
+
+
+def _status(name: str) -> int | None:
+    """Bytes of an entry of /proc/self/status, None where there is none."""
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return None
+    lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+    return int(lines[name].split()[0]) * 1024 if name in lines else None
 
 
 def best_of(function: Callable[[], object], device: torch.device, repeat: int = 5) -> float:
@@ -72,6 +115,20 @@ def ceilings(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
     target = torch.empty_like(source)
     copy = 2.0 * source.numel() * 4 / best_of(lambda: target.copy_(source), device)
     return {"matmul_flops_per_s": matmul, "copy_bytes_per_s": copy}
+
+
+def higher(first: dict[str, float], second: dict[str, float]) -> dict[str, float]:
+    """The ceilings of a machine that was measured twice: a run that others disturbed is no ceiling."""
+    return {name: max(value, second[name]) for name, value in first.items()}
+
+
+def code_version(root: Path) -> str | None:
+    """The commit of a checkout, with '-dirty' where files differ from it; None outside of one."""
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def hardware(device: torch.device) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from datetime import date, timedelta
 from pathlib import Path
 
 import bench
@@ -12,13 +13,16 @@ import bench_presets
 import bootstrap
 import comfy_server
 import environment
+import machine
 import pytest
 import setup_torch
 import torch
 from environment import SetupError
 
 from stagevar_core.acceleration.presets import PRESETS
+from stagevar_core.autoencoders.bsq import BSQTokenizerConfig
 from stagevar_core.checkpoints.detect import spec_of
+from stagevar_core.models.infinity import InfinityConfig
 from tests import tiny_families
 
 
@@ -126,6 +130,17 @@ def test_base_directory_links_the_pack_and_survives_a_second_call(tmp_path: Path
 
 # -------------------------------------------------------------------------------------------------- bench
 
+TINY = {
+    "infinity": (
+        InfinityConfig(
+            depth=2, width=64, heads=2, hidden=128, bits=4, text_width=24, null_rows=16, pool_heads=2
+        ),
+        BSQTokenizerConfig(dim=4, width=32, multipliers=(1, 1, 1, 1, 1), blocks=1),
+    ),
+    "var": (tiny_families.VAR, tiny_families.TOKENIZER),
+    "star": (tiny_families.STAR, tiny_families.TOKENIZER),
+}
+
 
 def run_bench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, *options: str) -> dict:
     """What the bench of the embedded model reports in its last line."""
@@ -144,17 +159,44 @@ def test_bench_compares_presets_with_off(
     assert json.loads(file.read_text()) == found
     off, turbo, local = found["presets"]
     assert [row["preset"] for row in found["presets"]] == ["off", "turbo", "quality+local"]
-    assert (off["flop_ratio"], off["wall_ratio"], off["wall_ratio_total"], off["wall_share"]) == (1, 1, 1, 1)
+    ratios = (
+        "flop_ratio",
+        "wall_ratio",
+        "wall_ratio_total",
+        "wall_share",
+        "batch_ratio",
+        "batch_ratio_total",
+    )
+    assert [off[name] for name in ratios] == pytest.approx([1] * 6)
     for row in found["presets"]:
         totals = row["trace"]["totals"]
         assert row["flops"] == totals["flops"] == sum(s["flops"]["total"] for s in row["trace"]["scales"])
         assert row["flop_ratio"] == pytest.approx(totals["flop_ratio"])
-        assert row["kv_peak_bytes"] == totals["kv_peak_bytes"] and row["peak_bytes"] > row["kv_peak_bytes"]
+        assert row["bytes"]["kv_cache"] == totals["kv_peak_bytes"] < row["bytes"]["peak"]
+        assert row["of_ceiling"] == pytest.approx(row["flops"] / row["seconds"]["transformer"] / 1e12)
         assert 1e3 * row["seconds"]["transformer"] == pytest.approx(totals["milliseconds"])
         assert row["wall_ratio"] == off["seconds"]["transformer"] / row["seconds"]["transformer"]
         assert row["wall_share"] == pytest.approx(row["wall_ratio"] / row["flop_ratio"])
     assert turbo["scales_skipped"] == 1 and turbo["flop_ratio"] > 4
     assert local["trace"]["scales"][-1]["visible"] < off["trace"]["scales"][-1]["visible"] / 2
+
+
+def test_bench_compares_batches_with_the_first(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    found = run_bench(monkeypatch, capsys, "--presets", "balanced", "--batch", "1,3")
+    off, one, three = found["presets"]
+    assert [(row["preset"], row["batch"]) for row in found["presets"]] == [
+        ("off", 1),
+        ("balanced", 1),
+        ("balanced", 3),
+    ]
+    assert (found["batch"], three["trace"]["images"]) == (1, 3)
+    assert three["flop_ratio"] == pytest.approx(one["flop_ratio"]) and three["flops"] == 3 * one["flops"]
+    for suffix, phase in (("", "transformer"), ("_total", "total")):
+        assert three[f"batch_ratio{suffix}"] == three["seconds"][phase] / one["seconds"][phase]
+        assert three[f"wall_ratio{suffix}"] is None  # off was not asked for at this size
+    assert three["wall_share"] is None and three["bytes"]["kv_cache"] == 3 * one["bytes"]["kv_cache"]
 
 
 def test_bench_of_the_dense_run_counts_what_ran(
@@ -168,15 +210,47 @@ def test_bench_of_the_dense_run_counts_what_ran(
         assert found["flops"]["transformer"] == pytest.approx(sum(s["flops"] for s in found["scales"]))
         spent = sum(scale["seconds"] for scale in found["scales"])
         assert found["seconds"]["transformer"] == pytest.approx(spent, abs=1e-4)  # each is rounded
-    assert [a["flops"] / b["flops"] for a, b in zip(both["scales"], one["scales"], strict=True)][1:] == [
-        2
-    ] * 6
+        assert found["of_ceiling"]["transformer"] == pytest.approx(found["flops_per_s"]["transformer"] / 1e12)
+    pairs = list(zip(both["scales"], one["scales"], strict=True))[1:]  # the first has the text's projections
+    assert [a["flops"] / b["flops"] for a, b in pairs] == [2] * 6
+    assert all(0 < scale["attention_flops"] < scale["flops"] / 2 for scale in both["scales"])
+
+
+def test_bench_tells_memory_by_kind(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    found = run_bench(monkeypatch, capsys)
+    memory = found["bytes"]
+    models = ("transformer", "tokenizer", "text_encoder")
+    assert memory["weights"] == sum(memory[name] for name in models) > 4e7
+    assert memory["peak"] == max(memory["peak_sampling"], memory["peak_decode"])
+    assert memory["beyond_weights"] == memory["peak"] - memory["weights"]
+    assert memory["kv_cache"] == max(scale["kv_bytes"] for scale in found["scales"])
+    highest = max(found["scales"], key=lambda scale: (scale["peak_bytes"], scale["kv_bytes"]))
+    rest = memory["weights"] + memory["process"] + highest["kv_bytes"]
+    assert memory["activations"] == max(0, highest["peak_bytes"] - rest)
+    assert memory["kind"] == "resident" and memory["resident"] == memory["peak"]
+
+
+def test_bench_says_when_and_of_what_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    found = run_bench(monkeypatch, capsys)
+    assert abs(date.fromisoformat(found["date"]) - date.today()) <= timedelta(days=1)  # time zones
+    assert found["command"] == "python scripts/bench.py --device cpu" and "commit" in found
+    assert machine.code_version(Path("/")) is None
+
+
+def test_ceilings_of_a_disturbed_measurement_do_not_count() -> None:
+    assert machine.higher({"a": 1.0, "b": 5.0}, {"a": 2.0, "b": 4.0}) == {"a": 2.0, "b": 5.0}
 
 
 def test_bench_takes_all_presets_and_puts_off_first() -> None:
-    assert list(bench_presets.chosen("all")) == ["off", *(name for name in PRESETS if name != "off")]
-    assert list(bench_presets.chosen("balanced, off,balanced")) == ["off", "balanced"]
-    assert bench_presets.chosen("quality+local")["quality+local"].settings.attention == "local"
+    everything = [preset for preset, _ in bench_presets.chosen("all")]
+    assert everything == ["off", *(name for name in PRESETS if name != "off")]
+    assert list(bench_presets.chosen("balanced, off,balanced")) == [("off", 1), ("balanced", 1)]
+    local = bench_presets.chosen("quality+local")["quality+local", 1]
+    assert local.settings.attention == "local"
+    several = list(bench_presets.chosen("balanced", (1, 4)))
+    assert several == [("off", 1), ("balanced", 1), ("balanced", 4)]
 
 
 @pytest.mark.parametrize(
@@ -185,6 +259,12 @@ def test_bench_takes_all_presets_and_puts_off_first() -> None:
         (["--presets", "balanced,best"], "--presets: preset is 'best'; expected one of"),
         (["--presets", "paper+local", "--json", "/no/such/folder/x.json"], "expected a file in an existing"),
         (["--repeat", "0"], "--repeat is 0; expected 1 or more"),
+        (["--batch", "1,0", "--presets", "fast"], "--batch is 0; expected 1 or more"),
+        (["--batch", "two"], "--batch is two; expected numbers with commas"),
+        (["--batch", "1,4"], "--batch has several numbers, which --presets compares"),
+        (["--weights", "fp8"], "--weights is of the full-size models"),
+        (["--official", "x"], "--official runs Infinity; the model is embedded"),
+        (["--cold", "--model", "infinity-2b"], "--cold times the embedded model"),
     ],
 )
 def test_bench_refuses_before_it_measures(
@@ -218,3 +298,25 @@ def test_bench_measures_both_kinds_of_conditioning(family: str, config: object) 
     run = bench_models.measured(pipeline, request, 1)
     assert run.pictures.size == (256, 256) and run.pictures.settings.cfg_scale == 2.0
     assert run.trace.flops == run.trace.dense_flops > 0
+
+
+@pytest.mark.parametrize("family", ["infinity", "var", "star"])
+def test_one_byte_weights_halve_the_blocks_and_change_little(family: str) -> None:
+    """The same numbers rounded to three bits of mantissa, computed in the dtype of the run."""
+    config, codes = TINY[family]
+    device, pipelines = torch.device("cpu"), {}
+    for weights in (None, bench_models.FP8):
+        pipelines[weights] = bench_models.full_size(family, config, codes, 7, device, torch.bfloat16, weights)
+    wide, narrow = (pipeline.transformer for pipeline in pipelines.values())
+    assert narrow.compute_dtype == torch.bfloat16
+    inside, around = narrow.blocks[0].ffn.fc1, narrow.head
+    assert (inside.weight.dtype, inside.bias.dtype) == (bench_models.FP8, torch.bfloat16)
+    assert around.weight.dtype == torch.float32
+    x = torch.randn(3, inside.in_features, generator=torch.Generator().manual_seed(0)).bfloat16()
+    error = (inside(x) - wide.blocks[0].ffn.fc1(x)).norm() / wide.blocks[0].ffn.fc1(x).norm()
+    assert 0 < error < 0.05
+    sizes = [bench_models.weight_bytes(model.blocks[0].ffn.fc2) for model in (wide, narrow)]
+    assert sizes[0] / 2 < sizes[1] < 0.6 * sizes[0]
+    pipeline = pipelines[bench_models.FP8]
+    request = {"width": 256, "height": 256, "batch": 1, "settings": pipeline.settings(cfg=2.0)}
+    assert bench_models.measured(pipeline, request, 1).pictures.size == (256, 256)
