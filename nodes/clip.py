@@ -35,6 +35,7 @@ class _Target:
                     name=family.NAME,
                     clip_model=encoder,
                 )
+                _widen(self)
 
         class Tokenizer(sd1_clip.SD1Tokenizer):
             def __init__(self, embedding_directory=None, tokenizer_data=None) -> None:
@@ -49,11 +50,19 @@ class _Target:
         self.clip, self.tokenizer = Model, Tokenizer
 
 
+def _widen(model: torch.nn.Module) -> None:
+    """Keep out of fp8 what it would ruin and what hardly takes memory: norms, biases, position tables."""
+    for name, parameter in model.named_parameters():
+        if parameter.dtype.itemsize == 1 and (parameter.dim() < 2 or "relative_attention_bias" in name):
+            parameter.data = parameter.data.to(torch.bfloat16)
+
+
 def load_text_encoder(checkpoint: Checkpoint, weight_dtype: str, embedding_directory: Any) -> comfy.sd.CLIP:
     """A core CLIP of a text encoder's checkpoint."""
     parameters = checkpoint.parameters
     dtype = _storage_dtype(WEIGHT_DTYPES[weight_dtype], parameters)
-    weights = {name: tensor.to(dtype) for name, tensor in checkpoint.tensors.items()}
+    wide = torch.bfloat16 if dtype.itemsize == 1 else dtype  # the encoder narrows what it stores
+    weights = {name: tensor.to(wide) for name, tensor in checkpoint.tensors.items()}
     checkpoint.tensors.clear()
     known = inspect.signature(comfy.sd.CLIP.__init__).parameters
     options = {

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from ..stagevar_core.checkpoints.load import Checkpoint
 from ..stagevar_core.devices import default_dtype
 from ..stagevar_core.schedule import AspectTable, ScaleSchedule
-from .bridge import fill, host_operations, module_of, wrap
+from .bridge import fill, host_operations, is_out_of_memory, module_of, wrap
 
 _LOG = logging.getLogger(__name__)
 _NO_WEIGHTS = "No VAE weights detected"
+# Sides of tiles in latent pixels where memory is short; a quarter overlaps.
+_TILE, _SMALLER = 32, 16
 
 
 class HostTokenizer(nn.Module):
@@ -84,12 +86,33 @@ class TokenizerVAE(comfy.sd.VAE):
         return super().encode(self._pixels(pixel_samples)).float()
 
     def decode(self, samples_in: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Images of latents; where memory runs out, in tiles, and where it does so again, in smaller ones."""
         self._check_latent(samples_in)
-        return super().decode(samples_in, *args, **kwargs)
+        try:
+            return super().decode(samples_in, *args, **kwargs)  # falls back to decode_tiled_ on GPUs
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        _LOG.warning("StageVAR: out of memory while decoding; trying again in small tiles")
+        mm.soft_empty_cache()
+        try:
+            return self.decode_tiled(samples_in, tile_x=_SMALLER, tile_y=_SMALLER, overlap=_SMALLER // 4)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            failure = str(error)
+        mm.soft_empty_cache()
+        raise RuntimeError(self._out_of_memory(samples_in, failure))
 
     def decode_tiled(self, samples: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         self._check_latent(samples)
         return super().decode_tiled(samples, *args, **kwargs)
+
+    def decode_tiled_(
+        self, samples: Tensor, tile_x: int = _TILE, tile_y: int = _TILE, overlap: int = _TILE // 4
+    ) -> Tensor:
+        """What core falls back to; its own tiles of 64 latent pixels would hold a whole megapixel here."""
+        return super().decode_tiled_(samples, tile_x, tile_y, overlap)
 
     def encode(self, pixel_samples: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return self._quantized(super().encode(self._pixels(pixel_samples), *args, **kwargs))
@@ -125,6 +148,19 @@ class TokenizerVAE(comfy.sd.VAE):
                 f"{self.config.stride}x{self.config.stride}. Use a larger image"
             )
         return pixels[..., :3]
+
+    def _out_of_memory(self, samples: Tensor, failure: str) -> str:
+        gib, (height, width) = 2**30, samples.shape[-2:]
+        whole, part = (
+            self.memory_used_decode((1, self.latent_channels, *grid), self.vae_dtype) / gib
+            for grid in ((height, width), (_SMALLER, _SMALLER))
+        )
+        size = f"{width * self.config.stride}x{height * self.config.stride}"
+        return (
+            f"Out of memory: decoding one image of {size} needs about {whole:.1f} GiB, in tiles {part:.1f} "
+            f"GiB; {mm.get_free_memory(self.device) / gib:.1f} GiB are free on {self.device}. Decode a "
+            f"smaller image, or start ComfyUI with --cpu-vae. ({failure[:200]})"
+        )
 
     def _check_latent(self, samples: Tensor) -> None:
         if samples.dim() == 4 and samples.shape[1] == self.latent_channels:

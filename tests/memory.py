@@ -37,6 +37,11 @@ class Peak(TorchDispatchMode):
         self.bytes = max(self.bytes, self.now)
         weakref.finalize(storage, self._remove, key)
 
+    def forget(self, tensor: torch.Tensor) -> None:
+        """Do not count this one: it stands for what is on another device."""
+        self.now -= tensor.untyped_storage().nbytes()
+        self._known[tensor.untyped_storage()._cdata] = 0
+
     def _remove(self, key: int) -> None:
         self.now -= self._known.pop(key)
 

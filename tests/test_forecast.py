@@ -61,7 +61,7 @@ def test_scales_that_do_not_run_have_no_share() -> None:
     config = tiny_infinity().config
     found = forecast(FirstScales(3), info(SQUARE, config.depth), config.unit_costs)
     assert [share > 0 for share in found.shares] == [True, True, True, False, False]
-    assert found.working == 2 * SQUARE[2].tokens
+    assert max(load.stream for load in found.loads) == 2 * SQUARE[2].tokens
 
 
 def test_fewer_rows_and_tokens_need_less_memory() -> None:
@@ -73,7 +73,8 @@ def test_fewer_rows_and_tokens_need_less_memory() -> None:
     }
     keys = [forecast.keys for forecast in found.values()]
     assert keys == sorted(keys, reverse=True) and keys[2] < keys[0] / 3.5
-    assert found["quality"].working == found["off"].working / 2
+    assert found["quality"].loads[-1].stream == found["off"].loads[-1].stream / 2
+    assert found["balanced"].loads[-1].computed < 0.7 * found["quality"].loads[-1].computed
 
 
 def test_help_page_has_the_counted_ratio_of_every_preset() -> None:

@@ -23,7 +23,6 @@ CORE = {
     "LoadImage": ([], 2),
 }
 NOTES = {"Note", "MarkdownNote"}
-UNSEEN = {"class_to_image_var", "inpainting_var", "text_to_image_star"}  # without a picture to show
 HUBS = (
     "https://huggingface.co/FoundationVision/Infinity/resolve/main/",
     "https://huggingface.co/google/flan-t5-xl/resolve/main/",
@@ -158,6 +157,7 @@ def test_there_are_workflows_for_every_model() -> None:
     names = {path.stem for path in WORKFLOWS}
     assert names >= {f"text_to_image_{model}" for model in ("embedded", "infinity_2b", "infinity_8b", "star")}
     assert names >= {"class_to_image_var", "inpainting_var"}
+    assert names >= {f"accelerated_{model}" for model in ("embedded", "var", "star")}
     assert "index" not in names  # the page would list it as a template
 
 
@@ -205,8 +205,7 @@ def test_workflow_has_a_twin_that_runs_the_same_nodes(path: Path) -> None:
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 def test_workflow_has_a_thumbnail_and_says_where_its_files_are(path: Path) -> None:
-    if path.stem not in UNSEEN:
-        assert path.with_suffix(".jpg").read_bytes().startswith(b"\xff\xd8")
+    assert path.with_suffix(".jpg").read_bytes().startswith(b"\xff\xd8")
     loaders = [node for node in read(path)["nodes"] if node["type"].startswith("StageVARLoad")]
     assert len(loaders) == (2 if path.stem.endswith("_var") else 3)  # a class needs no text encoder
     for node in loaders:
@@ -215,6 +214,26 @@ def test_workflow_has_a_thumbnail_and_says_where_its_files_are(path: Path) -> No
         for hint in hints:
             assert hint["url"].startswith(HUBS) and hint["url"].endswith(hint["name"].split("/")[-1])
             assert hint["directory"] in ("diffusion_models", "vae", "text_encoders")
+
+
+@pytest.mark.parametrize(
+    ("plain", "accelerated"),
+    [("class_to_image_var", "accelerated_var"), ("text_to_image_star", "accelerated_star")],
+)
+def test_the_accelerated_workflow_is_the_plain_one_with_a_preset(plain: str, accelerated: str) -> None:
+    """The same models, prompt, seed and settings, so that the two can be compared."""
+
+    def inputs(name: str) -> dict[str, dict]:
+        twin = read(ROOT / "workflows" / "api" / f"{name}.json")
+        return {
+            node["class_type"]: {k: v for k, v in node["inputs"].items() if not isinstance(v, list)}
+            for node in twin.values()
+        }
+
+    with_it = inputs(accelerated)
+    assert with_it.pop("StageVARAccelerate")["preset"] == "balanced"
+    assert with_it.pop("StageVARStageReport") == {}
+    assert with_it == inputs(plain)
 
 
 @pytest.mark.parametrize("name", [path.stem for path in WORKFLOWS if path.stem.endswith("_embedded")])

@@ -14,13 +14,15 @@ from .reduction import Reduction
 class Load:
     """What one scale holds at once, in tokens.
 
-    ``stream``: rows x tokens of the residual stream. ``computed``: those of them that a block runs on at
-    once. ``drawn``: images x tokens whose codes are drawn. ``reduced``: regions are restored from fewer.
+    ``stream``: rows x tokens of the residual stream. ``computed``: those of them that the blocks run on, in
+    ``turns`` where the rows of guidance take some. ``drawn``: images x tokens whose codes are drawn.
+    ``reduced``: a method restores regions of blocks.
     """
 
     stream: int
     computed: int
     drawn: int
+    turns: int = 1
     reduced: bool = False
 
 
@@ -69,7 +71,7 @@ def forecast(
         kept = every // 2 if turns == 2 and offload else every
         keys = _with_one_layer(kept * stored, every * schedule.tokens, units)
         tokens = every * schedule.final.tokens
-        load = Load(tokens, tokens // turns, info.batch * schedule.final.tokens, reduced=True)
+        load = Load(tokens, tokens, info.batch * schedule.final.tokens, turns, reduced=True)
         regions = len(run.spans) if hasattr(run, "memory") else 0
         return Forecast(keys, (load,), regions * tokens, tuple(flops.total for flops in dense))
     return _planned(run, info, units, text_tokens, turns=turns, offload=offload)
@@ -80,7 +82,7 @@ def _planned(
 ) -> Forecast:
     """Goes through the plans of a run whose choices are known in advance."""
     # The cache holds rows x length keys; it is reserved up to the next narrowing.
-    rows, length = 2 * info.batch if info.guided else info.batch, run.room(info.schedule[0])
+    rows, length = 2 * info.batch if info.guided else info.batch, _room(run, info, info.schedule[0])
     away = info.batch if turns == 2 and offload else 0  # rows whose keys wait elsewhere
     keys, passing, remembered, stored = (rows - away) * length, 0, 0, 0.0
     costs: list[float] = []
@@ -91,7 +93,7 @@ def _planned(
             costs.append(0.0)
             continue
         if plan.rows != "both" and rows != info.batch:
-            rows, length, turns, away = info.batch, length + run.room(scale), 1, 0
+            rows, length, turns, away = info.batch, length + _room(run, info, scale), 1, 0
             keys = max(keys, rows * length)
         tokens = _tokens(plan, scale)
         flops = scale_flops(
@@ -99,16 +101,21 @@ def _planned(
         )
         flops += units.refining(scale, rows)
         costs.append(flops.total + units.head * rows * (scale.tokens - tokens))
+        computed = _computed(plan, scale)
         if plan.store and scale != info.schedule.final:
             stored += tokens
-            passing = max(passing, away * (length + scale.tokens))
+            passing = max(passing, away * (length + computed))
         else:
-            passing = max(passing, rows * (length + scale.tokens))
-        computed = max(plan.budget, default=scale.tokens) if plan.reduction else scale.tokens
+            passing = max(passing, rows * (length + computed))
         reduced = plan.reduction is not None
-        loads.append(Load(rows * scale.tokens, rows * computed // turns, info.batch * scale.tokens, reduced))
+        loads.append(Load(rows * scale.tokens, rows * computed, info.batch * scale.tokens, turns, reduced))
         remembered = max(remembered, _regions(plan, units, scale) * rows * scale.tokens)
     return Forecast(_with_one_layer(keys, passing, units), tuple(loads), remembered, tuple(costs))
+
+
+def _room(run: PolicyRun, info: RunInfo, scale: Scale) -> int:
+    """Keys per row that the cache makes room for from ``scale`` on; never those of the last scale."""
+    return min(run.room(scale), sum(later.tokens for later in info.schedule.scales[scale.index : -1]))
 
 
 def _tokens(plan: ScalePlan, scale: Scale) -> float:
@@ -116,6 +123,12 @@ def _tokens(plan: ScalePlan, scale: Scale) -> float:
     if plan.reduction is None or not plan.budget:
         return float(scale.tokens)
     return sum(plan.budget) / len(plan.budget)
+
+
+def _computed(plan: ScalePlan, scale: Scale) -> int:
+    """Tokens per row that a block runs on at the most; a plan for single branches may leave some whole."""
+    whole = plan.reduction is None or not plan.reduction.spans or not plan.budget
+    return scale.tokens if whole else max(plan.budget)
 
 
 def _regions(plan: ScalePlan, units: UnitCosts, scale: Scale) -> int:
@@ -131,8 +144,8 @@ def _regions(plan: ScalePlan, units: UnitCosts, scale: Scale) -> int:
 
 
 def _with_one_layer(keys: int, passing: int, units: UnitCosts) -> int:
-    """``keys`` in every layer, those of one layer twice while they move, and ``passing`` ones in one layer.
+    """``keys`` in every layer, and those of one layer more: while they move, or of what is ``passing``.
 
     What is not stored, the last scale's among it, passes through memory that all layers share.
     """
-    return keys + -(-(keys + passing) // units.depth)
+    return keys + -(-max(keys, passing) // units.depth)
