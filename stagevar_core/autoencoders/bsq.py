@@ -72,9 +72,17 @@ class BitwiseQuantizer:
         # The official decode path normalises once more, which only changes the last bits of the mantissa.
         return F.normalize(signs, dim=1)
 
-    def add(self, f_hat: Tensor, codes: Tensor, schedule: ScaleSchedule, scale: Scale) -> Tensor:
-        """``f_hat`` plus the codes of one scale resampled to the final grid."""
-        return f_hat + resize_latent(codes, tuple(f_hat.shape[-2:]))
+    def add(
+        self,
+        f_hat: Tensor,
+        codes: Tensor,
+        schedule: ScaleSchedule,
+        scale: Scale,
+        weights: Tensor | None = None,
+    ) -> Tensor:
+        """``f_hat`` plus the codes of one scale, times ``weights`` (B, 1, h, w), on the final grid."""
+        counted = codes if weights is None else codes * weights.to(codes.dtype)
+        return f_hat + resize_latent(counted, tuple(f_hat.shape[-2:]))
 
     def next_input(self, f_hat: Tensor, scale: Scale) -> Tensor:
         """What the transformer sees at ``scale``: the accumulated latent there, as (B, L, bits)."""

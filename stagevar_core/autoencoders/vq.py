@@ -114,15 +114,35 @@ class VectorQuantizer(nn.Module):
         mixed = weights.float() @ cast(self.codebook, weights.float())
         return mixed.transpose(1, 2).unflatten(2, scale.grid)
 
-    def phi_of(self, codes: Tensor, schedule: ScaleSchedule, scale: Scale) -> Tensor:
-        """``(1 - s) u + s conv(u)`` of resampled codes, with the convolution of this scale."""
+    def phi_of(
+        self, codes: Tensor, schedule: ScaleSchedule, scale: Scale, weights: Tensor | None = None
+    ) -> Tensor:
+        """``(1 - s) u + s conv(u)`` of resampled codes, with the convolution of this scale.
+
+        ``weights``: on the same grid, of the convolution's bias, which is the share of every pixel's code.
+        """
         conv = self.phi[phi_index(schedule, scale, len(self.phi))]
-        convolved = F.conv2d(codes, cast(conv.weight, codes), cast(conv.bias, codes), padding=1)
+        weight, bias = cast(conv.weight, codes), cast(conv.bias, codes)
+        if weights is None:
+            convolved = F.conv2d(codes, weight, bias, padding=1)
+        else:
+            convolved = F.conv2d(codes, weight, padding=1) + bias.view(-1, 1, 1) * weights
         return codes * (1.0 - PHI_SHARE) + convolved * PHI_SHARE
 
-    def add(self, f_hat: Tensor, codes: Tensor, schedule: ScaleSchedule, scale: Scale) -> Tensor:
-        """``f_hat`` plus phi of the codes of one scale, which all but the last resample to the final grid."""
-        return f_hat + self._contribution(codes, schedule, scale)
+    def add(
+        self,
+        f_hat: Tensor,
+        codes: Tensor,
+        schedule: ScaleSchedule,
+        scale: Scale,
+        weights: Tensor | None = None,
+    ) -> Tensor:
+        """``f_hat`` plus phi of the codes of one scale, which all but the last resample to the final grid.
+
+        ``weights`` (B, 1, h, w): how much of each code counts. The sum is linear in them: where none counts
+        nothing is added, as by a scale that does not run, and next to a code that counts its share of phi.
+        """
+        return f_hat + self._contribution(codes, schedule, scale, weights)
 
     def next_input(self, f_hat: Tensor, scale: Scale) -> Tensor:
         """What the transformer sees at ``scale``: the mean latent of each token's area, (B, L, dim)."""
@@ -169,12 +189,18 @@ class VectorQuantizer(nn.Module):
             inputs.append(self.next_input(f_hat, following))
         return torch.cat(inputs, dim=1)
 
-    def _contribution(self, codes: Tensor, schedule: ScaleSchedule, scale: Scale) -> Tensor:
+    def _contribution(
+        self, codes: Tensor, schedule: ScaleSchedule, scale: Scale, weights: Tensor | None = None
+    ) -> Tensor:
         final = schedule.final
+        if weights is not None:
+            weights = weights.to(codes.dtype)
+            codes = codes * weights
         if scale != final:
             # Resampled even where a coarser scale has the final grid already, as in the official code.
             codes = F.interpolate(codes, size=final.grid, mode="bicubic")
-        return self.phi_of(codes, schedule, scale)
+            weights = None if weights is None else F.interpolate(weights, size=final.grid, mode="bicubic")
+        return self.phi_of(codes, schedule, scale, weights)
 
 
 class VQTokenizer(nn.Module):

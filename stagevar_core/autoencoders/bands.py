@@ -1,0 +1,125 @@
+"""Convolutions of large feature maps, on the CPU a band of rows at a time.
+
+At a megapixel a feature map has hundreds of megabytes. Layer by layer each of them goes through memory for
+every operation, and mapping the pages of a new one takes longer than reading it. A band of rows stays in the
+cache from its normalisation to the sum with the residual; only what the next layer reads leaves it.
+"""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..layers import cast
+
+BAND_BYTES = 2**23  # of input; few enough for the cache, enough for a dozen cores
+FOLDED_PIXELS = 2**10  # from here on folding the kernels of an upsampling takes less than it saves
+
+# Nearest 2x repeats each pixel, so two taps of a 3x3 kernel meet the same one. By parity of the output row,
+# which of the three fall on each of the two rows of the small map that it sees; columns alike.
+_TAPS = (((1.0, 0.0, 0.0), (0.0, 1.0, 1.0)), ((1.0, 1.0, 0.0), (0.0, 0.0, 1.0)))
+
+
+def banded(x: Tensor) -> bool:
+    """Whether ``x`` runs in bands: a large map on the CPU, without a graph, as it is changed in place."""
+    large = x.numel() * x.element_size() > BAND_BYTES
+    return large and x.device.type == "cpu" and not torch.is_grad_enabled()
+
+
+def folded(x: Tensor) -> bool:
+    """Whether a convolution after an upsampling of ``x`` runs as :func:`upsampled_conv`."""
+    return x[:, 0].numel() >= FOLDED_PIXELS and not torch.is_grad_enabled()
+
+
+def empty_map(x: Tensor, channels: int, factor: int = 1) -> Tensor:
+    """An uninitialised map in the layout of ``x``, with ``factor`` times its height and width."""
+    last = x.is_contiguous(memory_format=torch.channels_last)
+    size = (x.shape[0], channels, x.shape[2] * factor, x.shape[3] * factor)
+    layout = torch.channels_last if last else torch.contiguous_format
+    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=layout)
+
+
+def normed_conv(x: Tensor, norm: nn.GroupNorm, conv: nn.Conv2d, out: Tensor, *, add: bool = False) -> Tensor:
+    """``conv(silu(norm(x)))`` of a 3x3 convolution, written to ``out`` or added to it."""
+    weight, bias = cast(conv.weight, x), cast(conv.bias, x)
+    for image, target in zip(x.split(1), out.split(1), strict=True):
+        scale, shift = _group_affine(image, norm)
+        zero, one = torch.zeros_like(scale), torch.ones_like(scale)
+        for band in _bands(image):
+            rows, missing = _with_neighbours(image, band)
+            # With moments 0 and 1 one pass of float32 arithmetic over an input of any dtype.
+            h = F.silu(F.batch_norm(rows, zero, one, scale, shift, eps=0.0), inplace=True)
+            h = F.conv2d(_zero_rows(h, missing), weight, bias, padding=(0, 1))
+            if add:
+                target[:, :, band].add_(h)
+            else:
+                target[:, :, band].copy_(h)
+    return out
+
+
+def pointwise_conv(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """A 1x1 convolution."""
+    out = empty_map(x, conv.out_channels)
+    for image, target in zip(x.split(1), out.split(1), strict=True):
+        for band in _bands(image):
+            target[:, :, band].copy_(conv(image[:, :, band]))
+    return out
+
+
+def upsampled_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A 3x3 convolution of ``x`` after nearest 2x: a 2x2 convolution of ``x`` per parity of row and column.
+
+    That is 4 of 9 multiplications, and no large map to read.
+    """
+    taps = torch.tensor(_TAPS, device=x.device)
+    kernels = torch.einsum("apr,bqs,oirs->aboipq", taps, taps, weight.float()).to(x.dtype)
+    kernels, bias = kernels.flatten(1, 2), bias.repeat(2)
+    out, in_bands = empty_map(x, len(weight), 2), banded(x)
+    for image, target in zip(x.split(1), out.split(1), strict=True) if in_bands else ((x, out),):
+        for band in _bands(image) if in_bands else (slice(0, x.shape[2]),):
+            rows = _zero_rows(*_with_neighbours(image, band))
+            for parity in (0, 1):
+                seen = rows[:, :, parity : rows.shape[2] - 1 + parity]
+                h = F.conv2d(seen, kernels[parity], bias, padding=(0, 1))
+                lines = target[:, :, 2 * band.start + parity : 2 * band.stop : 2]
+                for column, part in enumerate(h.chunk(2, dim=1)):
+                    lines[..., column::2].copy_(part[..., column : column + x.shape[3]])
+    return out
+
+
+def _bands(x: Tensor) -> Iterator[slice]:
+    """The rows of each band of an image (1, C, H, W)."""
+    height = x.shape[2]
+    rows = max(1, BAND_BYTES * height // (x.numel() * x.element_size()))
+    return (slice(top, min(top + rows, height)) for top in range(0, height, rows))
+
+
+def _with_neighbours(x: Tensor, band: slice) -> tuple[Tensor, tuple[int, int]]:
+    """A band and the row on either side; how many of these the map lacks above and below."""
+    above, below = int(band.start == 0), int(band.stop == x.shape[2])
+    return x[:, :, band.start - 1 + above : band.stop + 1 - below], (above, below)
+
+
+def _zero_rows(x: Tensor, missing: tuple[int, int]) -> Tensor:
+    return F.pad(x, (0, 0, *missing)) if any(missing) else x
+
+
+def _group_affine(x: Tensor, norm: nn.GroupNorm) -> tuple[Tensor, Tensor]:
+    """Group normalisation of one image as a float32 scale and shift per channel.
+
+    Moments of bands are combined by their means' distances, not by sums of squares.
+    """
+    unknown = torch.zeros(x.shape[1])  # float32 moments of any input
+    parts, sizes = [], []
+    for band in _bands(x):
+        moments = torch.batch_norm_update_stats(x[:, :, band], unknown.clone(), unknown.clone(), 0.0)
+        parts.append(torch.stack(moments))
+        sizes.append(band.stop - band.start)
+    mean, var = torch.stack(parts).unflatten(2, (norm.num_groups, -1)).unbind(1)  # (bands, groups, channels)
+    width = mean.shape[2]
+    share = torch.tensor(sizes).view(-1, 1, 1) / (x.shape[2] * width)
+    centre = (share * mean).sum(dim=(0, 2), keepdim=True)
+    spread = (share * (var + (mean - centre).square())).sum(dim=(0, 2))
+    scale = torch.rsqrt(spread + norm.eps).repeat_interleave(width) * cast(norm.weight, unknown)
+    return scale, cast(norm.bias, unknown) - scale * centre.flatten().repeat_interleave(width)
