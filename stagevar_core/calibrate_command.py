@@ -26,7 +26,7 @@ MAX_PROMPT_BYTES = 1 << 24
 def add_parser(commands: Any, add_model_options: Callable[[argparse.ArgumentParser], None]) -> None:
     """Register the command."""
     parser = commands.add_parser("calibrate", help="measure a model and write its schedule file")
-    parser.add_argument("--prompts", type=Path, metavar="FILE", help="text, one prompt per line")
+    parser.add_argument("--prompts", type=Path, metavar="FILE", help="text, one prompt or class per line")
     parser.add_argument(
         "--limit", type=int, metavar="N", help=f"first N prompts (default: all, or {CAPTIONS} captions)"
     )
@@ -49,6 +49,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.plot is not None:
         output_file(arguments.plot)
     pipeline = load_pipeline(arguments)
+    prompts = pipeline.measurable(prompts, made_up=arguments.prompts is None)
     request = Request(
         arguments.alpha,
         arguments.chunks,

@@ -45,8 +45,8 @@ def add_parser(commands: Any, add_model_options: Any) -> argparse.ArgumentParser
     command.add_argument(
         "--prompts",
         metavar="N|FILE",
-        help="held-out captions of the embedded model, a text file with a prompt a line, or how many of "
-        f"--geneval or --dpg (default: {DEFAULT_PROMPTS}, or all)",
+        help="held-out captions of the embedded model (for VAR: classes), a text file with a prompt or class "
+        f"a line, or how many of --geneval or --dpg (default: {DEFAULT_PROMPTS}, or all)",
     )
     command.add_argument(
         "--seeds", type=int, help="pictures per prompt (default: 1; 4 for the two benchmarks)"
@@ -100,6 +100,7 @@ def run(arguments: argparse.Namespace) -> None:
     else:
         print("no LPIPS: its weights were not given (--lpips FILE)", file=sys.stderr)
     pipeline = load_pipeline(arguments)
+    prompts.fit(pipeline)
     schedule = pipeline.schedule(arguments.width, arguments.height)
     height, width = pipeline.trained.image_size(schedule)
     if prompts.benchmark == "dpg" and height != width:
@@ -135,7 +136,12 @@ class Prompts:
         self, entries: list[dict[str, Any]], benchmark: str | None = None, names: list[str] | None = None
     ) -> None:
         self.entries, self.benchmark, self.names = entries, benchmark, names or []
-        self.kept = False  # whether all pictures are
+        self.kept = False  # whether all pictures are; not those of captions that were made up
+
+    def fit(self, pipeline: Pipeline) -> None:
+        """Classes in place of made-up captions where a model takes them; ``ValueError`` for unknown ones."""
+        texts = pipeline.measurable([entry["prompt"] for entry in self.entries], made_up=not self.kept)
+        self.entries = [{**entry, "prompt": text} for entry, text in zip(self.entries, texts, strict=True)]
 
 
 def read_prompts(arguments: argparse.Namespace) -> Prompts:

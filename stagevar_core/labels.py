@@ -47,3 +47,9 @@ def class_index(label: str | int, classes: int = 1000) -> int:
         f"the class {text!r} is {found_as}; expected one of the 1000 names of ImageNet or a number from 0 to "
         f"999{', for example ' + ', '.join(close) if close else ''}"
     )
+
+
+def spread_classes(count: int, classes: int) -> list[str]:
+    """``count`` class numbers, evenly spread over all; over again where there are fewer classes."""
+    every = min(count, classes)
+    return [str(place % every * classes // every) for place in range(count)]

@@ -46,10 +46,11 @@ class ResBlock(nn.Module):
         if in_channels != out_channels:
             self.nin_shortcut = operations.Conv2d(in_channels, out_channels, 1, **factory)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``x`` may be overwritten, unless gradients are recorded."""
+    def forward(self, x: Tensor, work: Tensor | None = None) -> Tensor:
+        """``x`` may be overwritten, unless gradients are recorded; ``work``: storage for what lies between."""
         if banded(x):
-            h = normed_conv(x, self.norm1, self.conv1, empty_map(x, self.conv1.out_channels))
+            h = empty_map(x, self.conv1.out_channels) if work is None else work
+            normed_conv(x, self.norm1, self.conv1, h)
             out = x if self.nin_shortcut is None else pointwise_conv(x, self.nin_shortcut)
             return normed_conv(h, self.norm2, self.conv2, out, add=True)
         h = self.conv1(_activated(self.norm1(x)))
@@ -114,8 +115,9 @@ class _Level(nn.Module):
         self.attn = nn.ModuleList(attentions)  # none, or one after every block
 
     def forward(self, h: Tensor) -> Tensor:
+        work = empty_map(h, self.block[0].conv1.out_channels) if banded(h) else None
         for index, block in enumerate(self.block):
-            h = block(h)
+            h = block(h, work)
             if self.attn:
                 h = self.attn[index](h)
         return h

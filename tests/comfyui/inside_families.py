@@ -173,9 +173,40 @@ def check_star(model: Any, vae: Any, clip: Any) -> None:
     refused(lambda: sample(model, vae, encode("a"), refine="mixed"), "refine", "no sampler network")
 
 
+def check_star_accelerated(models: dict[str, Any], vae: Any, clip: Any) -> None:
+    """Presets save work, with the inner sampler's passes counted; off is the run without the node."""
+    import torch
+    from pack.nodes.acceleration import Accelerate
+    from pack.stagevar_core.plots import timeline
+
+    text = clip.encode_from_tokens_scheduled(clip.tokenize("a red circle"))
+    for name in ("star", "star with its sampler"):
+        dense, whole, _ = sample(models[name], vae, text)
+        for preset in ("balanced", "paper"):
+            faster = Accelerate.execute(models[name], preset).args[0]
+            f_hat, report, _ = sample(faster, vae, text, batch_size=2)
+            assert f_hat.shape == (2, 4, 16, 16) and f_hat.isfinite().all()
+            assert report["policy"] == preset and report["totals"]["flop_ratio"] > 1.2, report["totals"]
+            assert vae.decode(f_hat).shape == (2, 256, 256, 3)
+            assert timeline(report).width > 300
+        off = Accelerate.execute(faster, "off").args[0]
+        assert torch.equal(sample(off, vae, text)[0], dense)
+        refined = [scale["flops"]["refine"] > 0 for scale in whole["scales"]]
+        assert refined == [False] * 9 + [name != "star"]
+    model = models["star with its sampler"]
+    drawn = {way: sample(model, vae, text, refine=way)[0] for way in ("auto", "off", "mixed", "full")}
+    assert torch.equal(drawn["auto"], drawn["mixed"])
+    assert not torch.equal(drawn["auto"], drawn["off"]) and not torch.equal(drawn["full"], drawn["mixed"])
+
+
 def check_refusals(models: dict[str, Any], vae: Any, embedded: Any) -> None:
-    """Wrong pairs and wrong kinds of conditioning are named."""
+    """Wrong pairs and wrong kinds of conditioning are named, before any model is loaded for them."""
+    import comfy.model_management as mm
+
     var, (other, other_vae, text) = models["var"], embedded
+    mm.unload_all_models()
+    refused(lambda: sample(models["star"], other_vae, text), "vae", "family", "infinity", "var")
+    refused(lambda: sample(var, object(), label("3")), "vae", "Load StageVAR Tokenizer")
     refused(lambda: sample(var, other_vae, label("3")), "vae", "family", "infinity", "var")
     refused(lambda: sample(other, vae, text), "vae", "family", "infinity", "var")
     refused(lambda: sample(var, vae, text), "positive", "text", "Class Label")
@@ -184,6 +215,7 @@ def check_refusals(models: dict[str, Any], vae: Any, embedded: Any) -> None:
     refused(lambda: sample(var, vae, label("10")), "positive", "10", "0 to 9")
     refused(lambda: label("no such animal"), "label", "no such animal")
     refused(lambda: sample(var, vae, label("3"), refine="full"), "refine", "no sampler network")
+    assert not mm.loaded_models()
     refused(lambda: sample(other, other_vae, text, smooth=True), "smooth")
 
 
@@ -194,10 +226,11 @@ def main() -> None:
 
     with torch.inference_mode():
         files = {"var": "tiny_var.safetensors", "star": "tiny_star.safetensors"}
+        files["star with its sampler"] = "tiny_star_sampler.safetensors"
         models = {name: LoadModel.execute(file).args[0] for name, file in files.items()}
         vae = LoadTokenizer.execute("tiny_vq.safetensors").args[0]
         clip = LoadTextEncoder.execute(CLIP_FILE).args[0]
-        assert {name: model.model.family for name, model in models.items()} == {"var": "var", "star": "star"}
+        assert [model.model.family for model in models.values()] == ["var", "star", "star"]
         print("ok: loaded")
         check_var(models["var"], vae)
         print("ok: var")
@@ -209,6 +242,8 @@ def main() -> None:
         print("ok: in-painting with bits")
         check_star(models["star"], vae, clip)
         print("ok: star")
+        check_star_accelerated(models, vae, clip)
+        print("ok: star, accelerated")
         check_refusals(models, vae, embedded)
         print("ok: refusals")
 

@@ -8,11 +8,20 @@ from typing import Any
 import pytest
 from comfy_server import ComfyServer, Json, PromptFailed, PromptRejected, read_json, shipped_workflow
 from events import add_node, saved_images, with_value
+from PIL import Image
 from testbed import Bed, run_inside
 
-from tests.tiny_families import STAR_FILE, TOKENIZER_FILE, VAR_FILE, write_families
+from tests.tiny_families import CLIP_FILE, STAR_FILE, TOKENIZER_FILE, VAR_FILE, write_families
 
-CHECKS = ("loaded", "var", "defaults", "in-painting", "in-painting with bits", "star", "refusals")
+FAMILIES = (
+    "class_to_image_var",
+    "accelerated_var",
+    "text_to_image_star",
+    "accelerated_star",
+    "inpainting_var",
+)
+CHECKS = ("loaded", "var", "defaults", "in-painting", "in-painting with bits", "star")
+CHECKS += ("star, accelerated", "refusals")
 
 
 @pytest.fixture(scope="module")
@@ -38,12 +47,21 @@ def server(comfy_server: ComfyServer) -> ComfyServer:
     return comfy_server
 
 
+def shipped(name: str) -> Json:
+    """A shipped workflow with the tiny files and a size that they have."""
+    made = read_json(shipped_workflow(name))
+    with_value(made, "model_name", STAR_FILE if name.endswith("star") else VAR_FILE)
+    with_value(made, "vae_name", TOKENIZER_FILE)
+    with_value(made, "text_encoder_name", CLIP_FILE)
+    for side in ("width", "height"):
+        with_value(made, side, 256)
+    return made
+
+
 @pytest.fixture
 def prompt() -> Json:
     """The shipped class-to-image workflow with the tiny files."""
-    made = read_json(shipped_workflow("class_to_image_var"))
-    with_value(made, "model_name", VAR_FILE)
-    with_value(made, "vae_name", TOKENIZER_FILE)
+    made = shipped("class_to_image_var")
     with_value(made, "label", "3")
     with_value(made, "batch_size", 1)
     return made
@@ -62,9 +80,18 @@ def test_files_are_offered_by_the_loaders(server: ComfyServer) -> None:
     assert "207: golden retriever" in str(server.object_info("StageVARClassLabel"))
 
 
-def test_class_to_image_workflow_runs(server: ComfyServer, prompt: Json) -> None:
-    (image,) = saved_images(server, server.run(prompt))
-    assert image.shape == (256, 256, 3) and image.std() > 0.005
+@pytest.mark.parametrize("name", FAMILIES)
+def test_shipped_workflow_runs(server: ComfyServer, name: str) -> None:
+    made = shipped(name)
+    with_value(made, "label", "3")  # the tiny model has ten classes
+    with_value(made, "batch_size", 2)
+    folder = server.base / "input"
+    Image.linear_gradient("L").convert("RGBA").rotate(30).save(folder / "example.png")  # corners to paint
+    entry = server.run(made)
+    saver = next(node for node, data in made.items() if data["class_type"] == "SaveImage")
+    images = saved_images(server, entry, saver)
+    assert [image.shape for image in images] == [(256, 256, 3)] * 2
+    assert all(image.std() > 0.005 for image in images) and abs(images[0] - images[1]).max() > 0.01
 
 
 @pytest.mark.parametrize(
