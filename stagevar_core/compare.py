@@ -30,7 +30,10 @@ NEARNESS = ("psnr", "ssim", "lpips")
 SCORED = ("strict", "texture", "shape", "colour", "count", "position", "size", "background")
 WORK = ("flops", "milliseconds", "computed", "rows", "ran", "kv_bytes")
 _CODE = ("acceleration", "autoencoders", "models")  # what decides the pictures, besides the files below
-_FILES = ("cache", "context", "guidance", "heads", "layers", "local", "metrics", "sampling")
+_FILES = (
+    *("attention", "cache", "context", "costs", "guidance", "heads"),
+    *("known", "layers", "local", "metrics", "run", "sampling"),
+)
 Part = dict[str, np.ndarray]
 
 

@@ -187,6 +187,26 @@ def rotary_angles(
     return torch.stack((angles.cos(), angles.sin())).to(device)
 
 
+def normalised_angles(scale: Scale, head_dim: int, norm: float, base: float, device=None) -> Tensor:
+    """Cosines and sines of STAR's rotary embedding of one scale, (2, L, head_dim / 2), float32.
+
+    Every scale spans 0 to ``norm`` in both axes. The first half of the pairs turns with the column, the
+    second with the row.
+    """
+    if head_dim % 4:
+        raise ValueError(f"2D rotary positions need a head size divisible by 4, got {head_dim}")
+    frequencies = 1.0 / (base ** (torch.arange(0, head_dim, 4, dtype=torch.float32) / head_dim))
+
+    def axis(count: int) -> Tensor:
+        places = torch.arange(count, dtype=torch.float32)
+        return torch.outer(places / (count - 1) * norm if count > 1 else places, frequencies)
+
+    by_column = axis(scale.width)[None].expand(scale.height, -1, -1)
+    by_row = axis(scale.height)[:, None].expand(-1, scale.width, -1)
+    angles = torch.cat((by_column, by_row), dim=-1).reshape(scale.tokens, head_dim // 2)
+    return torch.stack((angles.cos(), angles.sin())).to(device)
+
+
 def rotate(x: Tensor, angles: Tensor) -> Tensor:
     """Turn adjacent pairs of ``x`` (rows, L, heads, D) by ``angles``, (2, [rows,] L, D / 2)."""
     angles = angles.unsqueeze(-2)

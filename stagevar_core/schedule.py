@@ -9,6 +9,11 @@ from pathlib import Path
 
 _TABLES = Path(__file__).parent / "data"
 
+# Sides of the square schedules that VAR and STAR were trained on, by pixels.
+SIDES_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+SIDES_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
+SIDES_1024 = (1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64)
+
 
 @dataclass(frozen=True)
 class Scale:

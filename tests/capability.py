@@ -9,9 +9,8 @@ from typing import Any
 from stagevar_core.acceleration.policy import AccelerationPolicy
 from stagevar_core.costs import Flops
 from stagevar_core.heads import SeededNoise
-from stagevar_core.models.var import SIDES_256
 from stagevar_core.sampling import Generation, SamplingSettings, generate
-from stagevar_core.schedule import ScaleSchedule
+from stagevar_core.schedule import SIDES_256, ScaleSchedule
 from tests.tiny import prompts, same_codes, tiny_infinity
 from tests.tiny_star import encoded, tiny_star
 from tests.tiny_var import labels, tiny_var, tiny_vq

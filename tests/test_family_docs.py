@@ -12,7 +12,8 @@ from stagevar_core.acceleration.presets import PRESETS
 from stagevar_core.acceleration.stages import StageBoundaries
 from stagevar_core.models.star import STAR_256, STAR_512, STAR_1024, STARConfig
 from stagevar_core.models.star_sampler import refine_flops
-from stagevar_core.models.var import SIDES_1024, VAR_D16, VAR_D30, VAR_D36
+from stagevar_core.models.var import VAR_D16, VAR_D30, VAR_D36
+from stagevar_core.schedule import SIDES_1024
 from tests.tiny_var import squares
 
 ROOT = Path(__file__).parents[1]

@@ -21,9 +21,9 @@ from stagevar_core.heads import SeededNoise
 from stagevar_core.memory import MemoryEstimate, estimate_memory
 from stagevar_core.models.infinity import INFINITY_2B, INFINITY_8B, Infinity, InfinityConfig
 from stagevar_core.models.star import STAR, STARConfig
-from stagevar_core.models.var import SIDES_256, VAR, VARConfig
+from stagevar_core.models.var import VAR, VARConfig
 from stagevar_core.sampling import SamplingSettings, generate
-from stagevar_core.schedule import ScaleSchedule, infinity_aspect_table
+from stagevar_core.schedule import SIDES_256, ScaleSchedule, infinity_aspect_table
 from tests.memory import Peak
 from tests.tiny import randomize
 

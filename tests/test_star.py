@@ -11,7 +11,8 @@ from stagevar_core.acceleration.presets import PRESETS
 from stagevar_core.conditioning import ClassConditioning
 from stagevar_core.costs import condition_flops
 from stagevar_core.heads import SeededNoise
-from stagevar_core.models.star import STAR, normalised_angles
+from stagevar_core.layers import normalised_angles
+from stagevar_core.models.star import STAR
 from stagevar_core.models.star_sampler import pass_counts
 from stagevar_core.pipeline import Pipeline
 from stagevar_core.sampling import SamplingSettings, generate

@@ -11,8 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from stagevar_core.checkpoints import CheckpointError, build, check_pairing, load_transformer, prepare, save
 from stagevar_core.models.star import STAR_256, STAR_512, STAR_1024, STARConfig
-from stagevar_core.models.var import SIDES_256, SIDES_512, SIDES_1024
-from stagevar_core.schedule import SquareTable
+from stagevar_core.schedule import SIDES_256, SIDES_512, SIDES_1024, SquareTable
 from tests import parity
 from tests.official_star import transformer
 from tests.official_var import tokenizer as tokenizer_file

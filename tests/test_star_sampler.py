@@ -13,8 +13,8 @@ from stagevar_core.costs import condition_flops
 from stagevar_core.heads import SeededNoise, run_costs
 from stagevar_core.models.star import STARConfig
 from stagevar_core.models.star_sampler import refine_flops
-from stagevar_core.models.var import SIDES_1024
 from stagevar_core.sampling import SamplingSettings, generate
+from stagevar_core.schedule import SIDES_1024
 from tests.test_costs import plain_attention
 from tests.tiny_star import SQUARES, encoded, tiny_star
 from tests.tiny_var import DIM, squares, tiny_vq

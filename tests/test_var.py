@@ -16,9 +16,9 @@ from stagevar_core.costs import condition_flops, decode_flops
 from stagevar_core.editing import rectangle, scale_masks, source_codes
 from stagevar_core.guidance import ramped
 from stagevar_core.heads import SeededNoise, filter_logits, sample_tokens, smooth_shares
-from stagevar_core.models.var import SIDES_256, SIDES_512, VARConfig
+from stagevar_core.models.var import VARConfig
 from stagevar_core.sampling import SamplingSettings, generate
-from stagevar_core.schedule import Scale, ScaleSchedule
+from stagevar_core.schedule import SIDES_256, SIDES_512, Scale, ScaleSchedule
 from stagevar_core.teacher import teacher_forced
 from tests.tiny import Logits, prompts, randomize, same_codes, tiny_infinity
 from tests.tiny_var import CLASSES, DIM, SQUARES, VOCAB, labels, squares, tiny_var, tiny_vq

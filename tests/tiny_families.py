@@ -7,7 +7,8 @@ from safetensors.torch import save_file
 
 from stagevar_core.autoencoders.vq import VQTokenizerConfig
 from stagevar_core.models.star import STARConfig
-from stagevar_core.models.var import SIDES_256, VARConfig
+from stagevar_core.models.var import VARConfig
+from stagevar_core.schedule import SIDES_256
 from stagevar_core.text_clip import CLIPEncoderConfig
 from tests import official_star, official_var
 from tests.tiny_star import tiny_clip

@@ -2,8 +2,8 @@
 
 from stagevar_core.autoencoders.vq import VQTokenizer, VQTokenizerConfig
 from stagevar_core.conditioning import ClassConditioning
-from stagevar_core.models.var import SIDES_256, VAR, VARConfig
-from stagevar_core.schedule import ScaleSchedule
+from stagevar_core.models.var import VAR, VARConfig
+from stagevar_core.schedule import SIDES_256, ScaleSchedule
 from tests.tiny import randomize
 
 SIDES = (1, 2, 3, 4, 6)

@@ -4,8 +4,7 @@ Its tokenizer is VAR's, see ``families_var.py``.
 """
 
 from ..models.star import STAR, STARConfig
-from ..models.var import SIDES_256, SIDES_512, SIDES_1024
-from ..schedule import AspectTable, SquareTable
+from ..schedule import SIDES_256, SIDES_512, SIDES_1024, AspectTable, SquareTable
 from ..text_clip import CLIPEncoderConfig
 from .convert import BLOCK, Fold, Ignore, KeyMap, Rename, self_attention
 from .errors import CheckpointError

@@ -4,8 +4,8 @@ import math
 from collections import Counter
 
 from ..autoencoders.vq import VQTokenizer, VQTokenizerConfig
-from ..models.var import SIDES_256, SIDES_512, SIDES_1024, VAR, VARConfig
-from ..schedule import AspectTable, SquareTable
+from ..models.var import VAR, VARConfig
+from ..schedule import SIDES_256, SIDES_512, SIDES_1024, AspectTable, SquareTable
 from .convert import BLOCK, Fold, Ignore, KeyMap, Rename, self_attention
 from .spec import FamilySpec, Shapes, conv_sizes, module_shapes
 

@@ -28,11 +28,7 @@ from ..layers import (
     modulated_norm,
     split_heads,
 )
-from ..schedule import Scale, ScaleSchedule
-
-SIDES_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
-SIDES_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
-SIDES_1024 = (1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64)
+from ..schedule import SIDES_256, SIDES_512, Scale, ScaleSchedule
 
 
 @dataclass(frozen=True)
