@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..stagevar_core.attention import AttentionFn, attend
 from ..stagevar_core.checkpoints.detect import spec_of
 from ..stagevar_core.checkpoints.load import Checkpoint
-from ..stagevar_core.devices import SMALL, default_dtype
+from ..stagevar_core.devices import SMALL, default_dtype, fast_bfloat16
 
 _LOG = logging.getLogger(__name__)
 DEFAULT = "default"
@@ -75,6 +75,8 @@ def compute_dtype(storage: torch.dtype, device: torch.device) -> torch.dtype:
     """The dtype of the matrix products."""
     if storage == torch.float32 or (storage == torch.bfloat16 and mm.is_device_cpu(device)):
         return storage  # chosen on the CPU it halves the cache; PyTorch computes it everywhere
+    if mm.is_device_cpu(device) and fast_bfloat16():
+        return torch.bfloat16
     cast = mm.unet_manual_cast(storage, device, [torch.bfloat16, torch.float32])
     return cast or storage
 

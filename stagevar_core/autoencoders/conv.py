@@ -47,7 +47,7 @@ class ResBlock(nn.Module):
             self.nin_shortcut = operations.Conv2d(in_channels, out_channels, 1, **factory)
 
     def forward(self, x: Tensor, work: Tensor | None = None) -> Tensor:
-        """``x`` may be overwritten, unless gradients are recorded; ``work``: storage for what lies between."""
+        """``x`` may be overwritten, unless gradients are recorded; ``work``: storage for what is between."""
         if banded(x):
             h = empty_map(x, self.conv1.out_channels) if work is None else work
             normed_conv(x, self.norm1, self.conv1, h)
