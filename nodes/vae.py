@@ -16,8 +16,7 @@ from .bridge import fill, host_operations, is_out_of_memory, module_of, wrap
 
 _LOG = logging.getLogger(__name__)
 _NO_WEIGHTS = "No VAE weights detected"
-# Sides of tiles in latent pixels where memory is short; a quarter overlaps.
-_TILE, _SMALLER = 32, 16
+_TILES = (512, 256)  # sides in pixels where memory is short; a quarter overlaps
 
 
 class HostTokenizer(nn.Module):
@@ -96,7 +95,8 @@ class TokenizerVAE(comfy.sd.VAE):
         _LOG.warning("StageVAR: out of memory while decoding; trying again in small tiles")
         mm.soft_empty_cache()
         try:
-            return self.decode_tiled(samples_in, tile_x=_SMALLER, tile_y=_SMALLER, overlap=_SMALLER // 4)
+            side = _TILES[1] // self.config.stride
+            return self.decode_tiled(samples_in, tile_x=side, tile_y=side, overlap=side // 4)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -109,10 +109,11 @@ class TokenizerVAE(comfy.sd.VAE):
         return super().decode_tiled(samples, *args, **kwargs)
 
     def decode_tiled_(
-        self, samples: Tensor, tile_x: int = _TILE, tile_y: int = _TILE, overlap: int = _TILE // 4
+        self, samples: Tensor, tile_x: int | None = None, tile_y: int | None = None, overlap: int = 0
     ) -> Tensor:
-        """What core falls back to; its own tiles of 64 latent pixels would hold a whole megapixel here."""
-        return super().decode_tiled_(samples, tile_x, tile_y, overlap)
+        """What core falls back to; its own 64 latent pixels would hold a whole megapixel here."""
+        side = _TILES[0] // self.config.stride
+        return super().decode_tiled_(samples, tile_x or side, tile_y or side, overlap or side // 4)
 
     def encode(self, pixel_samples: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return self._quantized(super().encode(self._pixels(pixel_samples), *args, **kwargs))
@@ -153,7 +154,7 @@ class TokenizerVAE(comfy.sd.VAE):
         gib, (height, width) = 2**30, samples.shape[-2:]
         whole, part = (
             self.memory_used_decode((1, self.latent_channels, *grid), self.vae_dtype) / gib
-            for grid in ((height, width), (_SMALLER, _SMALLER))
+            for grid in ((height, width), (_TILES[1] // self.config.stride,) * 2)
         )
         size = f"{width * self.config.stride}x{height * self.config.stride}"
         return (

@@ -216,11 +216,11 @@ def check_decoding(vae: Any) -> None:
         return decode
 
     whole, side = vae.decode(latents), latents.shape[-1]
-    assert side >= 64, side
-    for limit, error in (
-        (32, torch.cuda.OutOfMemoryError),
-        (16, torch.cuda.OutOfMemoryError),
-        (16, RuntimeError),
+    assert side == 128, side
+    for limit, error, least in (
+        (64, torch.cuda.OutOfMemoryError, 30.0),
+        (32, torch.cuda.OutOfMemoryError, 24.0),
+        (32, RuntimeError, 24.0),
     ):
         sides.clear()
         with replaced(tokenizer, decode=short(limit, error)), Said() as said:
@@ -228,7 +228,7 @@ def check_decoding(vae: Any) -> None:
         assert sides[0] == (side, side) and all(h * w <= limit**2 for h, w in sides[-9:])
         assert any("tile" in line for line in said.lines), said.lines
         assert tiled.shape == whole.shape
-        check_seams(whole, tiled, vae.config.stride)
+        check_seams(whole, tiled, vae.config.stride, least)
     with replaced(tokenizer, decode=short(1)):
         try:
             vae.decode(latents)
@@ -239,17 +239,17 @@ def check_decoding(vae: Any) -> None:
     assert torch.equal(vae.decode(latents), whole)
 
 
-def check_seams(whole: Any, tiled: Any, stride: int) -> None:
-    """Tiles look like the whole, and their borders like any other place."""
+def check_seams(whole: Any, tiled: Any, stride: int, least: float) -> None:
+    """Tiles look like the whole (PSNR in dB), and no border stands out as a step."""
     error = whole - tiled
     psnr = -10 * error.square().mean().log10().item()
-    assert psnr > 26, f"PSNR {psnr:.1f} dB"
+    assert psnr > least, f"PSNR {psnr:.1f} dB"
     for axis in (1, 2):
         steps = (
             error.diff(dim=axis).abs().movedim(axis, 0).flatten(1).mean(dim=1)
         )  # between neighbouring rows
         borders = steps[stride - 1 :: stride]  # tiles begin and end at latent pixels
-        assert borders.max() < 4 * steps.mean() + 1e-3, (axis, borders.max().item(), steps.mean().item())
+        assert borders.max() < 0.02, (axis, borders.max().item(), steps.mean().item())
 
 
 def features(clip: Any) -> Any:
@@ -293,7 +293,8 @@ def check_narrow_weights(vae: Any) -> None:
     model, kinds, _ = found["fp8_e4m3fn"]
     narrow = [name for name, p in kinds.items() if p.dtype.itemsize == 1]
     assert narrow and all(".blocks." in f".{name}" and kinds[name].dim() > 1 for name in narrow)
-    assert model.model_size() < 0.6 * found["bfloat16"][0].model_size()
+    saved = sum(kinds[name].numel() for name in narrow)  # a byte of two
+    assert abs(found["bfloat16"][0].model_size() - saved - model.model_size()) < 0.02 * model.model_size()
     assert model.model.compute_dtype.itemsize > 1
     same = [
         (a == b).float().mean().item()
@@ -327,7 +328,7 @@ def small_card(total: Callable[[], float]) -> Iterator[Any]:
     mm.unload_all_models()
     with replaced(mm, **fake):
         yield card
-        mm.unload_all_models()
+        mm.free_memory(float("inf"), card)
 
 
 def check_offloading(vae: Any) -> None:
