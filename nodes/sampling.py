@@ -191,7 +191,8 @@ def _size_inputs() -> list[Any]:
             default=1,
             min=1,
             max=_MAX_BATCH,
-            tooltip="Images per run. Memory grows with it; when it runs out the images are made one by one.",
+            tooltip="Images per run. Memory grows with it; when it runs out, guidance runs its two rows in "
+            "turn, and then the images are made one by one.",
         ),
     ]
 

@@ -102,7 +102,7 @@ class _Sparse:
             index = tokens.keep.unsqueeze(-1).expand(-1, -1, x.shape[-1])
             full = x.scatter(1, index, y.to(x.dtype))
         if site.layers == self._middle:
-            self.change = (full - x).float().square().mean(dim=(0, 2))
+            self.change = (full - x).float().square_().mean(dim=(0, 2))
         if self._choice is not None and site.layers == self.spans[-1]:
             full = gather_tokens(full, self._choice.source.expand(len(x), -1))
         return full

@@ -269,7 +269,7 @@ class StagedRun:
         if self._narrowed or rows == "both" or not self.info.guided:
             return
         batch, self._narrowed = self.info.batch, True
-        # With a negative prompt the null text goes on from the conditional rows; see sampling.py.
+        # With a negative prompt the null text goes on from the conditional rows; see run.py.
         second = rows == "unconditional" and not self.info.negative
         self.memory.narrow(slice(batch, 2 * batch) if second else slice(0, batch))
 
