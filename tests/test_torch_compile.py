@@ -1,7 +1,7 @@
 """Compiled blocks: the same pictures for every family and policy, few graphs, and a way back.
 
-The name puts it behind the memory tests: once torch has compiled something, a run under a dispatch mode, as they
-use one to count storages, holds a tensor more.
+The name puts it behind the memory tests: once torch has compiled something, a run under a dispatch mode, with
+which they count storages, holds a tensor more.
 """
 
 from __future__ import annotations
