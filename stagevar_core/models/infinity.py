@@ -2,7 +2,7 @@
 
 Arithmetic of infinity/models/{infinity,basic}.py of FoundationVision/Infinity with the settings of all
 released models. Biases that the files keep apart (query, zero key, value) are folded into the projections
-when a checkpoint is converted; see ``checkpoints/convert.py`` for the names.
+when a checkpoint is converted; see ``checkpoints/families_infinity.py`` for the names.
 """
 
 from collections.abc import Sequence
