@@ -70,7 +70,9 @@ def test_a_slice_of_a_cache_is_read_in_place() -> None:
 
 
 @pytest.mark.parametrize("capability", ["AVX512", "DEFAULT"])
-def test_bfloat16_on_a_cpu_takes_blocks_where_products_are_fast(capability: str, monkeypatch) -> None:
+def test_many_scores_in_bfloat16_on_a_cpu_take_blocks_where_products_are_fast(
+    capability, monkeypatch
+) -> None:
     calls = []
 
     def counted(*args, **options):
@@ -78,13 +80,17 @@ def test_bfloat16_on_a_cpu_takes_blocks_where_products_are_fast(capability: str,
         return blocked(*args, **options)
 
     monkeypatch.setattr(attention, "blocked", counted)
+    monkeypatch.setattr(attention, "FEW", 70)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     q, k, v = drawn(1, 2, 8, 16), drawn(1, 2, 9, 16, seed=1), drawn(1, 2, 9, 16, seed=2)
     assert torch.equal(attend(q, k, v, scale=1.0), sdpa(q, k, v, scale=1.0)) and not calls
-    y = attend(q.bfloat16(), k.bfloat16(), v.bfloat16(), scale=1.0)
-    assert error(y, exact(q, k, v, 1.0)) < 2e-2
-    fast = capability == "AVX512" and torch.backends.mkldnn.is_available()
-    assert calls == ([torch.bfloat16] if fast else [])
+    narrow = [x.bfloat16() for x in (q, k, v)]
+    for queries, blocks in ((7, False), (8, True)):
+        calls.clear()
+        y = attend(narrow[0][:, :, :queries], *narrow[1:], scale=1.0)
+        assert error(y, exact(q[:, :, :queries], k, v, 1.0)) < 2e-2
+        fast = capability == "AVX512" and torch.backends.mkldnn.is_available()
+        assert calls == ([torch.bfloat16] if fast and blocks else [])
 
 
 def test_parts_give_the_whole(monkeypatch) -> None:
