@@ -20,6 +20,7 @@ from stagevar_core.conditioning import ClassConditioning, TextConditioning
 from stagevar_core.models.infinity import INFINITY_2B, INFINITY_8B, INFINITY_125M
 from stagevar_core.models.star import STAR_256, STAR_512, STAR_1024
 from stagevar_core.models.var import VAR_D16, VAR_D30, VAR_D36
+from stagevar_core.packing import pack
 from stagevar_core.pipeline import Pictures, Pipeline
 from stagevar_core.sampling import Monitor
 from stagevar_core.schedule import Scale
@@ -150,7 +151,7 @@ def full_size(
     stored: dict[str, Any] = {"dtype": dtype}
     if weights == FP8:
         stored = {"dtype": FP8, "compute_dtype": dtype, "operations": Fp8Operations}
-    transformer = fill(spec.module(config, device="meta", **stored), device)
+    transformer = pack(fill(spec.module(config, device="meta", **stored), device))
     tokenizer = fill(paired.module(codes, dtype=dtype, device="meta"), device)
     width = getattr(config, "text_width", None)
     text = None if width is None else RandomText(width, text_tokens, device)
@@ -159,9 +160,9 @@ def full_size(
 
 
 def weight_bytes(module: Any) -> int:
-    """Memory of all weights; 0 for what has none."""
-    parameters = module.parameters() if isinstance(module, nn.Module) else ()
-    return sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+    """Memory of all weights, packed ones included; 0 for what has none."""
+    tensors = [*module.parameters(), *module.buffers()] if isinstance(module, nn.Module) else ()
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def weight_sizes(pipeline: Pipeline) -> dict[str, int]:

@@ -17,6 +17,7 @@ from .conditioning import ClassConditioning, TextConditioning
 from .devices import default_device, default_dtype, synchronise
 from .heads import SeededNoise
 from .labels import class_index, spread_classes
+from .packing import pack
 from .sampling import Generation, Monitor, SamplingSettings, generate
 from .schedule import AspectTable, Scale, ScaleSchedule
 from .text import MAX_TOKENS, T5TextEncoder
@@ -148,7 +149,7 @@ class Pipeline:
             raise ValueError(f"{transformer} takes text; give the text encoder that belongs to it")
         encoder = load_text_encoder(text_encoder, device=device) if takes_text else None
         return cls(
-            build(model, dtype=dtype or default_dtype(device, model.parameters), device=device),
+            pack(build(model, dtype=dtype or default_dtype(device, model.parameters), device=device)),
             build(codes, dtype=dtype or default_dtype(device, codes.parameters), device=device),
             encoder,
             model.trained,

@@ -309,12 +309,12 @@ def test_one_byte_weights_halve_the_blocks_and_change_little(family: str) -> Non
         pipelines[weights] = bench_models.full_size(family, config, codes, 7, device, torch.bfloat16, weights)
     wide, narrow = (pipeline.transformer for pipeline in pipelines.values())
     assert narrow.compute_dtype == torch.bfloat16
-    inside, around = narrow.blocks[0].ffn.fc1, narrow.head
+    inside, around = narrow.blocks[0].self_attn.proj, narrow.head
     assert (inside.weight.dtype, inside.bias.dtype) == (bench_models.FP8, torch.bfloat16)
     assert around.weight.dtype == torch.float32
     x = torch.randn(3, inside.in_features, generator=torch.Generator().manual_seed(0)).bfloat16()
-    error = (inside(x) - wide.blocks[0].ffn.fc1(x)).norm() / wide.blocks[0].ffn.fc1(x).norm()
-    assert 0 < error < 0.05
+    expected = wide.blocks[0].self_attn.proj(x)
+    assert 0 < (inside(x) - expected).norm() / expected.norm() < 0.05
     sizes = [bench_models.weight_bytes(model.blocks[0].ffn.fc2) for model in (wide, narrow)]
     assert sizes[0] / 2 < sizes[1] < 0.6 * sizes[0]
     pipeline = pipelines[bench_models.FP8]
