@@ -4,17 +4,17 @@
     python scripts/bench.py --cold                             and from a cold process to the first image
     python scripts/bench.py --compile --repeat 5               and with blocks through torch.compile
     python scripts/bench.py --model infinity-2b --pixels 1024 --dtype bfloat16
-    python scripts/bench.py --model infinity-2b --pixels 1024 --weights fp8
+    python scripts/bench.py --model infinity-8b --weights fp8 --text-encoder --presets balanced --alone
     python scripts/bench.py --model infinity-2b --pixels 1024 --presets balanced --batch 1,4
     python scripts/bench.py --model infinity-2b --pixels 1024 --presets balanced,paper --official CHECKOUT
 
 The full-size models have random weights, which changes no time, and 64 random text features, so that no file
-is needed; their text encoder is not part of the measurement. Every phase ends with a synchronised clock. The
-machine's ceilings (matrix product in the compute dtype, copy) are measured before and after in the same run,
-and the higher ones count. With ``--presets`` the acceleration presets are measured one after the other and
-compared with ``off``. With ``--official`` a clone of FoundationVision/Infinity makes images of the same size
-first, in a process of its own. The last line of the output is one JSON object; ``performance_report.py``
-makes the tables of the documentation from such objects.
+is needed; their text encoder is measured only with ``--text-encoder``. Every phase ends with a synchronised
+clock. The machine's ceilings (matrix product in the compute dtype, copy) are measured before and after in the
+same run, and the higher ones count. With ``--presets`` the acceleration presets are measured one after the
+other and compared with ``off``. With ``--official`` a clone of FoundationVision/Infinity makes images of the
+same size first, in a process of its own. The last line of the output is one JSON object;
+``performance_report.py`` makes the tables of the documentation from such objects.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ from machine import ceilings, code_version, hardware, higher  # noqa: E402
 
 from stagevar_core.costs import condition_flops, decode_flops  # noqa: E402
 from stagevar_core.devices import default_device  # noqa: E402
+from stagevar_core.text import T5EncoderConfig  # noqa: E402
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -254,6 +255,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--presets", help="'all' or names with commas, compared with off; with '+local' local attention"
     )
+    parser.add_argument("--alone", action="store_true", help="the presets without off beside them")
+    parser.add_argument(
+        "--text-encoder",
+        action="store_true",
+        help="begin with a Flan-T5-XL of random weights, stored as --weights says, that then makes place",
+    )
     parser.add_argument(
         "--official", type=Path, metavar="CHECKOUT", help="time this clone of FoundationVision/Infinity, too"
     )
@@ -271,13 +278,35 @@ def parse_arguments() -> argparse.Namespace:
 
 def check(arguments: argparse.Namespace) -> None:
     """Numbers and presets of the command line from its words; ``ValueError`` for what cannot be measured."""
+    check_together(arguments)
+    check_numbers(arguments)
+    if arguments.json and not arguments.json.parent.is_dir():
+        raise ValueError(f"--json is {arguments.json}; expected a file in an existing folder")
+    if arguments.presets is None:
+        return
+    try:
+        arguments.presets = bench_presets.chosen(arguments.presets, arguments.batch, alone=arguments.alone)
+    except ValueError as error:
+        raise ValueError(f"--presets: {error}") from error
+
+
+def check_together(arguments: argparse.Namespace) -> None:
+    """``ValueError`` for options that do not go with the model or with each other."""
     full_size = arguments.model != EMBEDDED
     if arguments.cold and full_size:
         raise ValueError("--cold times the embedded model; leave --model out")
     if arguments.weights and not full_size:
         raise ValueError("--weights is of the full-size models; name one with --model")
-    if arguments.official and not arguments.model.startswith("infinity"):
-        raise ValueError(f"--official runs Infinity; the model is {arguments.model}")
+    for name in ("official", "text_encoder"):
+        if getattr(arguments, name) and not arguments.model.startswith("infinity-"):
+            option = name.replace("_", "-")
+            raise ValueError(f"--{option} is for Infinity of full size; the model is {arguments.model}")
+    if arguments.alone and (arguments.presets is None or arguments.official):
+        raise ValueError("--alone leaves off out of --presets, which --official is compared with")
+
+
+def check_numbers(arguments: argparse.Namespace) -> None:
+    """Batch sizes from their words; ``ValueError`` for numbers that nothing can be measured with."""
     try:
         arguments.batch = [int(number) for number in str(arguments.batch).split(",")]
     except ValueError:
@@ -291,13 +320,6 @@ def check(arguments: argparse.Namespace) -> None:
             raise ValueError(f"--{name.replace('_', '-')} is {least}; expected 1 or more")
     if len(arguments.batch) > 1 and arguments.presets is None:
         raise ValueError("--batch has several numbers, which --presets compares; name presets, or give one")
-    if arguments.json and not arguments.json.parent.is_dir():
-        raise ValueError(f"--json is {arguments.json}; expected a file in an existing folder")
-    if arguments.presets is not None:
-        try:
-            arguments.presets = bench_presets.chosen(arguments.presets, arguments.batch)
-        except ValueError as error:
-            raise ValueError(f"--presets: {error}") from error
 
 
 def main() -> int:
@@ -322,7 +344,8 @@ def main() -> int:
             official = bench_official.measure(arguments.official, job)
         start = time.perf_counter()
         weights = FP8 if arguments.weights else None
-        pipeline = load(arguments.model, arguments.text_tokens, device, dtype, weights)
+        text = T5EncoderConfig() if arguments.text_encoder else None
+        pipeline = load(arguments.model, arguments.text_tokens, device, dtype, weights, text)
         found["load_seconds"] = time.perf_counter() - start
         found |= measure(pipeline, arguments, device) | {"hardware": hardware(device)}
         if arguments.official:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from machine import Allocated, Resident, give_back, memory_of
+from machine import Allocated, Resident, give_back, memory_of, synchronise
 from torch import Tensor, nn
 
 from stagevar_core.acceleration.policy import AccelerationPolicy
@@ -24,6 +25,7 @@ from stagevar_core.packing import pack
 from stagevar_core.pipeline import Pictures, Pipeline
 from stagevar_core.sampling import Monitor
 from stagevar_core.schedule import Scale
+from stagevar_core.text import T5EncoderConfig
 from stagevar_core.trace import Trace
 
 PROMPT = "a red circle left of a blue square"
@@ -101,6 +103,63 @@ class RandomText:
         return tuple(self.features[:max_tokens] for _ in prompts)
 
 
+class StoredLinear(nn.Module):
+    """What :class:`Fp8Linear` is, under a name that the layers of ``transformers`` do not look for."""
+
+    weight = None  # they would narrow their input to what they find here
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.register_buffer("narrow", linear.weight.detach().to(FP8), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.narrow.to(x.dtype))
+
+
+class EncodedText(RandomText):
+    """The text of a Flan-T5-XL of random weights that encoded it once and was given back.
+
+    So it goes where the transformer needs the room: the text first, then the encoder makes place. ``seconds``
+    of encoding, the ``bytes`` of its weights and the ``peak`` of the device's memory meanwhile are kept.
+    """
+
+    def __init__(
+        self, config: T5EncoderConfig, tokens: int, device: torch.device, weights: torch.dtype
+    ) -> None:
+        super().__init__(config.d_model, tokens, device)
+        memory = memory_of(device)
+        encoder = _t5(config, device, weights)
+        ids = torch.arange(tokens, device=device).unsqueeze(0) % config.vocab_size
+        memory.reset()
+        started = time.perf_counter()
+        with torch.inference_mode():
+            self.features = encoder(input_ids=ids).last_hidden_state[0].float()
+        synchronise(device)
+        self.seconds = time.perf_counter() - started
+        self.bytes, self.peak = weight_bytes(encoder), memory.peak()
+        del encoder
+        give_back()
+
+
+def _t5(config: T5EncoderConfig, device: torch.device, weights: torch.dtype) -> nn.Module:
+    """An encoder that computes in bfloat16, its linear layers stored as ``weights``."""
+    from transformers import T5Config, T5EncoderModel
+
+    with torch.device("meta"):
+        encoder = T5EncoderModel(T5Config(**config.to_dict(), is_encoder_decoder=False, use_cache=False))
+    encoder.to(torch.bfloat16)
+    for block in encoder.encoder.block:  # one after the other, so that the wide weights are never all there
+        fill(block, device)
+        for part in list(block.modules()) if weights == FP8 else ():
+            for name, child in part.named_children():
+                if type(child) is nn.Linear:
+                    setattr(part, name, StoredLinear(child))
+    fill(encoder.encoder.final_layer_norm, device)
+    embedding = fill(nn.Embedding(config.vocab_size, config.d_model, dtype=torch.bfloat16), device)
+    encoder.set_input_embeddings(embedding)
+    return encoder.eval()
+
+
 class MeasuredPipeline(Pipeline):
     """Forgets the peak of sampling before it decodes; by then the KV cache is gone.
 
@@ -120,18 +179,24 @@ class MeasuredPipeline(Pipeline):
         return super().decode(f_hat)
 
 
-def load(
+def load(  # noqa: PLR0913 - what a user may ask for, all but the first optional
     name: str,
     text_tokens: int,
     device: torch.device,
     dtype: torch.dtype,
     weights: torch.dtype | None = None,
+    text_encoder: T5EncoderConfig | None = None,
 ) -> MeasuredPipeline:
-    """The models to measure. ``weights``: how the transformer's are stored, None is ``dtype``."""
+    """The models to measure. ``weights``: how the transformer's are stored, None is ``dtype``.
+
+    ``text_encoder``: what encodes the text before anything else is loaded; None takes random features.
+    """
     if name == EMBEDDED:
         pipeline = MeasuredPipeline.embedded(dtype=dtype, device=device)
     else:
+        text = text_encoder and EncodedText(text_encoder, text_tokens, device, weights or dtype)
         pipeline = full_size(*FULL_SIZE[name], text_tokens, device, dtype, weights)
+        pipeline.text_encoder = text or pipeline.text_encoder
     pipeline.beside = max(0, (memory_of(device).now() or 0) - sum(weight_sizes(pipeline).values()))
     return pipeline
 
@@ -255,24 +320,33 @@ def memory_by_kind(pipeline: MeasuredPipeline, runs: Sequence[Run]) -> dict[str,
     ``kind``: 'resident' or 'allocated', see :func:`machine.memory_of`. ``process``: what was there beside the
     weights before anything ran: interpreter and libraries. ``activations``: at the scale with the highest
     peak, whatever is neither weights, nor KV cache, nor ``process``. ``beyond_weights``: the peak without
-    the weights alone. ``resident``: of the process in RAM, also where the model runs on a GPU.
+    the weights alone. ``resident``: of the process in RAM, also where the model runs on a GPU. ``peak_text``
+    and ``text_first``: where a text encoder made place, the peak by then and its weights.
     """
-    sizes = weight_sizes(pipeline)
+    sizes, text = weight_sizes(pipeline), pipeline.text_encoder
+    first = {}
+    if isinstance(text, EncodedText):
+        first = {"peak_text": text.peak, "text_first": text.bytes, "seconds_text": text.seconds}
     weights = sum(sizes.values())
     sampling = max((found for run in runs if (found := run.highest())), default=None)
     decode = max((run.decode_peak for run in runs if run.decode_peak), default=None)
-    peak = max((each for each in (sampling and sampling[0], decode) if each), default=None)
+    running = max((each for each in (sampling and sampling[0], decode) if each), default=None)
+    peak = running and max(running, first.get("peak_text") or 0)
     held = weights + pipeline.beside
-    return sizes | {
-        "kind": memory_of(pipeline.device).kind,
-        "weights": weights,
-        "process": pipeline.beside,
-        "kv_cache": max(run.trace.kv_peak_bytes for run in runs),
-        "activations": sampling and max(0, sampling[0] - sampling[1] - held),
-        "activations_decode": decode and max(0, decode - held),
-        "peak_sampling": sampling and sampling[0],
-        "peak_decode": decode,
-        "peak": peak,
-        "beyond_weights": peak and peak - weights,
-        "resident": max((run.resident for run in runs if run.resident), default=None),
-    }
+    return (
+        sizes
+        | first
+        | {
+            "kind": memory_of(pipeline.device).kind,
+            "weights": weights,
+            "process": pipeline.beside,
+            "kv_cache": max(run.trace.kv_peak_bytes for run in runs),
+            "activations": sampling and max(0, sampling[0] - sampling[1] - held),
+            "activations_decode": decode and max(0, decode - held),
+            "peak_sampling": sampling and sampling[0],
+            "peak_decode": decode,
+            "peak": peak,
+            "beyond_weights": running and running - weights,
+            "resident": max((run.resident for run in runs if run.resident), default=None),
+        }
+    )

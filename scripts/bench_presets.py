@@ -25,13 +25,16 @@ class Variant(NamedTuple):
     batch: int
 
 
-def chosen(names: str, batches: Sequence[int] = (1,)) -> dict[Variant, AccelerationPolicy]:
+def chosen(
+    names: str, batches: Sequence[int] = (1,), *, alone: bool = False
+) -> dict[Variant, AccelerationPolicy]:
     """The presets of a list with commas, or 'all', at every batch size; ``off`` at the first comes first.
 
-    'quality+local' is ``quality`` with local attention. ``ValueError`` for an unknown name.
+    'quality+local' is ``quality`` with local attention. ``alone``: ``off`` only where it is in the list.
+    ``ValueError`` for an unknown name.
     """
     wanted = list(PRESETS) if names == "all" else [name.strip() for name in names.split(",")]
-    found = {Variant(BASE, batches[0]): preset(BASE)}
+    found = {} if alone else {Variant(BASE, batches[0]): preset(BASE)}
     for batch in batches:
         for name in wanted:
             local = {"attention": "local"} if name.endswith(LOCAL) else {}

@@ -121,6 +121,8 @@ def models(files: Sequence[Found]) -> str:
     body = []
     for found in files:
         row, place = rows(found)[0], where(found)
+        if row["preset"] != "off":
+            continue
         spent, memory = row["seconds"], row["bytes"]
         times_of = [seconds(spent[phase]) for phase in ("transformer", "decode", "total")]
         name = what(found) + (f", batch {row['batch']}" if row["batch"] > 1 else "")
@@ -186,21 +188,32 @@ def batches(files: Sequence[Found]) -> str:
 
 def memory(files: Sequence[Found]) -> str:
     """The peak by what it is for."""
-    kinds = ("weights", "process", "kv_cache", "activations", "activations_decode", "peak", "beyond_weights")
-    head = ("weights", "process", "KV cache", "activations", "decode", "peak", "beyond weights", "resident")
+    kinds = {
+        "peak_text": "text before",
+        "weights": "weights",
+        "process": "process",
+        "kv_cache": "KV cache",
+        "activations": "activations",
+        "activations_decode": "decode",
+        "peak": "peak",
+        "beyond_weights": "beyond weights",
+        "resident": "resident",
+    }
     body = []
     for found in files:
         for row in rows(found):
-            parts = [size(row["bytes"].get(kind)) for kind in (*kinds, "resident")]
+            parts = [size(row["bytes"].get(kind)) for kind in kinds]
             name = f"`{row['preset']}`" + (f", batch {row['batch']}" if row["batch"] > 1 else "")
             body.append([what(found), name, *parts, where(found)])
-    return table(["model", "preset", *head, "measured on"], body)
+    return table(["model", "preset", *kinds.values(), "measured on"], body)
 
 
 def scales(files: Sequence[Found]) -> str:
     """Time and work of every scale of the dense run; one table per file."""
     parts = []
     for found in files:
+        if rows(found)[0]["preset"] != "off":
+            continue
         ceiling, body = found["ceilings"]["matmul_flops_per_s"], []
         for grid, spent, flops, attention in _scales(found):
             figures = [(flops - attention) / 1e12, attention / 1e12, flops / spent / 1e12]

@@ -241,10 +241,13 @@ def test_the_official_code_and_ours_are_rows_of_one_run() -> None:
 def test_scales_tell_attention_from_matrix_products() -> None:
     flops = {"linear": 2e12, "attention": 5e11, "text": 5e11, "head": 0.0, "reduction": 0.0, "total": 3e12}
     trace = {"scales": [{"scale": {"grid": [4, 4]}, "milliseconds": 6000.0, "flops": flops}]}
+    off = {"preset": "off", "bytes": {"kv_cache": 0}, "trace": trace}
     dense = [{"grid": [4, 4], "seconds": 6.0, "flops": 3e12, "attention_flops": 1e12}]
-    for changes in ({"presets": [{"trace": trace}]}, {"scales": dense}):
+    for changes in ({"presets": [off]}, {"scales": dense}):
         text = performance_report.scales([measurement(**changes)])
         assert text.splitlines()[-1] == "| 4x4 | 6.000 | 2.000 | 1.000 | 0.500 | 50% |"
+    alone = measurement(presets=[off | {"preset": "balanced"}])
+    assert performance_report.scales([alone]) == "Not measured."
 
 
 def test_tables_are_replaced_and_all_other_text_stays() -> None:

@@ -14,6 +14,7 @@ import bootstrap
 import comfy_server
 import environment
 import machine
+import performance_report
 import pytest
 import setup_torch
 import torch
@@ -23,6 +24,7 @@ from stagevar_core.acceleration.presets import PRESETS
 from stagevar_core.autoencoders.bsq import BSQTokenizerConfig
 from stagevar_core.checkpoints.detect import spec_of
 from stagevar_core.models.infinity import InfinityConfig
+from stagevar_core.text import T5EncoderConfig
 from tests import tiny_families
 
 
@@ -251,6 +253,7 @@ def test_bench_takes_all_presets_and_puts_off_first() -> None:
     assert local.settings.attention == "local"
     several = list(bench_presets.chosen("balanced", (1, 4)))
     assert several == [("off", 1), ("balanced", 1), ("balanced", 4)]
+    assert list(bench_presets.chosen("balanced", (1, 4), alone=True)) == several[1:]
 
 
 @pytest.mark.parametrize(
@@ -263,7 +266,9 @@ def test_bench_takes_all_presets_and_puts_off_first() -> None:
         (["--batch", "two"], "--batch is two; expected numbers with commas"),
         (["--batch", "1,4"], "--batch has several numbers, which --presets compares"),
         (["--weights", "fp8"], "--weights is of the full-size models"),
-        (["--official", "x"], "--official runs Infinity; the model is embedded"),
+        (["--official", "x"], "--official is for Infinity of full size; the model is embedded"),
+        (["--text-encoder", "--model", "var-d30"], "--text-encoder is for Infinity of full size"),
+        (["--alone"], "--alone leaves off out of --presets"),
         (["--cold", "--model", "infinity-2b"], "--cold times the embedded model"),
     ],
 )
@@ -320,3 +325,32 @@ def test_one_byte_weights_halve_the_blocks_and_change_little(family: str) -> Non
     pipeline = pipelines[bench_models.FP8]
     request = {"width": 256, "height": 256, "batch": 1, "settings": pipeline.settings(cfg=2.0)}
     assert bench_models.measured(pipeline, request, 1).pictures.size == (256, 256)
+
+
+@pytest.mark.parametrize("weights", [None, bench_models.FP8])
+def test_a_text_encoder_makes_place_before_anything_else_is_loaded(
+    weights: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    width = TINY["infinity"][0].text_width
+    config = T5EncoderConfig(vocab_size=40, d_model=width, d_ff=96, d_kv=16, num_heads=4, num_layers=2)
+    monkeypatch.setitem(bench_models.FULL_SIZE, "infinity-125m", ("infinity", *TINY["infinity"]))
+    pipeline = bench_models.load("infinity-125m", 7, torch.device("cpu"), torch.bfloat16, weights, config)
+    text = pipeline.text_encoder
+    assert text.features.shape == (7, width) and text.features.isfinite().all()
+    linear = 2 * (4 * width * 64 + 3 * width * 96)
+    rest = 2 * (40 * width + 32 * 4 + 5 * width)
+    assert text.bytes == linear * (1 if weights else 2) + rest
+    request = {"width": 256, "height": 256, "batch": 1, "settings": pipeline.settings(cfg=2.0)}
+    memory = bench_models.memory_by_kind(pipeline, [bench_models.measured(pipeline, request, 1)])
+    assert (memory["text_first"], memory["peak_text"]) == (text.bytes, text.peak)
+    assert memory["peak"] == max(memory[f"peak_{phase}"] for phase in ("text", "sampling", "decode"))
+    assert not memory["text_encoder"]  # it is not there any more
+
+
+def test_presets_can_be_measured_without_the_dense_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    found = run_bench(monkeypatch, capsys, "--presets", "turbo", "--alone")
+    (row,) = found["presets"]
+    assert row["preset"] == "turbo" and row["wall_ratio"] is None and row["batch_ratio"] == 1.0
+    assert performance_report.models([found | {"name": "x"}]) == "Not measured."
