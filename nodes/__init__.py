@@ -3,7 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .acceleration import Accelerate
-from .compiling import Compile
+from .compiling import Compile, CompileVAE
 from .editing import EditNode
 from .labels import ClassLabel
 from .loaders import LoadModel, LoadTextEncoder, LoadTokenizer
@@ -18,7 +18,8 @@ class StageVARExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         register_folder()
         loaders = [LoadModel, LoadTokenizer, LoadTextEncoder]
-        return [*loaders, ClassLabel, Accelerate, Schedule, Compile, EditNode, Sampler, Report]
+        compilers = [Compile, CompileVAE]
+        return [*loaders, ClassLabel, Accelerate, Schedule, *compilers, EditNode, Sampler, Report]
 
 
 async def comfy_entrypoint() -> StageVARExtension:

@@ -90,7 +90,7 @@ class HostMonitor(Monitor):
         if grid != [height, width]:
             latent = F.interpolate(latent, size=grid, mode="area")
         try:
-            image = self._vae.first_stage_model.decode(latent.to(self._vae.device))
+            image = self._vae.first_stage_model.preview(latent.to(self._vae.device))
         except Exception as error:
             if not is_out_of_memory(error):
                 raise

@@ -15,13 +15,8 @@ def checked_pair(model: Any, vae: Any) -> nn.Module:
         raise ValueError(
             f"model: found {type(network or model).__name__}; expected a VAR_MODEL from Load StageVAR Model"
         )
-    if not isinstance(vae, TokenizerVAE):
-        raise ValueError(
-            f"vae: found a {type(vae).__name__} of another kind of model; expected the one of Load StageVAR "
-            "Tokenizer (VAE)"
-        )
     try:
-        check_pairing(network.checkpoint, vae.checkpoint)
+        check_pairing(network.checkpoint, checked_vae(vae).checkpoint)
     except CheckpointError as error:
         raise ValueError(f"vae: {error}") from error
     if network.checkpoint.trained is None:
@@ -30,3 +25,13 @@ def checked_pair(model: Any, vae: Any) -> nn.Module:
             "of scales is not that of a published model. Convert it with its settings"
         )
     return network
+
+
+def checked_vae(vae: Any) -> TokenizerVAE:
+    """The same VAE; raises ``ValueError`` for one of another kind of model."""
+    if not isinstance(vae, TokenizerVAE):
+        raise ValueError(
+            f"vae: found a {type(vae).__name__} of another kind of model; expected the one of Load StageVAR "
+            "Tokenizer (VAE)"
+        )
+    return vae

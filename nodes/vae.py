@@ -1,5 +1,6 @@
 """The image tokenizer as a core VAE, so that every core VAE node works on it."""
 
+import copy
 import logging
 from typing import Any
 
@@ -10,6 +11,7 @@ from comfy.cli_args import args
 from torch import Tensor, nn
 
 from ..stagevar_core.checkpoints.load import Checkpoint
+from ..stagevar_core.compiling import CompiledTokenizer, Compiler
 from ..stagevar_core.devices import default_dtype
 from ..stagevar_core.schedule import AspectTable, ScaleSchedule
 from .bridge import fill, host_operations, is_out_of_memory, module_of, wrap
@@ -31,6 +33,19 @@ class HostTokenizer(nn.Module):
 
     def decode(self, f_hat: Tensor) -> Tensor:
         return self.tokenizer.decode(f_hat.to(self.decode_dtype)).float()
+
+    preview = decode  # of small latents of many sizes, which are never compiled
+
+
+class CompiledHostTokenizer(HostTokenizer):
+    """One that decodes through ``compiler``, previews aside."""
+
+    def __init__(self, plain: HostTokenizer, compiler: Compiler) -> None:
+        super().__init__(plain.tokenizer, plain.decode_dtype)
+        self.compiled = CompiledTokenizer(plain.tokenizer, compiler)
+
+    def decode(self, f_hat: Tensor) -> Tensor:
+        return self.compiled.decode(f_hat.to(self.decode_dtype)).float()
 
 
 class TokenizerVAE(comfy.sd.VAE):
@@ -75,6 +90,12 @@ class TokenizerVAE(comfy.sd.VAE):
             config.dim,
             decode_dtype,
         )
+
+    def compiled(self, compiler: Compiler) -> "TokenizerVAE":
+        """The same VAE, decoding through ``compiler``; weights and their place in memory are shared."""
+        clone = copy.copy(self)
+        clone.first_stage_model = CompiledHostTokenizer(self.first_stage_model, compiler)
+        return clone
 
     def quantizer(self, patch: int = 1) -> Any:
         """What turns tokens of ``patch`` x ``patch`` latent pixels into latents."""

@@ -1,4 +1,4 @@
-"""``bench.py --compile``: the blocks as they are and through ``torch.compile``, in turn in one process."""
+"""``bench.py --compile``: blocks and decoder as they are and through ``torch.compile``, in turn."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from bench_models import Run, measured
 from torch import Tensor
 
-from stagevar_core.compiling import CompiledTransformer, Compiler
+from stagevar_core.compiling import CompiledTokenizer, CompiledTransformer, Compiler
 from stagevar_core.pipeline import Pipeline
 
 EAGER, COMPILED = "eager", "compiled"
@@ -19,31 +19,34 @@ def measure(pipeline: Pipeline, request: dict[str, Any], repeat: int) -> dict[st
     """``repeat`` runs of both in turn, after one compiled run that does not count: it compiles.
 
     ``first_seconds``: of that run, its steps included. ``graphs``: compiled by then and in all, which is the
-    same where no scale compiles again. ``failed``: whether the blocks ran as they are after all.
+    same where no scale compiles again. ``failed``: whether all ran as it is after all.
     """
     from torch._dynamo.utils import counters
 
-    plain = pipeline.transformer
-    ways = {EAGER: plain, COMPILED: CompiledTransformer(plain, Compiler())}
+    plain, compiler = (pipeline.transformer, pipeline.tokenizer), Compiler()
+    ways = {
+        EAGER: plain,
+        COMPILED: (CompiledTransformer(plain[0], compiler), CompiledTokenizer(plain[1], compiler)),
+    }
     runs: dict[str, list[Run]] = {name: [] for name in ways}
     counters.clear()
     try:
-        pipeline.transformer = ways[COMPILED]
+        pipeline.transformer, pipeline.tokenizer = ways[COMPILED]
         started = time.perf_counter()
         measured(pipeline, request, 0)
         first, graphs = time.perf_counter() - started, [counters["stats"]["unique_graphs"]]
         for seed in range(repeat):
-            for name, pipeline.transformer in ways.items():
+            for name, (pipeline.transformer, pipeline.tokenizer) in ways.items():
                 runs[name].append(measured(pipeline, request, seed))
     finally:
-        pipeline.transformer = plain
+        pipeline.transformer, pipeline.tokenizer = plain
     graphs.append(counters["stats"]["unique_graphs"])
-    found = {"first_seconds": first, "graphs": graphs, "failed": ways[COMPILED].compiler.failed}
+    found = {"first_seconds": first, "graphs": graphs, "failed": compiler.failed}
     return found | compare(runs[EAGER], runs[COMPILED])
 
 
 def compare(eager: list[Run], compiled: list[Run]) -> dict[str, Any]:
-    """Seconds of every scale and of all, the best of the runs, and by how much the results differ.
+    """Seconds of every scale, of all and of decoding, the best of the runs; by how much the results differ.
 
     ``codes_changed``: the share of the codes of a scale that are drawn differently, over all runs; a
     different code changes what later scales see. Rounding differs where a compiler fuses operations.
@@ -63,7 +66,8 @@ def compare(eager: list[Run], compiled: list[Run]) -> dict[str, Any]:
             }
         )
     whole = {name: min(sum(run.pictures.seconds["scales"]) for run in runs) for name, runs in ways.items()}
-    return {"scales": scales, "seconds": whole}
+    decoding = {name: min(run.pictures.seconds["decode"] for run in runs) for name, runs in ways.items()}
+    return {"scales": scales, "seconds": whole, "decode": {"seconds": decoding}}
 
 
 def changed(a: Tensor, b: Tensor) -> float:
@@ -77,7 +81,7 @@ def show(found: dict[str, Any]) -> None:
     print(f"\ntorch.compile: {state}; first run {found['first_seconds']:.1f} s; the best of each in ms")
     print(f"{'grid':<12}{EAGER:>10}{COMPILED:>10}{'ratio':>8}{'codes changed':>15}")
     rows = [("x".join(map(str, row["grid"])), row) for row in found["scales"]]
-    for name, row in [*rows, ("transformer", found)]:
+    for name, row in [*rows, ("transformer", found), ("decode", found["decode"])]:
         before, after = row["seconds"].values()
         line = f"{name:<12}{before * 1e3:>10.1f}{after * 1e3:>10.1f}{before / after:>7.2f}x"
         print(line + (f"{row['codes_changed']:>15.2%}" if "codes_changed" in row else ""))

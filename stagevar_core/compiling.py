@@ -1,4 +1,6 @@
-"""An opt-in for scales that are bound by overhead: the arithmetic of the blocks through ``torch.compile``.
+"""An opt-in for GPUs, where starting operations costs time: arithmetic through ``torch.compile``.
+
+The decoder of a tokenizer is one graph. The blocks are for scales that are bound by overhead.
 
 A block is host code between pieces of arithmetic: attention, the KV cache and token reduction decide in
 Python what runs next. Only the pieces are compiled, three per block, each as one graph that all blocks share:
@@ -19,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .autoencoders.bands import in_bands
 from .context import ScaleContext
 from .layers import PART
 
@@ -37,6 +40,11 @@ def after_attention(branch: Branch, ctx: "CompiledContext", h: Tensor, mixed: Te
     """What a branch makes of attention's output ``mixed``; what led there is not used a second time."""
     ctx.mixed = mixed
     return branch(h, None)
+
+
+def decoded(tokenizer: Any, f_hat: Tensor) -> Tensor:
+    """A tokenizer's image of accumulated codes."""
+    return tokenizer.decode(f_hat)
 
 
 def whole(branch: Branch, h: Tensor, positions: Tensor | None) -> Tensor:
@@ -152,11 +160,8 @@ class CompiledContext(ScaleContext):
             self.split, self.projected, self.mixed = False, (), None
 
 
-class CompiledTransformer(nn.Module):
-    """A transformer of any family that runs its blocks through ``compiler``.
-
-    It is used in place of ``network``, shares its weights, and does not change it.
-    """
+class _InPlaceOf(nn.Module):
+    """Used in place of ``network``: shares its weights and does not change it."""
 
     def __init__(self, network: nn.Module, compiler: Compiler) -> None:
         super().__init__()
@@ -168,6 +173,10 @@ class CompiledTransformer(nn.Module):
         except AttributeError:
             return getattr(super().__getattr__("network"), name)
 
+
+class CompiledTransformer(_InPlaceOf):
+    """A transformer of any family that runs its blocks through ``compiler``."""
+
     def forward(self, x: Tensor, ctx: ScaleContext) -> Tensor:
         """All blocks over the tokens of one scale, (rows, L, C)."""
         if self.compiler.failed:
@@ -175,3 +184,19 @@ class CompiledTransformer(nn.Module):
         given = {field.name: getattr(ctx, field.name) for field in fields(ScaleContext)}
         with self.compiler.limits():
             return self.network(x, CompiledContext(**given, compiler=self.compiler))
+
+
+class CompiledTokenizer(_InPlaceOf):
+    """A tokenizer of any family that decodes through ``compiler``.
+
+    A CPU decodes large maps in bands, each of which would be compiled for its size, so it decodes as it is.
+    """
+
+    def decode(self, f_hat: Tensor) -> Tensor:
+        """Accumulated codes (B, dim, h, w) to an image (B, 3, H, W) in [-1, 1]."""
+        config = self.network.config
+        finest = f_hat[:, 0].numel() * config.stride**2 * config.width * f_hat.element_size()
+        if self.compiler.failed or in_bands(finest, f_hat.device):
+            return self.network.decode(f_hat)
+        with self.compiler.limits():
+            return self.compiler(decoded, self.network, f_hat)

@@ -1,4 +1,4 @@
-"""Compiled blocks: the same pictures for every family and policy, few graphs, and a way back.
+"""Compiled blocks and decoders: the same pictures for every family and policy, few graphs, and a way back.
 
 The name puts it behind the memory tests: once torch has compiled something, a run under a dispatch mode, with
 which they count storages, holds a tensor more.
@@ -18,7 +18,8 @@ import pytest
 import torch
 
 from stagevar_core.acceleration.presets import PRESETS, preset
-from stagevar_core.compiling import CompiledTransformer, Compiler
+from stagevar_core.autoencoders import bands
+from stagevar_core.compiling import CompiledTokenizer, CompiledTransformer, Compiler
 from stagevar_core.pipeline import Pipeline
 from stagevar_core.sampling import SamplingSettings, generate
 from stagevar_core.schedule import ScaleSchedule
@@ -34,7 +35,9 @@ from tests.tiny import (
     run,
     same_codes,
     tiny_infinity,
+    tiny_tokenizer,
 )
+from tests.tiny_var import tiny_vq
 
 PIECES = 3  # before attention, after it, the feed-forward
 HAS_COMPILER = any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++", "cl") if name)
@@ -152,6 +155,40 @@ def test_running_out_of_memory_is_no_reason_to_stop_compiling() -> None:
     assert not compiled.compiler.failed
 
 
+@pytest.mark.parametrize("build", [tiny_tokenizer, tiny_vq], ids=["bsq", "vq"])
+def test_a_decoder_is_one_graph_for_sizes_of_a_kind(build: Callable) -> None:
+    """On a CPU torch multiplies small maps in another way, so that they are a graph of their own."""
+    tokenizer, backend = build(), Counting()
+    compiled = CompiledTokenizer(tokenizer, Compiler(backend))
+    with torch.inference_mode():
+        for grid, graphs in (((6, 6), 1), ((5, 9), 2), ((7, 4), 2), ((9, 6), 2), ((6, 6), 2)):
+            f_hat = torch.randn(1, 4, *grid, generator=torch.Generator().manual_seed(sum(grid)))
+            assert torch.allclose(compiled.decode(f_hat), tokenizer.decode(f_hat), atol=1e-5)
+            assert backend.graphs <= graphs
+    assert backend.graphs and not compiled.compiler.failed
+    assert compiled.config is tokenizer.config
+
+
+def test_a_decoder_in_bands_is_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bands, "BAND_BYTES", 4 * 32 * 24**2 - 1)
+    tokenizer, backend = tiny_tokenizer(), Counting()
+    compiled = CompiledTokenizer(tokenizer, Compiler(backend))
+    with torch.inference_mode():
+        for side, graphs in ((6, 0), (5, 1)):
+            f_hat = torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(0))
+            assert torch.allclose(compiled.decode(f_hat), tokenizer.decode(f_hat), atol=1e-5)
+            assert backend.graphs == graphs
+
+
+def test_a_decoder_that_cannot_be_compiled_runs_as_it_is() -> None:
+    tokenizer, f_hat = tiny_tokenizer(), torch.zeros(1, 4, 6, 6)
+    compiled = CompiledTokenizer(tokenizer, Compiler(Counting({0: RuntimeError("no compiler")})))
+    with torch.inference_mode():
+        for _ in range(2):
+            assert torch.equal(compiled.decode(f_hat), tokenizer.decode(f_hat))
+    assert compiled.compiler.failed
+
+
 def test_an_interrupted_run_leaves_nothing_behind() -> None:
     network = tiny_infinity()
     names = set(vars(network)) | {name for name, _ in network.named_modules()}
@@ -175,14 +212,16 @@ def test_the_bench_compares_both_ways(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr(bench_compile, "Compiler", lambda: Compiler(Counting()))
-    plain = pipeline.transformer
+    plain = pipeline.transformer, pipeline.tokenizer
     found = bench_compile.measure(pipeline, {}, repeat=2)
-    assert pipeline.transformer is plain and not found["failed"]
-    assert found["graphs"] == [PIECES, PIECES]
+    assert (pipeline.transformer, pipeline.tokenizer) == plain and not found["failed"]
+    assert found["graphs"] == [PIECES + 1] * 2  # and the decoder
     assert [row["codes_changed"] for row in found["scales"]] == [0.0] * len(pipeline.schedule())
-    assert all(value > 0 for row in (found, *found["scales"]) for value in row["seconds"].values())
+    assert all(
+        value > 0 for row in (found, found["decode"], *found["scales"]) for value in row["seconds"].values()
+    )
     bench_compile.show(found)
-    assert f"{PIECES} graphs" in capsys.readouterr().out
+    assert f"{PIECES + 1} graphs" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(not HAS_COMPILER, reason="no C++ compiler on this machine")

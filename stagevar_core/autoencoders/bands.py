@@ -23,8 +23,12 @@ _TAPS = (((1.0, 0.0, 0.0), (0.0, 1.0, 1.0)), ((1.0, 1.0, 0.0), (0.0, 0.0, 1.0)))
 
 def banded(x: Tensor) -> bool:
     """Whether ``x`` runs in bands: a large map on the CPU, without a graph, as it is changed in place."""
-    large = x.numel() * x.element_size() > BAND_BYTES
-    return large and x.device.type == "cpu" and not torch.is_grad_enabled()
+    return in_bands(x.numel() * x.element_size(), x.device) and not torch.is_grad_enabled()
+
+
+def in_bands(size: int, device: torch.device) -> bool:
+    """Whether a map of ``size`` bytes is a large one on a CPU."""
+    return size > BAND_BYTES and device.type == "cpu"
 
 
 def folded(x: Tensor) -> bool:

@@ -84,6 +84,38 @@ def check_node(model: Any, vae: Any) -> None:
         assert not compiling.network_of(compiled).compiler.failed
 
 
+def check_decoder(vae: Any) -> None:
+    """The decoder is one graph, two on a CPU; encoding, previews and the plain VAE compile nothing."""
+    import torch
+    from pack.nodes import compiling, pairing
+    from pack.stagevar_core.compiling import Compiler
+
+    graphs: list[Any] = []
+
+    def backend(graph: Any, inputs: list) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    compiler = Compiler(backend)
+    compiled = pairing.checked_vae(vae).compiled(compiler)
+    for grid in ((16, 16), (12, 20), (18, 14)):
+        latent = torch.randn(1, vae.latent_channels, *grid, generator=torch.Generator().manual_seed(0))
+        assert torch.allclose(compiled.decode(latent), vae.decode(latent), atol=1e-5)
+    count = len(graphs)
+    assert 1 <= count <= 2 and not compiler.failed
+    compiled.first_stage_model.preview(latent.to(vae.device))
+    assert torch.equal(compiled.encode(vae.decode(latent)), vae.encode(vae.decode(latent)))
+    assert len(graphs) == count and compiled.patcher is vae.patcher
+    node = compiling.CompileVAE.execute(vae).args[0]
+    assert torch.allclose(node.decode(latent), vae.decode(latent), atol=1e-5)
+    try:
+        compiling.CompileVAE.execute(object())
+    except ValueError as error:
+        assert "expected the one of Load StageVAR Tokenizer" in str(error)
+    else:
+        raise AssertionError("another VAE was taken")
+
+
 def main() -> None:
     load_pack(PACK)
     import torch
@@ -100,6 +132,8 @@ def main() -> None:
         print("ok: pictures")
         check_node(model, vae)
         print("ok: node")
+        check_decoder(vae)
+        print("ok: decoder")
         half = load_transformer(files.load(files.TRANSFORMER, files.EMBEDDED), "fp8_e4m3fn")
         check_pictures(half, vae)
         print("ok: fp8")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from testbed import Bed, run_inside
 
-CHECKS = ("clones", "pictures", "node", "fp8")
+CHECKS = ("clones", "pictures", "node", "decoder", "fp8")
 
 
 @pytest.fixture(scope="module")

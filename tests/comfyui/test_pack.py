@@ -11,7 +11,7 @@ from comfy_server import PACK_NAME, ComfyServer, Json
 NODES = (
     *("StageVARLoadModel", "StageVARLoadTokenizer", "StageVARLoadTextEncoder", "StageVARSampler"),
     *("StageVARAccelerate", "StageVARStageSchedule", "StageVARStageReport"),
-    *("StageVARClassLabel", "StageVAREdit", "StageVARCompile"),
+    *("StageVARClassLabel", "StageVAREdit", "StageVARCompile", "StageVARCompileVAE"),
 )
 
 
