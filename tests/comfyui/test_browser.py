@@ -43,6 +43,15 @@ SHOWN_IMAGE = """type => {
 }"""
 SHOWN_TEXT = """() => window.app.graph.nodes.find(node => node.type === 'StageVARSampler').widgets
     .map(widget => String(widget.value)).find(text => text.includes('tokens computed'))"""
+# A new node on the way from the first output of one node to an input of another.
+INSERT = """([type, source, target, input]) => {
+    const find = wanted => window.app.graph.nodes.find(node => node.type === wanted);
+    const node = window.LiteGraph.createNode(type), to = find(target);
+    window.app.graph.add(node);
+    node.pos = [to.pos[0], to.pos[1] - 120];
+    find(source).connect(0, node, 0);
+    node.connect(0, to, to.findInputSlot(input));
+}"""
 # Pairs of nodes of which one covers a part of the other; a node's position is below its title bar.
 OVERLAPS = """() => {
     const boxes = window.app.graph.nodes.map(node => ({
@@ -182,4 +191,15 @@ def test_comparison_fits_its_places_after_a_run(page: Page, artifacts: Path, vue
     page.wait_for_function(every, timeout=5 * MINUTE)
     screenshot(page, artifacts / f"browser_comparison_{'vue' if vue else 'canvas'}.png")
     assert page.evaluate(OVERLAPS) == []
+    assert not page.locator(".p-toast-message-error").all_inner_texts()
+
+
+def test_compile_nodes_go_between_the_loaders_and_what_uses_them(page: Page, artifacts: Path) -> None:
+    set_renderer(page, False)
+    drop(page, WORKFLOW, 4741)
+    page.evaluate(INSERT, ["StageVARCompile", "StageVARLoadModel", "StageVARSampler", "model"])
+    page.evaluate(INSERT, ["StageVARCompileVAE", "StageVARLoadTokenizer", "VAEDecode", "vae"])
+    page.keyboard.press("Control+Enter")
+    page.wait_for_function(SHOWN_IMAGE, timeout=5 * MINUTE)
+    screenshot(page, artifacts / "browser_compiled.png")
     assert not page.locator(".p-toast-message-error").all_inner_texts()
