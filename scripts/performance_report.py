@@ -62,6 +62,11 @@ def rows(found: Found) -> list[Found]:
     ]
 
 
+def with_dense(files: Iterable[Found]) -> list[Found]:
+    """Those that begin with the dense run; the others have presets without anything beside them."""
+    return [found for found in files if rows(found)[0]["preset"] == "off"]
+
+
 def is_gpu(found: Found) -> bool:
     """Whether it ran on a GPU."""
     return "gpu" in found["hardware"]
@@ -119,10 +124,8 @@ def table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
 def models(files: Sequence[Found]) -> str:
     """The dense run of every file, and a cold start where it was timed."""
     body = []
-    for found in files:
+    for found in with_dense(files):
         row, place = rows(found)[0], where(found)
-        if row["preset"] != "off":
-            continue
         spent, memory = row["seconds"], row["bytes"]
         times_of = [seconds(spent[phase]) for phase in ("transformer", "decode", "total")]
         name = what(found) + (f", batch {row['batch']}" if row["batch"] > 1 else "")
@@ -139,7 +142,7 @@ def presets(files: Sequence[Found]) -> str:
     """Every preset beside ``off``, one image at a time."""
     head = "model|preset|TFLOP|FLOPs|transformer|wall|of the ceiling|total|wall|KV cache|peak memory"
     body = []
-    for found in files:
+    for found in with_dense(files):
         for row in found.get("presets", ()):
             if row["batch"] != found["batch"]:
                 continue
@@ -211,9 +214,7 @@ def memory(files: Sequence[Found]) -> str:
 def scales(files: Sequence[Found]) -> str:
     """Time and work of every scale of the dense run; one table per file."""
     parts = []
-    for found in files:
-        if rows(found)[0]["preset"] != "off":
-            continue
+    for found in with_dense(files):
         ceiling, body = found["ceilings"]["matmul_flops_per_s"], []
         for grid, spent, flops, attention in _scales(found):
             figures = [(flops - attention) / 1e12, attention / 1e12, flops / spent / 1e12]
