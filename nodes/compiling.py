@@ -74,7 +74,8 @@ class CompileVAE(io.ComfyNode):
             display_name="StageVAR Compile VAE",
             category=CATEGORY,
             description="Compiles the decoder of an image tokenizer with torch.compile, for GPUs. The first "
-            "picture takes longer. Needs triton; without it, or on a CPU, the VAE decodes as it is.",
+            "picture takes longer. Needs triton; without it the VAE decodes as it is, and so it does with "
+            "large pictures on a CPU.",
             search_aliases=["torch.compile", "inductor", "triton", "vae decode", "speed up"],
             inputs=[describe(io.Vae.Input, "vae", tooltip="From Load StageVAR Tokenizer (VAE).")],
             outputs=[
