@@ -347,6 +347,8 @@ def main() -> int:
         text = T5EncoderConfig() if arguments.text_encoder else None
         pipeline = load(arguments.model, arguments.text_tokens, device, dtype, weights, text)
         found["load_seconds"] = time.perf_counter() - start
+        if text:
+            found["text_encoder_seconds"] = pipeline.text_encoder.seconds
         found |= measure(pipeline, arguments, device) | {"hardware": hardware(device)}
         if arguments.official:
             found["official"] = baseline(found, official)

@@ -326,7 +326,7 @@ def memory_by_kind(pipeline: MeasuredPipeline, runs: Sequence[Run]) -> dict[str,
     sizes, text = weight_sizes(pipeline), pipeline.text_encoder
     first = {}
     if isinstance(text, EncodedText):
-        first = {"peak_text": text.peak, "text_first": text.bytes, "seconds_text": text.seconds}
+        first = {"peak_text": text.peak, "text_first": text.bytes}
     weights = sum(sizes.values())
     sampling = max((found for run in runs if (found := run.highest())), default=None)
     decode = max((run.decode_peak for run in runs if run.decode_peak), default=None)
