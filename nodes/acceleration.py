@@ -13,7 +13,7 @@ from ..stagevar_core.acceleration.reduction import RESTORATIONS
 from ..stagevar_core.acceleration.schedule_file import StageSchedule
 from ..stagevar_core.acceleration.staged import GUIDANCE, TOKENS, StageSettings
 from ..stagevar_core.acceleration.stages import StageBoundaries
-from .schema import CATEGORY, StageScheduleType, VarModel, describe
+from .host.schema import CATEGORY, StageScheduleType, VarModel, describe
 
 _LOG = logging.getLogger(__name__)
 _KEY = "stagevar"  # in the model's transformer_options

@@ -4,9 +4,9 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..stagevar_core.compiling import CompiledTransformer, Compiler
-from .pairing import checked_vae
-from .schema import CATEGORY, VarModel, describe
+from ..stagevar_core.models.compiling import CompiledTransformer, Compiler
+from .host.pairing import checked_vae
+from .host.schema import CATEGORY, VarModel, describe
 
 _KEY = "stagevar_compile"  # in the model's transformer_options
 

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..stagevar_core.editing import scale_masks
+from ..stagevar_core.sampling.editing import scale_masks
 from ..stagevar_core.schedule import ScaleSchedule
-from .pairing import checked_pair
-from .schema import CATEGORY, StageEditType, VarModel, describe
+from .host.pairing import checked_pair
+from .host.schema import CATEGORY, StageEditType, VarModel, describe
 
 _LOG = logging.getLogger(__name__)
 

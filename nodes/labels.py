@@ -3,9 +3,9 @@
 import torch
 from comfy_api.latest import io
 
-from ..stagevar_core.labels import class_index, imagenet_names
-from .conditioning import CLASS_LABEL
-from .schema import CATEGORY, describe
+from ..stagevar_core.conditioning.labels import class_index, imagenet_names
+from .host.conditioning import CLASS_LABEL
+from .host.schema import CATEGORY, describe
 
 NO_CLASS = "no class"
 

@@ -3,12 +3,12 @@
 import folder_paths
 from comfy_api.latest import io
 
-from . import files
-from .bridge import DEFAULT, WEIGHT_DTYPES, load_transformer
-from .clip import load_text_encoder
-from .files import EMBEDDED, TEXT_ENCODER, TOKENIZER, TRANSFORMER, Part
-from .schema import CATEGORY, VarModel, describe
-from .vae import TokenizerVAE
+from .host import files
+from .host.bridge import DEFAULT, WEIGHT_DTYPES, load_transformer
+from .host.clip import load_text_encoder
+from .host.files import EMBEDDED, TEXT_ENCODER, TOKENIZER, TRANSFORMER, Part
+from .host.schema import CATEGORY, VarModel, describe
+from .host.vae import TokenizerVAE
 
 
 def _file_input(part: Part, what: str) -> io.Combo.Input:

@@ -5,9 +5,9 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..stagevar_core import plots
-from .pictures import to_image
-from .schema import CATEGORY, StageReportType, describe
+from ..stagevar_core.plots import timeline as plots
+from .host.pictures import to_image
+from .host.schema import CATEGORY, StageReportType, describe
 
 
 class Report(io.ComfyNode):

@@ -8,16 +8,16 @@ import comfy.model_management as mm
 from comfy_api.latest import io
 
 from ..stagevar_core.models.star_sampler import MODES
-from ..stagevar_core.sampling import SamplingSettings
+from ..stagevar_core.sampling.settings import SamplingSettings
+from ..stagevar_core.sampling.trace import Trace
 from ..stagevar_core.schedule import ScaleSchedule
-from ..stagevar_core.trace import Trace
-from . import bridge
 from .acceleration import policy_of
-from .conditioning import conditioning_of
 from .editing import Edit
-from .pairing import checked_pair
-from .running import Job, run
-from .schema import CATEGORY, StageEditType, StageReportType, VarModel, describe
+from .host import bridge
+from .host.conditioning import conditioning_of
+from .host.pairing import checked_pair
+from .host.running import Job, run
+from .host.schema import CATEGORY, StageEditType, StageReportType, VarModel, describe
 
 _LOG = logging.getLogger(__name__)
 _MAX_SIDE = 16384

@@ -7,13 +7,13 @@ from typing import Any
 import folder_paths
 from comfy_api.latest import io, ui
 
-from ..stagevar_core import plots
 from ..stagevar_core.acceleration.presets import BALANCED
 from ..stagevar_core.acceleration.schedule_file import StageSchedule, resolve
 from ..stagevar_core.acceleration.staged import share_at
 from ..stagevar_core.acceleration.stages import StageBoundaries
-from .pictures import stacked, to_image
-from .schema import CATEGORY, StageScheduleType, describe
+from ..stagevar_core.plots import timeline as plots
+from .host.pictures import stacked, to_image
+from .host.schema import CATEGORY, StageScheduleType, describe
 
 FOLDER = "stagevar_schedules"
 FROM_VALUES = "from the values below"

@@ -53,9 +53,10 @@ from bench_models import (  # noqa: E402
 )
 from machine import ceilings, code_version, hardware, higher  # noqa: E402
 
-from stagevar_core.costs import condition_flops, decode_flops  # noqa: E402
+from stagevar_core.autoencoders.costs import decode_flops  # noqa: E402
+from stagevar_core.conditioning.t5 import T5EncoderConfig  # noqa: E402
+from stagevar_core.costs import condition_flops  # noqa: E402
 from stagevar_core.devices import default_device  # noqa: E402
-from stagevar_core.text import T5EncoderConfig  # noqa: E402
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -9,7 +9,7 @@ from typing import Any
 from bench_models import Run, measured
 from torch import Tensor
 
-from stagevar_core.compiling import CompiledTokenizer, CompiledTransformer, Compiler
+from stagevar_core.models.compiling import CompiledTokenizer, CompiledTransformer, Compiler
 from stagevar_core.pipeline import Pipeline
 
 EAGER, COMPILED = "eager", "compiled"

@@ -17,16 +17,16 @@ from stagevar_core.acceleration.policy import AccelerationPolicy
 from stagevar_core.autoencoders.bsq import BSQTokenizerConfig
 from stagevar_core.autoencoders.vq import VQTokenizerConfig
 from stagevar_core.checkpoints.detect import spec_of
-from stagevar_core.conditioning import ClassConditioning, TextConditioning
+from stagevar_core.conditioning.t5 import T5EncoderConfig
+from stagevar_core.conditioning.types import ClassConditioning, TextConditioning
 from stagevar_core.models.infinity import INFINITY_2B, INFINITY_8B, INFINITY_125M
-from stagevar_core.models.star import STAR_256, STAR_512, STAR_1024
+from stagevar_core.models.star_config import STAR_256, STAR_512, STAR_1024
 from stagevar_core.models.var import VAR_D16, VAR_D30, VAR_D36
-from stagevar_core.packing import pack
+from stagevar_core.network.packing import pack
 from stagevar_core.pipeline import Pictures, Pipeline
-from stagevar_core.sampling import Monitor
+from stagevar_core.sampling.result import Monitor
+from stagevar_core.sampling.trace import Trace
 from stagevar_core.schedule import Scale
-from stagevar_core.text import T5EncoderConfig
-from stagevar_core.trace import Trace
 
 PROMPT = "a red circle left of a blue square"
 EMBEDDED = "embedded"

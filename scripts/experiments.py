@@ -27,17 +27,17 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from stagevar_core import compare_report  # noqa: E402
 from stagevar_core.acceleration.policy import AccelerationPolicy, FirstScales  # noqa: E402
 from stagevar_core.acceleration.presets import BALANCED, FAST  # noqa: E402
 from stagevar_core.acceleration.scores import SCORES  # noqa: E402
 from stagevar_core.acceleration.staged import StagedPolicy, StageSettings, share_at  # noqa: E402
-from stagevar_core.compare import Job  # noqa: E402
-from stagevar_core.compare_command import footer, measure  # noqa: E402
-from stagevar_core.evaluate import held_out  # noqa: E402
-from stagevar_core.heads import SeededNoise  # noqa: E402
+from stagevar_core.commands.compare import footer, measure  # noqa: E402
+from stagevar_core.evaluation import report as compare_report  # noqa: E402
+from stagevar_core.evaluation.compare import Job  # noqa: E402
+from stagevar_core.evaluation.score import held_out  # noqa: E402
 from stagevar_core.pipeline import Pipeline  # noqa: E402
-from stagevar_core.sampling import generate  # noqa: E402
+from stagevar_core.sampling.generate import generate  # noqa: E402
+from stagevar_core.sampling.noise import SeededNoise  # noqa: E402
 from stagevar_core.schedule import Scale  # noqa: E402
 
 BASE = "a quarter"

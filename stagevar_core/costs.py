@@ -3,18 +3,12 @@
 Only matrix products count. Norms, rotary positions and sampling are memory-bound and below 1% of the FLOPs.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .schedule import Scale, ScaleSchedule
-
-if TYPE_CHECKING:
-    from .autoencoders.bsq import BSQTokenizerConfig
-    from .autoencoders.vq import VQTokenizerConfig
 
 
 @dataclass(frozen=True)
@@ -124,31 +118,3 @@ def condition_flops(config: Any, *, rows: int = 2, text_tokens: int = 64) -> flo
 def kv_bytes(config: Any, tokens: int, *, rows: int = 2, itemsize: int = 2) -> int:
     """Size of the KV cache that holds ``tokens`` tokens per row in every layer."""
     return 2 * config.depth * rows * tokens * config.width * itemsize
-
-
-def decode_flops(
-    config: BSQTokenizerConfig | VQTokenizerConfig, latent: tuple[int, int], *, batch: int = 1
-) -> float:
-    """FLOPs of the convolutional decoder for a latent grid (height, width), with its attention if any.
-
-    Those of the network as it is defined; ``autoencoders/bands.py`` gets the same result for 16% less.
-    """
-
-    def conv(inputs: int, outputs: int, pixels: int, kernel: int = 3) -> float:
-        return 2.0 * kernel**2 * inputs * outputs * pixels
-
-    def block(inputs: int, outputs: int, pixels: int) -> float:
-        shortcut = conv(inputs, outputs, pixels, 1) if inputs != outputs else 0.0
-        return conv(inputs, outputs, pixels) + conv(outputs, outputs, pixels) + shortcut
-
-    pixels = latent[0] * latent[1]
-    channels = config.width * config.multipliers[-1]
-    total = conv(config.dim, channels, pixels) + 2 * block(channels, channels, pixels)
-    for index in reversed(range(len(config.multipliers))):
-        out = config.width * config.multipliers[index]
-        total += block(channels, out, pixels) + config.blocks * block(out, out, pixels)
-        channels = out
-        if index > 0:
-            pixels *= 4
-            total += conv(channels, channels, pixels)
-    return batch * (total + conv(channels, 3, pixels) + config.attention_flops(*latent))

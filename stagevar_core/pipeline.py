@@ -11,16 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from .acceleration.policy import AccelerationPolicy
-from .attention import AttentionFn, attend
-from .checkpoints.load import build, check_pairing, load_text_encoder, prepare, read
-from .conditioning import ClassConditioning, TextConditioning
+from .checkpoints.files import read
+from .checkpoints.load import build, check_pairing, load_text_encoder, prepare
+from .conditioning.labels import class_index, spread_classes
+from .conditioning.t5 import MAX_TOKENS, T5TextEncoder
+from .conditioning.types import ClassConditioning, TextConditioning
 from .devices import default_device, default_dtype, synchronise
-from .heads import SeededNoise
-from .labels import class_index, spread_classes
-from .packing import pack
-from .sampling import Generation, Monitor, SamplingSettings, generate
+from .network.attention import AttentionFn, attend
+from .network.packing import pack
+from .sampling.generate import generate
+from .sampling.noise import SeededNoise
+from .sampling.result import Generation, Monitor
+from .sampling.settings import SamplingSettings
 from .schedule import AspectTable, Scale, ScaleSchedule
-from .text import MAX_TOKENS, T5TextEncoder
 
 ASSETS = Path(__file__).parent / "assets"
 EMBEDDED = {name: ASSETS / f"{name}.safetensors" for name in ("transformer", "tokenizer", "text_encoder")}

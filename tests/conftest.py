@@ -16,7 +16,8 @@ import pytest
 from chromium import find_chromium
 from comfy_server import ComfyServer
 from environment import ROOT, TESTBED, venv_bin
-from testbed import Bed, missing
+
+from tests.support.testbed import Bed, missing
 
 if TYPE_CHECKING:
     from stagevar_core.pipeline import Pipeline
@@ -51,7 +52,9 @@ def comfy_server(bed: Bed, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The three files of a tiny model."""
-    from tests.tiny_files import write_models  # not above: the tests of the host start without the models
+    from tests.support.tiny_files import (
+        write_models,  # not above: the tests of the host start without the models
+    )
 
     return write_models(tmp_path_factory.mktemp("tiny"))
 

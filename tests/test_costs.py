@@ -7,17 +7,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from stagevar_core.acceleration.presets import PRESETS
 from stagevar_core.acceleration.staged import StagedPolicy, StageSettings
 from stagevar_core.autoencoders.bsq import BSQTokenizer, BSQTokenizerConfig
-from stagevar_core.conditioning import TextConditioning
-from stagevar_core.costs import (
-    Flops,
-    condition_flops,
-    decode_flops,
-    kv_bytes,
-    scale_flops,
-    schedule_flops,
-)
+from stagevar_core.autoencoders.costs import decode_flops
+from stagevar_core.conditioning.types import TextConditioning
+from stagevar_core.costs import Flops, condition_flops, kv_bytes, scale_flops, schedule_flops
 from stagevar_core.models.infinity import INFINITY_2B, INFINITY_8B, Infinity, InfinityConfig
-from stagevar_core.sampling import SamplingSettings, generate
+from stagevar_core.sampling.generate import generate
+from stagevar_core.sampling.settings import SamplingSettings
 from stagevar_core.schedule import ScaleSchedule, infinity_aspect_table
 
 MEGAPIXEL = infinity_aspect_table().schedule(1.0, "1M")

@@ -10,10 +10,10 @@ from text import load_text
 from tokenizer import CONFIG as TOKENIZER_CONFIG
 from transformer import CONFIG, SAMPLING
 
-from stagevar_core.checkpoints.metadata import Header
+from stagevar_core.checkpoints.header import Header
 from stagevar_core.checkpoints.save import save
+from stagevar_core.conditioning.t5 import T5EncoderConfig
 from stagevar_core.schedule import infinity_aspect_table
-from stagevar_core.text import T5EncoderConfig
 
 ASSETS = Path(__file__).resolve().parents[2] / "stagevar_core" / "assets"
 TITLE = "StageVAR-scenes"

@@ -20,14 +20,7 @@ from torch import Tensor, nn
 from transformers import T5Config, T5EncoderModel
 
 from stagevar_core.scenes import SceneSpec, canonical, sample_caption
-from stagevar_core.scenes.grammar import (
-    BACKGROUNDS,
-    COLOURS,
-    PATTERNS,
-    SHAPES,
-    SIZES,
-    TASKS,
-)
+from stagevar_core.scenes.grammar import BACKGROUNDS, COLOURS, PATTERNS, SHAPES, SIZES, TASKS
 
 PAD, EOS, UNK = 0, 1, 2
 SPECIALS = ["<pad>", "</s>", "<unk>"]

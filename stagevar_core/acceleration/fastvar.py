@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ..layers import Site, TokenMap
+from ..network.tokens import Site, TokenMap
 from ..schedule import Scale
 from .policy import DensePolicyRun, RunInfo, ScalePlan
 from .reduction import Memory, Reduction, best, watch

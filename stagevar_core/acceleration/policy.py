@@ -10,8 +10,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from ..layers import TokenReduction
-from ..local import LocalWindow
+from ..network.local import LocalWindow
+from ..network.tokens import TokenReduction
 from ..schedule import Scale, ScaleSchedule
 
 

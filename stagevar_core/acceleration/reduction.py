@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..layers import Site, TokenMap, gather_tokens, resize_tokens
+from ..network.tokens import Site, TokenMap, gather_tokens, resize_tokens
 from ..schedule import Scale
 
 RESTORATIONS = ("delta", "state", "anchor")

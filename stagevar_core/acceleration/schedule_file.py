@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ..local import LocalWindow
+from ..network.local import LocalWindow
 from .policy import AccelerationPolicy
 from .presets import PRESETS
 from .staged import Share, StagedPolicy, StageSettings

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..layers import Site, resize_tokens
+from ..network.tokens import Site, resize_tokens
 from ..schedule import Scale
 from .policy import Seen
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..layers import Site, TokenMap, gather_tokens, resize_tokens
+from ..network.tokens import Site, TokenMap, gather_tokens, resize_tokens
 from ..schedule import Scale
 from .policy import DensePolicyRun, RunInfo, ScalePlan, Seen
 from .staged import chunks

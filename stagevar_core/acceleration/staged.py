@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..layers import Site, TokenMap
-from ..local import LocalWindow
+from ..network.local import LocalWindow
+from ..network.tokens import Site, TokenMap
 from ..schedule import Scale
 from .policy import RunInfo, ScalePlan, Seen
 from .reduction import RESTORATIONS, Memory, Reduction, best, random_projection, watch

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..layers import cast
+from ..network.layers import cast
 
 BAND_BYTES = 2**23  # of input; few enough for the cache, enough for a dozen cores
 FOLDED_PIXELS = 2**10  # from here on folding the kernels of an upsampling takes less than it saves

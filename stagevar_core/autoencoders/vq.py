@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..layers import cast
+from ..network.layers import cast
 from ..schedule import Scale, ScaleSchedule
 from .conv import Decoder, Encoder, clamp_image
 

@@ -2,6 +2,7 @@
 
 from .errors import CheckpointError
 from .files import RawCheckpoint, read
+from .header import Header
 from .load import (
     Checkpoint,
     Loaded,
@@ -13,7 +14,6 @@ from .load import (
     prepare,
     state_dict,
 )
-from .metadata import Header
 from .save import save
 
 __all__ = [

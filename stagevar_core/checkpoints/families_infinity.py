@@ -1,9 +1,9 @@
 """Infinity's files: names of its transformer, image tokenizer and text encoder, and how to recognise them."""
 
 from ..autoencoders.bsq import BSQTokenizer, BSQTokenizerConfig
+from ..conditioning.t5 import T5EncoderConfig
 from ..models.infinity import Infinity, InfinityConfig
 from ..schedule import AspectTable, infinity_aspect_table
-from ..text import T5EncoderConfig
 from .convert import BLOCK, Fold, Ignore, KeyMap, Rename, self_attention
 from .spec import FamilySpec, Shape, Shapes, conv_sizes, module_shapes
 

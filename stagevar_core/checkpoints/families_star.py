@@ -3,9 +3,10 @@
 Its tokenizer is VAR's, see ``families_var.py``.
 """
 
-from ..models.star import STAR, STARConfig
+from ..conditioning.clip import CLIPEncoderConfig
+from ..models.star import STAR
+from ..models.star_config import STARConfig
 from ..schedule import SIDES_256, SIDES_512, SIDES_1024, AspectTable, SquareTable
-from ..text_clip import CLIPEncoderConfig
 from .convert import BLOCK, Fold, Ignore, KeyMap, Rename, self_attention
 from .errors import CheckpointError
 from .spec import FamilySpec, Shape, Shapes, module_shapes

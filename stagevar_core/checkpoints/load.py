@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .. import text, text_clip
+from ..conditioning import clip as text_clip
+from ..conditioning import t5 as text
+from ..conditioning.clip import CLIPTextEncoder
+from ..conditioning.t5 import T5TextEncoder
 from ..schedule import AspectTable
-from ..text import T5TextEncoder
-from ..text_clip import CLIPTextEncoder
-from . import metadata as headers
+from . import header as headers
 from .convert import convert
 from .detect import KINDS, SPECS, detect, recognise, spec_of, unknown
 from .errors import CheckpointError, listed

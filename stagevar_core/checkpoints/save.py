@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import metadata as headers
+from . import header as headers
 
 DTYPES = {
     torch.float64: "F64",

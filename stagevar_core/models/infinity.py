@@ -12,25 +12,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..attention import AttentionFn
 from ..autoencoders.bsq import BitwiseQuantizer
-from ..cache import KVCache
-from ..conditioning import TextConditioning, pad_rows, require
-from ..context import ScaleContext
+from ..conditioning.types import TextConditioning, pad_rows, require
 from ..costs import UnitCosts
-from ..guidance import per_scale
-from ..heads import sample_bits
-from ..layers import (
+from ..network.attention import AttentionFn
+from ..network.cache import KVCache
+from ..network.context import ScaleContext
+from ..network.layers import (
     CosineAttention,
     FeedForward,
     cast,
     merge_heads,
     modulated_norm,
     rms_norm,
-    rotary_angles,
     split_heads,
 )
+from ..network.rotary import rotary_angles
 from ..schedule import Scale, ScaleSchedule
+from .draws import sample_bits
+from .guidance import per_scale
 
 
 @dataclass(frozen=True)

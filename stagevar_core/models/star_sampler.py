@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ..attention import AttentionFn
-from ..heads import HeadContext, Noise, filter_logits
-from ..layers import CosineAttention, FeedForward, cast, merge_heads, plain_norm
+from ..network.attention import AttentionFn
+from ..network.layers import CosineAttention, FeedForward, cast, merge_heads, plain_norm
 from ..schedule import Scale
+from .draws import HeadContext, Noise, filter_logits
 
 if TYPE_CHECKING:
-    from .star import STARConfig
+    from .star_config import STARConfig
 
 FIRST_SCALE = 9  # the scales from this one on are drawn in passes
 MODES = ("mixed", "full")

@@ -12,23 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..attention import AttentionFn
 from ..autoencoders.vq import VectorQuantizer
-from ..cache import KVCache
-from ..conditioning import ClassConditioning, require
-from ..context import ScaleContext
+from ..conditioning.types import ClassConditioning, require
 from ..costs import UnitCosts
-from ..guidance import ramped
-from ..heads import sample_tokens, smooth_shares
-from ..layers import (
-    CosineAttention,
-    FeedForward,
-    cast,
-    merge_heads,
-    modulated_norm,
-    split_heads,
-)
+from ..network.attention import AttentionFn
+from ..network.cache import KVCache
+from ..network.context import ScaleContext
+from ..network.layers import CosineAttention, FeedForward, cast, merge_heads, modulated_norm, split_heads
 from ..schedule import SIDES_256, SIDES_512, Scale, ScaleSchedule
+from .draws import sample_tokens, smooth_shares
+from .guidance import ramped
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ sys.path.insert(0, COMFYUI)
 
 def loaded() -> tuple[Any, Any]:
     """The embedded model and its tokenizer."""
-    from pack.nodes import files
-    from pack.nodes.bridge import load_transformer
-    from pack.nodes.vae import TokenizerVAE
+    from pack.nodes.host import files
+    from pack.nodes.host.bridge import load_transformer
+    from pack.nodes.host.vae import TokenizerVAE
 
     model = load_transformer(files.load(files.TRANSFORMER, files.EMBEDDED), "default")
     return model, TokenizerVAE(files.load(files.TOKENIZER, files.EMBEDDED))
@@ -30,9 +30,9 @@ def job(model: Any, vae: Any, images: int) -> Any:
     """A run of the sampler on fixed text features."""
     import torch
     from pack.nodes.acceleration import policy_of
-    from pack.nodes.running import Job
-    from pack.stagevar_core.conditioning import TextConditioning
-    from pack.stagevar_core.sampling import SamplingSettings
+    from pack.nodes.host.running import Job
+    from pack.stagevar_core.conditioning.types import TextConditioning
+    from pack.stagevar_core.sampling.settings import SamplingSettings
 
     features = torch.randn(5, model.model.config.text_width, generator=torch.Generator().manual_seed(0))
     schedule = model.model.checkpoint.trained.snap(128, 128)
@@ -63,8 +63,8 @@ def check_clones(model: Any) -> None:
 def check_out_of_memory(model: Any, vae: Any, preset: str) -> None:
     """Where a batch does not fit at all, its images are made one by one; the report covers all of them."""
     import torch
-    from pack.nodes import running
     from pack.nodes.acceleration import attach
+    from pack.nodes.host import running
     from pack.stagevar_core.acceleration.presets import PRESETS
 
     work = job(attach(model, PRESETS[preset]), vae, 3)
@@ -92,8 +92,8 @@ def check_out_of_memory(model: Any, vae: Any, preset: str) -> None:
 
 def check_progress(model: Any, vae: Any, preset: str) -> None:
     """The bar only goes forward, is full at the end, and images that are made one by one share it."""
-    from pack.nodes import monitor, running
     from pack.nodes.acceleration import attach
+    from pack.nodes.host import monitor, running
     from pack.stagevar_core.acceleration.presets import PRESETS
 
     shown: list[float] = []
@@ -120,8 +120,8 @@ def check_progress(model: Any, vae: Any, preset: str) -> None:
 
 def check_memory(model: Any, vae: Any) -> None:
     """The estimate falls with what runs, and covers the keys and values of the run."""
-    from pack.nodes import running
     from pack.nodes.acceleration import attach
+    from pack.nodes.host import running
     from pack.stagevar_core.acceleration.presets import PRESETS
 
     estimates = {}
@@ -137,7 +137,7 @@ def check_attention() -> None:
     import comfy.ldm.modules.attention as host
     import torch
     from comfy.cli_args import args
-    from pack.nodes import bridge
+    from pack.nodes.host import bridge
 
     calls: list[str] = []
     real, ours = host.attention_sub_quad, bridge.attend

@@ -19,10 +19,10 @@ sys.path.insert(0, COMFYUI)
 def sampled(model: Any, vae: Any) -> Any:
     """The latent of a run of the sampler on fixed text features."""
     import torch
-    from pack.nodes import running
     from pack.nodes.acceleration import policy_of
-    from pack.stagevar_core.conditioning import TextConditioning
-    from pack.stagevar_core.sampling import SamplingSettings
+    from pack.nodes.host import running
+    from pack.stagevar_core.conditioning.types import TextConditioning
+    from pack.stagevar_core.sampling.settings import SamplingSettings
 
     features = torch.randn(5, model.model.config.text_width, generator=torch.Generator().manual_seed(0))
     schedule = model.model.checkpoint.trained.snap(128, 128)
@@ -35,7 +35,7 @@ def check_clones(model: Any) -> None:
     """A compiler stays on the clones of its model, next to a policy, and nowhere else."""
     from pack.nodes import acceleration, compiling
     from pack.stagevar_core.acceleration.presets import PRESETS
-    from pack.stagevar_core.compiling import CompiledTransformer, Compiler
+    from pack.stagevar_core.models.compiling import CompiledTransformer, Compiler
 
     compiler = Compiler("eager")
     compiled = compiling.attach(model, compiler)
@@ -56,7 +56,7 @@ def check_pictures(model: Any, vae: Any) -> None:
     import torch
     from pack.nodes import acceleration, compiling
     from pack.stagevar_core.acceleration.presets import PRESETS
-    from pack.stagevar_core.compiling import Compiler
+    from pack.stagevar_core.models.compiling import Compiler
 
     graphs: list[Any] = []
 
@@ -87,8 +87,9 @@ def check_node(model: Any, vae: Any) -> None:
 def check_decoder(vae: Any) -> None:
     """The decoder is one graph, two on a CPU; encoding, previews and the plain VAE compile nothing."""
     import torch
-    from pack.nodes import compiling, pairing
-    from pack.stagevar_core.compiling import Compiler
+    from pack.nodes import compiling
+    from pack.nodes.host import pairing
+    from pack.stagevar_core.models.compiling import Compiler
 
     graphs: list[Any] = []
 
@@ -119,9 +120,9 @@ def check_decoder(vae: Any) -> None:
 def main() -> None:
     load_pack(PACK)
     import torch
-    from pack.nodes import files
-    from pack.nodes.bridge import load_transformer
-    from pack.nodes.vae import TokenizerVAE
+    from pack.nodes.host import files
+    from pack.nodes.host.bridge import load_transformer
+    from pack.nodes.host.vae import TokenizerVAE
 
     with torch.inference_mode():
         model = load_transformer(files.load(files.TRANSFORMER, files.EMBEDDED), "default")

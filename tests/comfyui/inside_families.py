@@ -21,7 +21,7 @@ CHOSEN = {"cfg": -1.0, "temperature": -1.0, "top_k": -1, "top_p": -1.0, "width":
 
 def sample(model: Any, vae: Any, positive: list, **inputs: Any) -> tuple[Any, Any, Any]:
     """The sampler's latent and report, and the generation behind them."""
-    from pack.nodes import running
+    from pack.nodes.host import running
     from pack.nodes.sampling import Sampler
 
     kept, generate = [], running.generate
@@ -124,7 +124,7 @@ def check_embedded_inpainting() -> Any:
     """In-painting is no matter of VAR's: the built-in model keeps its bits, too. Returns its model."""
     import torch
     from pack.nodes.editing import EditNode
-    from pack.nodes.files import EMBEDDED
+    from pack.nodes.host.files import EMBEDDED
     from pack.nodes.loaders import LoadModel, LoadTextEncoder, LoadTokenizer
 
     model, vae = LoadModel.execute(EMBEDDED).args[0], LoadTokenizer.execute(EMBEDDED).args[0]
@@ -144,9 +144,9 @@ def check_embedded_inpainting() -> Any:
 def check_star(model: Any, vae: Any, clip: Any) -> None:
     """Text through a core CLIP: the features are the library's, cut at the end, with the empty prompt."""
     import torch
-    from pack.nodes import files
-    from pack.nodes.conditioning import NULL_TEXT, conditioning_of
-    from pack.stagevar_core.text_clip import CLIPTextEncoder, read_tokenizer
+    from pack.nodes.host import files
+    from pack.nodes.host.conditioning import NULL_TEXT, conditioning_of
+    from pack.stagevar_core.conditioning.clip import CLIPTextEncoder, read_tokenizer
 
     checkpoint = files.load(files.TEXT_ENCODER, CLIP_FILE)
     vocabulary = read_tokenizer(Path(COMFYUI) / "comfy" / "sd1_tokenizer")
@@ -177,7 +177,7 @@ def check_star_accelerated(models: dict[str, Any], vae: Any, clip: Any) -> None:
     """Presets save work, with the inner sampler's passes counted; off is the run without the node."""
     import torch
     from pack.nodes.acceleration import Accelerate
-    from pack.stagevar_core.plots import timeline
+    from pack.stagevar_core.plots.timeline import timeline
 
     text = clip.encode_from_tokens_scheduled(clip.tokenize("a red circle"))
     for name in ("star", "star with its sampler"):

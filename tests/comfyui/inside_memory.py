@@ -22,9 +22,9 @@ GIB = 2**30
 
 def loaded(weight_dtype: str = "default") -> tuple[Any, Any]:
     """The embedded model and its tokenizer."""
-    from pack.nodes import files
-    from pack.nodes.bridge import load_transformer
-    from pack.nodes.vae import TokenizerVAE
+    from pack.nodes.host import files
+    from pack.nodes.host.bridge import load_transformer
+    from pack.nodes.host.vae import TokenizerVAE
 
     model = load_transformer(files.load(files.TRANSFORMER, files.EMBEDDED), weight_dtype)
     return model, TokenizerVAE(files.load(files.TOKENIZER, files.EMBEDDED))
@@ -32,8 +32,8 @@ def loaded(weight_dtype: str = "default") -> tuple[Any, Any]:
 
 def text_encoder(weight_dtype: str = "default") -> Any:
     """The embedded text encoder."""
-    from pack.nodes import files
-    from pack.nodes.clip import load_text_encoder
+    from pack.nodes.host import files
+    from pack.nodes.host.clip import load_text_encoder
 
     return load_text_encoder(files.load(files.TEXT_ENCODER, files.EMBEDDED), weight_dtype, None)
 
@@ -41,10 +41,10 @@ def text_encoder(weight_dtype: str = "default") -> Any:
 def job(model: Any, vae: Any, images: int, preset: str = "off", **settings: Any) -> Any:
     """A run of the sampler on fixed text features."""
     import torch
-    from pack.nodes.running import Job
+    from pack.nodes.host.running import Job
     from pack.stagevar_core.acceleration.presets import PRESETS
-    from pack.stagevar_core.conditioning import TextConditioning
-    from pack.stagevar_core.sampling import SamplingSettings
+    from pack.stagevar_core.conditioning.types import TextConditioning
+    from pack.stagevar_core.sampling.settings import SamplingSettings
 
     features = torch.randn(5, model.model.config.text_width, generator=torch.Generator().manual_seed(0))
     schedule = model.model.checkpoint.trained.snap(*SIZE)
@@ -100,7 +100,7 @@ def failing(real: Callable, calls: list, until: Callable[[int, bool], bool]) -> 
 def check_ladder(model: Any, vae: Any) -> None:
     """Every step of the ladder is taken and said, and draws what the dense run draws."""
     import torch
-    from pack.nodes import running
+    from pack.nodes.host import running
 
     cases = [
         # guidance, images, what runs at last, the calls, what the notes say
@@ -128,7 +128,7 @@ def check_ladder(model: Any, vae: Any) -> None:
 
 def check_failure(model: Any, vae: Any) -> None:
     """When nothing helps, the error says what would have been needed, and the next run works."""
-    from pack.nodes import running
+    from pack.nodes.host import running
 
     work, calls = job(model, vae, 2), []
     with replaced(running, generate=failing(running.generate, calls, lambda images, turns: False)):
@@ -148,7 +148,7 @@ def check_choice(model: Any, vae: Any) -> None:
     """Where the estimate does not fit, the run begins with a cheaper way, without failing first."""
     import comfy.model_management as mm
     import torch
-    from pack.nodes import running
+    from pack.nodes.host import running
 
     class Card:
         """The patcher on a GPU of which nothing is there but its name."""
@@ -275,7 +275,7 @@ def check_narrow_text() -> None:
 
 def check_narrow_weights(vae: Any) -> None:
     """A transformer in fp8 computes in a wider dtype and draws nearly the bits of bfloat16."""
-    from pack.nodes import running
+    from pack.nodes.host import running
 
     found = {}
     for dtype in ("bfloat16", "fp8_e4m3fn"):
@@ -335,7 +335,7 @@ def check_offloading(vae: Any) -> None:
     """The text encoder makes room for the transformer, which is loaded in part where it does not fit."""
     import comfy.model_management as mm
     import torch
-    from pack.nodes import running
+    from pack.nodes.host import running
 
     model, _ = loaded()
     clip, work = text_encoder(), job(model, vae, 1)

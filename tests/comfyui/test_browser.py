@@ -11,7 +11,8 @@ from comfy_server import ComfyServer, Json, read_json, shipped_workflow
 from environment import ROOT
 from events import value_of
 from playwright.sync_api import Browser, Page, Route, sync_playwright
-from testbed import Bed, missing
+
+from tests.support.testbed import Bed, missing
 
 pytestmark = pytest.mark.browser
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from comfy_server import NOT_IN_PACK, ComfyServer, Json, nodes_of, shipped_workflow
 from environment import ROOT
-from testbed import Bed, missing
+
+from tests.support.testbed import Bed, missing
 
 WORKFLOW = "text_to_image_embedded"
 QUIET = {

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from testbed import Bed, run_inside
+
+from tests.support.testbed import Bed, run_inside
 
 CHECKS = ("ladder", "failure", "choice", "decoding", "text in fp8", "weights in fp8", "offloading")
 

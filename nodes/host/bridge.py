@@ -1,0 +1,165 @@
+"""Core models inside ComfyUI: built with its operations, run with its attention, sized for its memory."""
+
+import inspect
+import logging
+import sys
+from typing import Any
+
+import comfy.ldm.modules.attention as host_attention
+import comfy.model_management as mm
+import comfy.model_patcher
+import comfy.ops
+import torch
+from comfy.cli_args import args
+from torch import Tensor, nn
+
+from ...stagevar_core.checkpoints.detect import spec_of
+from ...stagevar_core.checkpoints.load import Checkpoint
+from ...stagevar_core.devices import SMALL, default_dtype, fast_bfloat16
+from ...stagevar_core.network.attention import AttentionFn, attend
+
+_LOG = logging.getLogger(__name__)
+DEFAULT = "default"
+WEIGHT_DTYPES = {
+    DEFAULT: None,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "fp8_e4m3fn": torch.float8_e4m3fn,
+}
+
+
+def load_transformer(checkpoint: Checkpoint, weight_dtype: str) -> Any:
+    """A ModelPatcher around the transformer, weights on the offload device."""
+    device = mm.get_torch_device()
+    parameters = checkpoint.parameters
+    storage = storage_dtype(WEIGHT_DTYPES[weight_dtype], parameters, device)
+    compute = compute_dtype(storage, device)
+    operations, module = host_operations(storage, compute, device), module_of(checkpoint)
+    network = module(
+        checkpoint.config, operations=operations, dtype=storage, device="meta", compute_dtype=compute
+    )
+    network.checkpoint = checkpoint  # its sizes and name; the tensors move into the network
+    patcher = wrap(network, device, mm.unet_offload_device())
+    plain = module(checkpoint.config, dtype=storage, device="meta")
+    fill(network, plain, checkpoint.tensors, compute)
+    _LOG.info(
+        "StageVAR: %s: %s with %.0fM parameters, %s weights, %s compute",
+        checkpoint.source,
+        module.__name__,
+        parameters / 1e6,
+        str(storage).removeprefix("torch."),
+        str(compute).removeprefix("torch."),
+    )
+    return patcher
+
+
+def module_of(checkpoint: Checkpoint) -> type[nn.Module]:
+    """The module of a transformer or tokenizer."""
+    return spec_of(checkpoint.kind, checkpoint.family).module
+
+
+def storage_dtype(chosen: torch.dtype | None, parameters: int, device: torch.device) -> torch.dtype:
+    """The dtype of the weights: the user's choice, else bfloat16 where the device has it; never float16."""
+    if chosen is not None:
+        return chosen
+    if parameters < SMALL:
+        return torch.float32
+    if mm.is_device_cpu(device) and not args.fp32_unet:
+        return default_dtype(device, parameters)  # ComfyUI has float32 for every CPU
+    return mm.unet_dtype(
+        device=device, model_params=parameters, supported_dtypes=[torch.bfloat16, torch.float32]
+    )
+
+
+def compute_dtype(storage: torch.dtype, device: torch.device) -> torch.dtype:
+    """The dtype of the matrix products."""
+    if storage == torch.float32 or (storage == torch.bfloat16 and mm.is_device_cpu(device)):
+        return storage  # chosen on the CPU it halves the cache; PyTorch computes it everywhere
+    if mm.is_device_cpu(device) and fast_bfloat16():
+        return torch.bfloat16
+    cast = mm.unet_manual_cast(storage, device, [torch.bfloat16, torch.float32])
+    return cast or storage
+
+
+def host_operations(storage: torch.dtype, compute: torch.dtype, device: torch.device) -> Any:
+    """ComfyUI's layers, which cast and move their weights as they are used."""
+    known = inspect.signature(comfy.ops.pick_operations).parameters
+    options = {"load_device": device} if "load_device" in known else {}
+    return comfy.ops.pick_operations(storage, compute, **options)
+
+
+def wrap(network: nn.Module, load_device: torch.device, offload_device: torch.device) -> Any:
+    """The patcher that ComfyUI moves, patches and clones."""
+    kind = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+    return kind(network.eval(), load_device=load_device, offload_device=offload_device)
+
+
+def fill(network: nn.Module, plain: nn.Module, tensors: dict[str, Tensor], narrow: torch.dtype) -> None:
+    """Load ``tensors``, each in the dtype its parameter declares, and empty the mapping on the way.
+
+    ``plain``: the same network of torch.nn layers on the meta device, since the host's layers may have no
+    weights before loading. ``narrow``: the dtype of what fp8 storage would ruin, the biases.
+    """
+    declared = {name: parameter.dtype for name, parameter in plain.named_parameters()}
+    ready = {}
+    for name, dtype in declared.items():
+        tensor = tensors.pop(name)
+        ready[name] = tensor.to(narrow if dtype.itemsize == 1 and tensor.dim() < 2 else dtype)
+    network.load_state_dict(ready, strict=True, assign=True)
+    network.requires_grad_(False)
+    archive = getattr(mm, "archive_model_dtypes", None)
+    if archive is not None:
+        archive(network)
+
+
+def attention_for(transformer_options: dict[str, Any]) -> AttentionFn:
+    """The attention the user chose for ComfyUI, in the form the core calls; the core's own on a bare CPU."""
+    chosen = args.use_quad_cross_attention or "optimized_attention_override" in transformer_options
+
+    def attention(
+        q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        fallback = host_attention.optimized_attention is host_attention.attention_sub_quad
+        if q.device.type == "cpu" and fallback and not chosen:
+            # Nobody chose this one: ComfyUI takes it where there is no GPU, and it is the slowest there.
+            return attend(q, k, v, scale=scale, mask=mask)
+        # ComfyUI's attention divides by sqrt(head_dim) and has no parameter for it.
+        if scale is not None:
+            q = q * (scale * q.shape[-1] ** 0.5)
+        function = host_attention.optimized_attention
+        if mask is not None:
+            # Some fast kernels take no mask, and not all take a boolean one.
+            function = host_attention.optimized_attention_for_device(q.device, mask=True)
+            hidden = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, -torch.finfo(q.dtype).max)
+            mask = hidden.expand(-1, -1, q.shape[2], -1)
+        return function(
+            q,
+            k,
+            v,
+            q.shape[1],
+            mask=mask,
+            skip_reshape=True,
+            skip_output_reshape=True,
+            transformer_options=transformer_options,
+        )
+
+    return attention
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on any device."""
+    if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
+        return True
+    newer = getattr(mm, "is_oom", None)
+    if newer is not None and newer(error):
+        return True
+    return isinstance(error, RuntimeError) and any(
+        words in str(error) for words in ("out of memory", "not enough memory", "can't allocate memory")
+    )
+
+
+def show_text(text: str, node_id: str | None) -> None:
+    """A line on the node itself, where a server runs."""
+    server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    if server is not None and node_id is not None:
+        server.send_progress_text(text, node_id)

@@ -1,0 +1,137 @@
+"""T5 text encoders for a core CLIP: ComfyUI's own T5 with the vocabulary and limits of our models."""
+
+import logging
+import os
+from functools import partial
+from typing import Any
+
+import comfy.text_encoders
+import comfy.text_encoders.t5
+from comfy import sd1_clip
+
+from ...stagevar_core.checkpoints.load import Checkpoint
+from ...stagevar_core.conditioning.t5 import MAX_TOKENS, T5EncoderConfig
+
+_LOG = logging.getLogger(__name__)
+NAME = "t5"
+_SPECIAL = {"end": 1, "pad": 0}
+_ACTIVATIONS = {"gated-gelu": "gelu_pytorch_tanh", "gelu_new": "gelu_pytorch_tanh", "relu": "relu"}
+
+
+class StoredVocabulary:
+    """Stands in for a tokenizer class whose files are a string: the JSON that came with the encoder."""
+
+    @staticmethod
+    def from_pretrained(tokenizer_json: str, **_: Any) -> Any:
+        from tokenizers import Tokenizer
+        from transformers import PreTrainedTokenizerFast
+
+        vocabulary = Tokenizer.from_str(tokenizer_json)
+        vocabulary.no_padding()
+        vocabulary.no_truncation()
+        return PreTrainedTokenizerFast(
+            tokenizer_object=vocabulary, eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
+        )
+
+
+class T5Tokenizer(sd1_clip.SDTokenizer):
+    """ComfyUI's weighted tokenization, one chunk, cut where the models were cut in training."""
+
+    def __init__(
+        self,
+        embedding_directory: Any = None,
+        tokenizer_data: dict | None = None,
+        *,
+        width: int = 2048,
+        max_tokens: int = MAX_TOKENS,
+        tokenizer_json: str | None = None,
+    ) -> None:
+        if tokenizer_json is None:
+            from transformers import T5TokenizerFast
+
+            folder = os.path.dirname(os.path.realpath(comfy.text_encoders.t5.__file__))
+            path, kind = os.path.join(folder, "t5_tokenizer"), T5TokenizerFast
+        else:
+            path, kind = tokenizer_json, StoredVocabulary
+        super().__init__(
+            path,
+            embedding_directory=embedding_directory,
+            pad_with_end=False,
+            embedding_size=width,
+            embedding_key=NAME,
+            tokenizer_class=kind,
+            has_start_token=False,
+            pad_to_max_length=False,
+            max_length=10**8,  # cut below: core would split into chunks of different lengths
+            min_length=1,
+            tokenizer_data=tokenizer_data or {},
+        )
+        self.tokenizer.model_max_length = 10**8
+        self.max_tokens = max_tokens
+
+    def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **kwargs: Any) -> list[list]:
+        """One list of (token, weight), the end token last."""
+        (tokens,) = super().tokenize_with_weights(text, return_word_ids, **kwargs)
+        limit = self.max_tokens
+        if len(tokens) <= limit:
+            return [tokens]
+        _LOG.warning(
+            "StageVAR: the prompt has %d tokens; the model reads %d, the rest is ignored", len(tokens), limit
+        )
+        return [[*tokens[: limit - 1], tokens[-1]]]
+
+
+class T5Encoder(sd1_clip.SDClipModel):
+    """One T5 with attention masks; ComfyUI computes it in float32 whatever its weights are stored in."""
+
+    def __init__(
+        self,
+        device: Any = "cpu",
+        dtype: Any = None,
+        model_options: dict | None = None,
+        *,
+        shape: dict[str, Any],
+    ) -> None:
+        super().__init__(
+            device=device,
+            dtype=dtype,
+            textmodel_json_config=dict(shape),
+            special_tokens=dict(_SPECIAL),
+            model_class=comfy.text_encoders.t5.T5,
+            enable_attention_masks=True,
+            return_attention_masks=True,
+            model_options=model_options or {},
+        )
+
+
+def parts(checkpoint: Checkpoint) -> tuple[partial, partial]:
+    """What makes the encoder and the tokenizer of a T5 checkpoint."""
+    vocabulary = {
+        "width": checkpoint.config.d_model,
+        "max_tokens": int(checkpoint.defaults.get("max_tokens", MAX_TOKENS)),
+        "tokenizer_json": checkpoint.tokenizer_json,
+    }
+    return partial(T5Encoder, shape=_shape(checkpoint.config)), partial(T5Tokenizer, **vocabulary)
+
+
+def _shape(config: T5EncoderConfig) -> dict[str, Any]:
+    """The configuration in the names of ``comfy.text_encoders.t5``."""
+    projection = config.feed_forward_proj
+    fixed = {"relative_attention_num_buckets": 32, "relative_attention_max_distance": 128}
+    differs = {name for name, value in fixed.items() if getattr(config, name) != value}
+    if projection not in _ACTIVATIONS or differs:
+        raise ValueError(
+            f"text_encoder_name: this T5 has {projection!r} and {sorted(differs)} that ComfyUI's T5 does not "
+            "compute; use Flan-T5-XL or the built-in encoder"
+        )
+    return {
+        "vocab_size": config.vocab_size,
+        "d_model": config.d_model,
+        "d_ff": config.d_ff,
+        "d_kv": config.d_kv,
+        "num_heads": config.num_heads,
+        "num_layers": config.num_layers,
+        "is_gated_act": projection.startswith("gated"),
+        "dense_act_fn": _ACTIVATIONS[projection],
+        "model_type": "t5",
+    }

@@ -1,0 +1,223 @@
+"""The image tokenizer as a core VAE, so that every core VAE node works on it."""
+
+import copy
+import logging
+from typing import Any
+
+import comfy.model_management as mm
+import comfy.sd
+import torch
+from comfy.cli_args import args
+from torch import Tensor, nn
+
+from ...stagevar_core.checkpoints.load import Checkpoint
+from ...stagevar_core.devices import default_dtype
+from ...stagevar_core.models.compiling import CompiledTokenizer, Compiler
+from ...stagevar_core.schedule import AspectTable, ScaleSchedule
+from .bridge import fill, host_operations, is_out_of_memory, module_of, wrap
+
+_LOG = logging.getLogger(__name__)
+_NO_WEIGHTS = "No VAE weights detected"
+_TILES = (512, 256)  # sides in pixels where memory is short; a quarter overlaps
+
+
+class HostTokenizer(nn.Module):
+    """Takes and returns float32; the encoder computes in it, as codes flip easily, the decoder need not."""
+
+    def __init__(self, tokenizer: nn.Module, decode_dtype: torch.dtype) -> None:
+        super().__init__()
+        self.tokenizer, self.decode_dtype = tokenizer, decode_dtype
+
+    def encode(self, image: Tensor) -> Tensor:
+        return self.tokenizer.encode(image.float())
+
+    def decode(self, f_hat: Tensor) -> Tensor:
+        return self.tokenizer.decode(f_hat.to(self.decode_dtype)).float()
+
+    preview = decode  # of small latents of many sizes, which are never compiled
+
+
+class CompiledHostTokenizer(HostTokenizer):
+    """One that decodes through ``compiler``, previews aside."""
+
+    def __init__(self, plain: HostTokenizer, compiler: Compiler) -> None:
+        super().__init__(plain.tokenizer, plain.decode_dtype)
+        self.compiled = CompiledTokenizer(plain.tokenizer, compiler)
+
+    def decode(self, f_hat: Tensor) -> Tensor:
+        return self.compiled.decode(f_hat.to(self.decode_dtype)).float()
+
+
+class TokenizerVAE(comfy.sd.VAE):
+    """An image tokenizer of any family behind the interface of ``comfy.sd.VAE``.
+
+    Encoding returns what the tokenizer would store of the image, the sum of its codes over all scales, when
+    the image has a size the models are trained on; for other sizes the features before quantization.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        _default_attributes(self)
+        config = checkpoint.config
+        self.checkpoint, self.config = checkpoint, config
+        self.device = mm.vae_device()
+        decode_dtype = _decode_dtype(self.device, checkpoint.parameters)
+        self.vae_dtype = torch.float32  # what core casts to; the module narrows for itself
+        self.working_dtypes = [torch.float32]
+        self.output_device = mm.intermediate_device()
+        self.latent_channels = config.dim
+        self.latent_dim = 2
+        self.output_channels = 3
+        self.downscale_ratio = self.upscale_ratio = config.stride
+        self.process_input = lambda image: image * 2.0 - 1.0
+        # Newer releases ignore what this returns and expect the argument to be changed.
+        self.process_output = lambda image: image.add_(1.0).div_(2.0).clamp_(0.0, 1.0)
+        # Counted at the peak: 6 and 4 tensors of the first level's channels at full resolution; the rest is
+        # for the convolutions' workspace.
+        decoding = config.width * config.stride**2 * decode_dtype.itemsize
+        self.memory_used_decode = lambda shape, dtype: shape[2] * shape[3] * decoding * 9
+        self.memory_used_encode = lambda shape, dtype: shape[2] * shape[3] * config.width * 4 * 6
+        operations = host_operations(decode_dtype, None, self.device)
+        tokenizer = _tokenizer(checkpoint, decode_dtype, operations=operations)
+        self.first_stage_model = HostTokenizer(tokenizer, decode_dtype)
+        self.patcher = wrap(self.first_stage_model, self.device, mm.vae_offload_device())
+        fill(tokenizer, _tokenizer(checkpoint, decode_dtype), checkpoint.tensors, decode_dtype)
+        self.size = None
+        self.model_size()
+        _LOG.info(
+            "StageVAR: %s: %s tokenizer with %d channels, %s decoder",
+            checkpoint.source,
+            checkpoint.family,
+            config.dim,
+            decode_dtype,
+        )
+
+    def compiled(self, compiler: Compiler) -> "TokenizerVAE":
+        """The same VAE, decoding through ``compiler``; weights and their place in memory are shared."""
+        clone = copy.copy(self)
+        clone.first_stage_model = CompiledHostTokenizer(self.first_stage_model, compiler)
+        return clone
+
+    def quantizer(self, patch: int = 1) -> Any:
+        """What turns tokens of ``patch`` x ``patch`` latent pixels into latents."""
+        return self.first_stage_model.tokenizer.quantizer(patch)
+
+    def features(self, pixel_samples: Tensor) -> Tensor:
+        """The encoder's output for an image (B, H, W, 3) in 0..1, before quantization."""
+        return super().encode(self._pixels(pixel_samples)).float()
+
+    def decode(self, samples_in: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Images of latents; where memory runs out, in tiles, and where it does so again, in smaller ones."""
+        self._check_latent(samples_in)
+        try:
+            return super().decode(samples_in, *args, **kwargs)  # falls back to decode_tiled_ on GPUs
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        _LOG.warning("StageVAR: out of memory while decoding; trying again in small tiles")
+        mm.soft_empty_cache()
+        try:
+            side = _TILES[1] // self.config.stride
+            return self.decode_tiled(samples_in, tile_x=side, tile_y=side, overlap=side // 4)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            failure = str(error)
+        mm.soft_empty_cache()
+        raise RuntimeError(self._out_of_memory(samples_in, failure))
+
+    def decode_tiled(self, samples: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        self._check_latent(samples)
+        return super().decode_tiled(samples, *args, **kwargs)
+
+    def decode_tiled_(
+        self, samples: Tensor, tile_x: int | None = None, tile_y: int | None = None, overlap: int = 0
+    ) -> Tensor:
+        """What core falls back to; its own 64 latent pixels would hold a whole megapixel here."""
+        side = _TILES[0] // self.config.stride
+        return super().decode_tiled_(samples, tile_x or side, tile_y or side, overlap or side // 4)
+
+    def encode(self, pixel_samples: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return self._quantized(super().encode(self._pixels(pixel_samples), *args, **kwargs))
+
+    def encode_tiled(self, pixel_samples: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return self._quantized(super().encode_tiled(self._pixels(pixel_samples), *args, **kwargs))
+
+    def schedule_of(self, grid: tuple[int, int]) -> ScaleSchedule | None:
+        """The trained schedule over latent pixels that ends at ``grid``; None when there is none."""
+        table: AspectTable | None = self.checkpoint.trained
+        if table is None:
+            return None
+        patch = max(1, table.pixels_per_token // self.config.stride)
+        for ratio in table.grids:
+            for budget in table.budgets:
+                schedule = table.schedule(ratio, budget)
+                if (schedule.final.height * patch, schedule.final.width * patch) == grid:
+                    return ScaleSchedule.of([(h * patch, w * patch) for h, w in schedule.grids])
+        return None
+
+    def _quantized(self, features: Tensor) -> Tensor:
+        schedule = self.schedule_of(tuple(features.shape[-2:]))
+        if schedule is None:
+            _LOG.info("StageVAR: no trained size of this tokenizer; the latent is not quantized")
+            return features
+        return self.quantizer().encode(features.float(), schedule)[1]
+
+    def _pixels(self, pixels: Tensor) -> Tensor:
+        height, width = pixels.shape[1:3]
+        if min(height, width) < self.config.stride:
+            raise ValueError(
+                f"pixels: the image is {width}x{height}; this tokenizer needs at least "
+                f"{self.config.stride}x{self.config.stride}. Use a larger image"
+            )
+        return pixels[..., :3]
+
+    def _out_of_memory(self, samples: Tensor, failure: str) -> str:
+        gib, (height, width) = 2**30, samples.shape[-2:]
+        whole, part = (
+            self.memory_used_decode((1, self.latent_channels, *grid), self.vae_dtype) / gib
+            for grid in ((height, width), (_TILES[1] // self.config.stride,) * 2)
+        )
+        size = f"{width * self.config.stride}x{height * self.config.stride}"
+        return (
+            f"Out of memory: decoding one image of {size} needs about {whole:.1f} GiB, in tiles {part:.1f} "
+            f"GiB; {mm.get_free_memory(self.device) / gib:.1f} GiB are free on {self.device}. Decode a "
+            f"smaller image, or start ComfyUI with --cpu-vae. ({failure[:200]})"
+        )
+
+    def _check_latent(self, samples: Tensor) -> None:
+        if samples.dim() == 4 and samples.shape[1] == self.latent_channels:
+            return
+        raise ValueError(
+            f"samples: the latent has shape {tuple(samples.shape)}; the tokenizer {self.checkpoint.source!r} "
+            f"decodes (batch, {self.latent_channels}, height, width). Use the VAE of the model that made it"
+        )
+
+
+def _decode_dtype(device: torch.device, parameters: int) -> torch.dtype:
+    """What ComfyUI decodes in, with the flags of its user; on a CPU, where it has float32, by the CPU."""
+    chosen = args.fp32_vae or args.fp16_vae or args.bf16_vae
+    if mm.is_device_cpu(device) and not chosen:
+        return default_dtype(device, parameters)
+    return mm.vae_dtype(device, [torch.bfloat16, torch.float32])
+
+
+def _tokenizer(checkpoint: Checkpoint, decode_dtype: torch.dtype, **factory: Any) -> nn.Module:
+    """The tokenizer without storage: float32, and ``decode_dtype`` in what decoding runs."""
+    module = module_of(checkpoint)(checkpoint.config, dtype=torch.float32, device="meta", **factory)
+    for part in module.decoding:
+        part.to(decode_dtype)
+    return module
+
+
+def _default_attributes(vae: comfy.sd.VAE) -> None:
+    """Every attribute of this ComfyUI's VAE; its constructor stops early, with a warning, without weights."""
+
+    def quiet(record: logging.LogRecord) -> bool:
+        return _NO_WEIGHTS not in record.getMessage()
+
+    root = logging.getLogger()
+    root.addFilter(quiet)
+    try:
+        comfy.sd.VAE.__init__(vae, sd={})
+    finally:
+        root.removeFilter(quiet)

@@ -1,0 +1,167 @@
+"""``calibrate``: measures a model and writes the schedule file that presets and nodes read."""
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from ..acceleration.schedule_file import StageSchedule
+from ..evaluation.calibrate import Calibration, Request
+from ..plots.schedules import curves
+from ..schedule import ScaleSchedule
+from .options import add_model_options, check_seed, load_pipeline, settings_of
+from .output import output_file, save
+
+SAVE_EVERY = 5  # prompts
+CAPTIONS = 20
+RANKS = ("rank", "rank_of_tokens", "rank_of_width")
+MAX_PROMPTS = 100_000
+MAX_PROMPT_BYTES = 1 << 24
+
+
+def add_parser(commands: Any) -> None:
+    """Register the command."""
+    parser = commands.add_parser("calibrate", help="measure a model and write its schedule file")
+    parser.add_argument("--prompts", type=Path, metavar="FILE", help="text, one prompt or class per line")
+    parser.add_argument(
+        "--limit", type=int, metavar="N", help=f"first N prompts (default: all, or {CAPTIONS} captions)"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.json", help="the schedule file")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="the curves as an image")
+    parser.add_argument("--alpha", type=float, default=0.96, help="share of the energy that a rank holds")
+    parser.add_argument("--chunks", type=int, default=8, help="chunks of blocks that are measured apart")
+    parser.add_argument("--width", type=int, help="snapped to the nearest trained size")
+    parser.add_argument("--height", type=int)
+    parser.add_argument("--resume", action="store_true", help="go on where an interrupted call stopped")
+    add_model_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Measure, save now and then, write the schedule."""
+    check_seed(arguments.seed)
+    Request(arguments.alpha, arguments.chunks)  # refuses what no model could use before one is loaded
+    out, prompts = schedule_path(arguments.out), read_prompts(arguments)
+    if arguments.plot is not None:
+        output_file(arguments.plot)
+    pipeline = load_pipeline(arguments)
+    prompts = pipeline.measurable(prompts, made_up=arguments.prompts is None)
+    request = Request(
+        arguments.alpha,
+        arguments.chunks,
+        arguments.seed,
+        settings_of(pipeline, arguments),
+        arguments.width,
+        arguments.height,
+    )
+    work = Calibration(pipeline, prompts, request)
+    state = out.with_name(out.name + ".state")
+    if arguments.resume and state.exists():
+        resume(work, state)
+    measure(work, state)
+    schedule = work.schedule()
+    schedule.save(out)
+    state.unlink(missing_ok=True)
+    print(table(schedule))
+    print(out)
+    if arguments.plot is not None:
+        print(save(np.asarray(curves(schedule)), arguments.plot))
+
+
+def measure(work: Calibration, state: Path) -> None:
+    """All prompts that are left; the state is on disk after every few, and when the run is interrupted."""
+    with tqdm(total=len(work.prompts), initial=work.done, unit="prompt") as bar:
+        try:
+            while work.done < len(work.prompts):
+                work.step()
+                bar.update()
+                if work.done % SAVE_EVERY == 0:
+                    write_state(work, state)
+        finally:
+            if work.done:
+                write_state(work, state)
+
+
+def write_state(work: Calibration, path: Path) -> None:
+    """Replace the state file in one step."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(work.state()), encoding="utf-8")
+    os.replace(partial, path)
+
+
+def resume(work: Calibration, path: Path) -> None:
+    """Take up a saved state; ``ValueError`` names the file when it does not fit."""
+    try:
+        work.restore(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: {error}. Without --resume the measurement starts over") from None
+
+
+def schedule_path(path: Path) -> Path:
+    """``path`` once its folder exists; raises ``ValueError`` when it cannot be a schedule."""
+    if path.suffix != ".json" or path.is_dir():
+        raise ValueError(f"--out is {path}; expected a file that ends in .json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def read_prompts(arguments: argparse.Namespace) -> list[str]:
+    """The prompts of the file, or captions that the training of the embedded model never saw."""
+    limit = arguments.limit
+    if limit is not None and not 1 <= limit <= MAX_PROMPTS:
+        raise ValueError(f"--limit is {limit}; expected 1 to {MAX_PROMPTS} prompts")
+    if arguments.prompts is None:
+        from ..evaluation.score import held_out  # a file of prompts does not need the scenes
+
+        return [caption for _, caption in held_out(limit or CAPTIONS, arguments.seed)]
+    with arguments.prompts.open("rb") as file:
+        data = file.read(MAX_PROMPT_BYTES + 1)
+    if len(data) > MAX_PROMPT_BYTES:
+        raise ValueError(f"{arguments.prompts} has more than {MAX_PROMPT_BYTES} bytes; expected a text file")
+    try:
+        lines = [line.strip() for line in data.decode("utf-8-sig").splitlines()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{arguments.prompts} is no text in UTF-8 ({error})") from None
+    prompts = [line for line in lines if line][:limit]
+    if not 1 <= len(prompts) <= MAX_PROMPTS:
+        raise ValueError(f"{arguments.prompts} has {len(prompts)} prompts; expected 1 to {MAX_PROMPTS} lines")
+    return prompts
+
+
+def table(schedule: StageSchedule) -> str:
+    """The measured means as text, one line per scale."""
+    measured, boundaries = schedule.measured, schedule.boundaries
+    found = {name: curve["mean"] for name, curve in measured["curves"].items()}
+    grids = ScaleSchedule.of(measured["schedule"])
+    lines = [
+        f"rank: directions with {measured['alpha']:g} of the energy, mean over {measured['chunks']} chunks",
+        f"{'grid':>9} {'area':>6} {'stage':<9} {'rank':>6} {'/tokens':>7} {'/width':>7} {'cosine':>6} "
+        f"{'bits':>6} {'PSNR':>6} {'guided':>6} {'entropy':>7}",
+    ]
+    for scale in grids:
+        index = scale.index
+        rank, of_tokens, of_width = (average(found[name][index]) for name in RANKS)
+        lines.append(
+            f"{scale.height:>4}x{scale.width:<4} {grids.area_fraction(scale):>6.3f} "
+            f"{boundaries.stage(grids, scale):<9} {cell(rank, 6, 1)} {cell(of_tokens, 7, 3)} "
+            f"{cell(of_width, 7, 3)} {cell(found['latent_cosine'][index], 6, 3)} "
+            f"{cell(found['bit_agreement'][index], 6, 3)} {cell(found['image_psnr'][index], 6, 1)} "
+            f"{cell(found['disagreement'][index], 6, 3)} {cell(found['entropy'][index], 7, 3)}"
+        )
+    return "\n".join(lines)
+
+
+def average(values: Sequence[float | None]) -> float | None:
+    """The mean over the chunks; None where nothing was measured."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def cell(value: float | None, width: int, digits: int) -> str:
+    """A number in a column; a dash where nothing was measured."""
+    return f"{'-':>{width}}" if value is None else f"{value:>{width}.{digits}f}"

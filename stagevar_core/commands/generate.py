@@ -1,0 +1,112 @@
+"""The command ``generate``: images from a prompt."""
+
+import argparse
+import json
+import logging
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..acceleration.presets import PRESETS
+from ..pipeline import Pictures
+from ..plots.timeline import timeline
+from .options import add_model_options, check_request, load_pipeline, policy_of, settings_of
+from .output import output_file, rounded, save
+
+_LOG = logging.getLogger(__name__)
+
+
+def add_parser(commands: Any) -> None:
+    """Register the command."""
+    generate = commands.add_parser("generate", help="make images from a prompt")
+    generate.add_argument("--prompt", required=True, help="what to draw; may be empty")
+    generate.add_argument("--negative", help="what not to draw (default: the model's null text)")
+    generate.add_argument("--width", type=int, help="snapped to the nearest trained size")
+    generate.add_argument("--height", type=int)
+    generate.add_argument("--batch", type=int, default=1, help="number of images")
+    generate.add_argument("--out", type=Path, metavar="FILE", help="the image; several get a number each")
+    generate.add_argument("--steps-out", type=Path, metavar="DIR", help="one image per scale")
+    generate.add_argument("--json", action="store_true", help="the last line of the output is a JSON object")
+    generate.add_argument(
+        "--preset", default="off", metavar="NAME", help=f"acceleration: {', '.join(PRESETS)} (default: off)"
+    )
+    generate.add_argument("--schedule", type=Path, metavar="FILE", help="stages and budgets for the preset")
+    generate.add_argument("--report-out", type=Path, metavar="FILE", help="what every scale did, as an image")
+    add_model_options(generate)
+    generate.set_defaults(run=run)
+
+
+def save_pictures(found: Pictures, arguments: argparse.Namespace) -> tuple[list[str], list[str]]:
+    """Write the images and, where asked for, one per scale."""
+    files, steps = [], []
+    several = len(found.images) > 1
+    for index, (image, seed) in enumerate(zip(found.images.numpy(), found.seeds, strict=True)):
+        if arguments.out is not None:
+            out = arguments.out
+            path = out.with_name(f"{out.stem}_{index:02d}{out.suffix}") if several else out
+            files.append(save(image, path, prompt=arguments.prompt, seed=seed))
+        for number, step in found.steps.items():
+            scale = found.schedule[number]
+            name = f"scale_{scale.index:02d}_{scale.width}x{scale.height}.png"
+            path = arguments.steps_out / (f"image_{index:02d}_{name}" if several else name)
+            steps.append(save(step[index].numpy(), path))
+    return files, steps
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Make and save images."""
+    check_request(arguments)
+    if arguments.out is None and arguments.steps_out is None:
+        raise ValueError("nowhere to write to; pass --out x.png, or --steps-out DIR")
+    if arguments.out is not None:
+        output_file(arguments.out)
+    if arguments.steps_out is not None:
+        arguments.steps_out.mkdir(parents=True, exist_ok=True)
+    if arguments.report_out is not None:
+        output_file(arguments.report_out)
+    policy, stages = policy_of(arguments)
+    pipeline = load_pipeline(arguments)
+    if stages is not None:
+        stages.check(pipeline.transformer)
+    found = pipeline(
+        arguments.prompt,
+        arguments.negative,
+        seed=arguments.seed,
+        width=arguments.width,
+        height=arguments.height,
+        settings=settings_of(pipeline, arguments),
+        batch=arguments.batch,
+        steps=arguments.steps_out is not None,
+        policy=policy,
+    )
+    files, steps = save_pictures(found, arguments)
+    width, height = found.size
+    wanted = (arguments.width or width, arguments.height or height)
+    if wanted != found.size:
+        _LOG.warning("%d x %d was snapped to the nearest trained size %d x %d", *wanted, width, height)
+    seconds = {name: rounded(value) for name, value in found.seconds.items()}
+    for path in files or [str(arguments.steps_out)]:
+        print(f"{path}  {width} x {height}, {seconds['total']} s")
+    trace = found.generation.trace
+    print(trace.summary())
+    if arguments.report_out is not None:
+        print(save(np.asarray(timeline(trace.to_dict())), arguments.report_out))
+    if arguments.json:
+        settings = found.settings
+        report = {
+            "prompt": arguments.prompt,
+            "negative": arguments.negative,
+            "seed": arguments.seed,
+            "seeds": list(found.seeds),
+            "width": width,
+            "height": height,
+            "schedule": [list(grid) for grid in found.schedule.grids],
+            "settings": {item.name: getattr(settings, item.name) for item in fields(settings)},
+            "seconds": seconds,
+            "files": files,
+            "steps": steps,
+            "report": trace.to_dict(),
+        }
+        print(json.dumps(report))

@@ -1,0 +1,64 @@
+"""The command ``score``: captions that training never saw, drawn and read back."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ..evaluation import score as evaluation
+from .options import add_model_options, check_request, load_pipeline, settings_of
+from .output import output_file, save
+
+
+def add_parser(commands: Any) -> None:
+    """Register the command."""
+    score = commands.add_parser("score", help="draw captions that training never saw and read them back")
+    score.add_argument("--prompts", type=int, default=500, help="number of captions")
+    score.add_argument("--batch", type=int, default=20, help="images at once; changes nothing but speed")
+    score.add_argument("--scales", type=int, metavar="K", help="run the first K scales only")
+    score.add_argument("--grid", type=Path, metavar="FILE", help="contact sheet, framed by right and wrong")
+    score.add_argument("--json", type=Path, metavar="FILE", help="the whole report")
+    kind = score.add_mutually_exclusive_group()
+    kind.add_argument("--reconstruct", action="store_true", help="score rendered scenes after the tokenizer")
+    kind.add_argument("--rendered", action="store_true", help="score the rendered scenes themselves")
+    add_model_options(score)
+    score.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Score the model, its tokenizer or the renderer on unseen captions."""
+    check_request(arguments)
+    if not 1 <= arguments.prompts <= 100_000:
+        raise ValueError(f"--prompts is {arguments.prompts}; expected 1 to 100000")
+    if arguments.grid is not None:
+        output_file(arguments.grid)
+    if arguments.json is not None:
+        if arguments.json.is_dir():
+            raise ValueError(f"{arguments.json} is a folder; expected a file such as report.json")
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    scenes, captions = zip(*evaluation.held_out(arguments.prompts, arguments.seed), strict=True)
+    if arguments.rendered:
+        pictures = evaluation.rendered(scenes, batch=arguments.batch)
+    else:
+        pipeline = load_pipeline(arguments)
+        if arguments.reconstruct:
+            pictures = evaluation.reconstructed(pipeline, scenes, batch=arguments.batch)
+        else:
+            pictures = evaluation.generated(
+                pipeline,
+                captions,
+                seed=arguments.seed,
+                batch=arguments.batch,
+                settings=settings_of(pipeline, arguments),
+                scales=arguments.scales,
+            )
+    with tqdm(total=len(captions), unit="image") as bar:
+        result = evaluation.collect(captions, pictures, bar.update)
+    print(evaluation.table(result.reports))
+    if arguments.grid is not None:
+        print(save(evaluation.contact_sheet(result.images, result.right), arguments.grid))
+    if arguments.json is not None:
+        report = {"seed": arguments.seed, "prompts": arguments.prompts, "variants": result.reports}
+        arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,1 @@
+"""What pictures are asked for: encoded texts and class labels."""

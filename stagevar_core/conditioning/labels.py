@@ -1,0 +1,55 @@
+"""Class labels by name or number: the thousand classes of ImageNet (ILSVRC 2012) in their usual order."""
+
+import difflib
+import json
+from functools import cache
+from pathlib import Path
+
+_NAMES = Path(__file__).parents[1] / "data" / "imagenet_classes.json"
+
+
+@cache
+def imagenet_names() -> tuple[str, ...]:
+    """The names of the 1000 classes by number."""
+    return tuple(json.loads(_NAMES.read_text(encoding="utf-8")))
+
+
+def class_index(label: str | int, classes: int = 1000) -> int:
+    """The number of a class from its number or name; an empty name and -1 are no class, -1.
+
+    Case does not matter, and a part of a name is enough where only one has it. Models of another number of
+    ``classes`` know numbers alone. Raises ``ValueError`` saying what there is.
+    """
+    text = str(label).strip()
+    if not text:
+        return -1
+    if text.removeprefix("-").isdecimal():
+        if not -1 <= int(text) < classes:
+            raise ValueError(
+                f"the class is {text}; this model knows the numbers 0 to {classes - 1}, and -1 for no class"
+            )
+        return int(text)
+    names = {name.lower(): index for index, name in enumerate(imagenet_names())}
+    if classes != len(names):
+        raise ValueError(
+            f"the class is {text!r}; this model has no names for its classes, give a number from 0 to "
+            f"{classes - 1}, or -1 for no class"
+        )
+    wanted = text.lower()
+    if wanted in names:
+        return names[wanted]
+    found = [name for name in names if wanted in name]
+    if len(found) == 1:
+        return names[found[0]]
+    close = [imagenet_names()[names[name]] for name in found[:6] or difflib.get_close_matches(wanted, names)]
+    found_as = "a part of several names" if found else "not known"
+    raise ValueError(
+        f"the class {text!r} is {found_as}; expected one of the 1000 names of ImageNet or a number from 0 to "
+        f"999{', for example ' + ', '.join(close) if close else ''}"
+    )
+
+
+def spread_classes(count: int, classes: int) -> list[str]:
+    """``count`` class numbers, evenly spread over all; over again where there are fewer classes."""
+    every = min(count, classes)
+    return [str(place % every * classes // every) for place in range(count)]

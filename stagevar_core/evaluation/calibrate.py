@@ -1,0 +1,321 @@
+"""Calibration: what the scales of a model need and when its pictures settle, measured on dense runs.
+
+Per scale and chunk of blocks the rank of the chunk's input; per scale how far latent, bits and decoded image
+are from the final ones, how often guidance changes a code, and how undecided the codes are. Nothing in the
+model is touched: a policy that reduces nothing watches the run.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..acceleration.policy import DensePolicyRun, RunInfo, ScalePlan, Seen
+from ..acceleration.schedule_file import CURVES, StageSchedule, identity
+from ..acceleration.scores import choice_entropy
+from ..acceleration.staged import chunks
+from ..acceleration.stages import StageBoundaries
+from ..network.tokens import Site
+from ..pipeline import Pipeline
+from ..sampling.settings import SamplingSettings
+from ..schedule import Scale
+
+SEMANTIC_COSINE, STRUCTURE_COSINE = 2 / 3, 5 / 6
+PSNR_LIMIT = 100.0  # dB of pictures without a difference
+_NO_ENERGY = 1e-10  # relative; what centring leaves of equal tokens in float32
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is measured: the share ``alpha`` of the energy, in ``chunks`` of blocks, prompt i at seed + i.
+
+    ``settings`` None are the model's own; ``width`` and ``height`` None its own size.
+    """
+
+    alpha: float = 0.96
+    chunks: int = 8
+    seed: int = 0
+    settings: SamplingSettings | None = None
+    width: int | None = None
+    height: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.alpha < 1.0:
+            raise ValueError(f"alpha is {self.alpha}; expected a share of the energy between 0 and 1")
+        if not 1 <= self.chunks <= 256:
+            raise ValueError(f"chunks is {self.chunks}; expected 1 to 256 chunks of blocks")
+
+
+def energy_rank(x: Tensor, alpha: float) -> int:
+    """Fewest directions that hold the share ``alpha`` of the energy of the centred tokens ``x`` (L, C).
+
+    The energies are the eigenvalues of the smaller of the two Gram matrices; tokens that are all equal have
+    rank 0.
+    """
+    wide = x.detach().to(device="cpu" if x.device.type == "mps" else x.device, dtype=torch.float64)
+    centred = wide - wide.mean(dim=0)
+    gram = centred @ centred.mT if len(centred) < centred.shape[1] else centred.mT @ centred
+    if gram.trace() <= _NO_ENERGY * wide.square().sum():
+        return 0
+    energies = torch.linalg.eigvalsh(gram).clamp_min(0.0).flip(0).cumsum(0)
+    return min(len(energies), int((energies < alpha * energies[-1]).sum()) + 1)
+
+
+@dataclass
+class _Found:
+    """What one run showed, scale after scale."""
+
+    ranks: list[list[int]] = field(default_factory=list)
+    latents: list[Tensor] = field(default_factory=list)
+    changes: list[float] = field(default_factory=list)
+    disagreement: list[float] = field(default_factory=list)
+    entropy: list[float] = field(default_factory=list)
+    binary: bool = False
+
+
+class _Watch:
+    """A token reduction that runs all tokens and measures the input of every chunk, conditional row."""
+
+    def __init__(self, spans: tuple[range, ...], alpha: float, ranks: list[int]) -> None:
+        self.spans, self._alpha, self._ranks = spans, alpha, ranks
+
+    def reduce(self, x: Tensor, site: Site) -> None:
+        self._ranks.append(energy_rank(x[0], self._alpha))
+
+    def restore(self, x: Tensor, y: Tensor, tokens: None, site: Site) -> Tensor:
+        return y
+
+    def code_weights(self) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """The policy of one dense run that writes down what it sees."""
+
+    request: Request
+    found: _Found
+    name = "calibration"
+    per_image = False
+
+    def start(self, info: RunInfo) -> "_ProbeRun":
+        return _ProbeRun(info, self.request, self.found)
+
+
+class _ProbeRun(DensePolicyRun):
+    def __init__(self, info: RunInfo, request: Request, found: _Found) -> None:
+        super().__init__(info)
+        self.request, self.found = request, found
+        self.spans = chunks(info.depth, request.chunks)
+
+    def plan(self, scale: Scale) -> ScalePlan:
+        self.found.ranks.append([])
+        return ScalePlan(reduction=_Watch(self.spans, self.request.alpha, self.found.ranks[-1]))
+
+    def observe(self, seen: Seen) -> None:
+        found = self.found
+        found.binary = seen.binary
+        found.latents.append(seen.f_hat)
+        found.changes.append(float(seen.change.norm() / seen.f_hat.norm()))
+        found.entropy.append(float(choice_entropy(seen.guided, binary=seen.binary).mean()))
+        disagreement = math.nan
+        if self.info.guided:
+            conditional, unconditional = seen.decide(seen.raw).chunk(2)
+            disagreement = float((conditional != unconditional).float().mean())
+        found.disagreement.append(disagreement)
+
+
+def measure(pipeline: Pipeline, prompt: str, seed: int, request: Request) -> dict[str, np.ndarray]:
+    """The curves of one picture, (scales,) or (scales, chunks); NaN where there is nothing to measure."""
+    found = _Found()
+    pictures = pipeline(
+        prompt,
+        seed=seed,
+        width=request.width,
+        height=request.height,
+        settings=request.settings,
+        policy=_Probe(request, found),
+    )
+    final = found.latents[-1]
+    ranks = np.array(found.ranks, float)
+    tokens = np.array([[scale.tokens] for scale in pictures.schedule], float)
+    ranks[tokens[:, 0] == 1] = math.nan  # one token has no rank beyond its mean
+    earlier = [psnr(pipeline.decode(latent), pictures.images) for latent in found.latents[:-1]]
+    same_bits = [float(((latent > 0) == (final > 0)).float().mean()) for latent in found.latents]
+    return {
+        "rank": ranks,
+        "rank_of_tokens": ranks / tokens,
+        "rank_of_width": ranks / pipeline.transformer.config.width,
+        "latent_cosine": np.array([_cosine(latent, final) for latent in found.latents]),
+        "latent_distance": np.array([float((f - final).norm() / final.norm()) for f in found.latents]),
+        "latent_change": np.array(found.changes),
+        "bit_agreement": np.array(same_bits if found.binary else [math.nan] * len(same_bits)),
+        "image_psnr": np.array([*earlier, math.nan]),
+        "disagreement": np.array(found.disagreement),
+        "entropy": np.array(found.entropy),
+    }
+
+
+def psnr(image: Tensor, reference: Tensor) -> float:
+    """Peak signal-to-noise ratio of 8-bit images in dB, at most ``PSNR_LIMIT``."""
+    error = float((image.double() - reference.double()).square().mean())
+    return min(PSNR_LIMIT, 10.0 * math.log10(255.0**2 / error)) if error else PSNR_LIMIT
+
+
+def _cosine(a: Tensor, b: Tensor) -> float:
+    return float(torch.cosine_similarity(a.flatten().double(), b.flatten().double(), dim=0))
+
+
+def find_boundaries(cosines: Sequence[float], areas: Sequence[float]) -> StageBoundaries:
+    """Stages from the mean cosine of every scale's accumulated latent with the final one.
+
+    The semantic stage ends with the first scale at 2/3, the structure stage with the first one at 5/6, as
+    area fractions; the last scale always belongs to the fidelity stage. The limits are those with which the
+    embedded model has the paper's boundaries of 1/16 and 1/4.
+    """
+    if len(areas) < 2:
+        return StageBoundaries(0.0, 0.0)
+
+    def first(limit: float) -> float:
+        reached = [area for cosine, area in zip(cosines, areas, strict=True) if cosine >= limit]
+        return min([*reached, areas[-2]])
+
+    semantic = first(SEMANTIC_COSINE)
+    return StageBoundaries(min(semantic, 1.0), min(max(semantic, first(STRUCTURE_COSINE)), 1.0))
+
+
+class Moments:
+    """Running mean and deviation of arrays of one shape, entry by entry; NaN entries do not count."""
+
+    def __init__(self) -> None:
+        self.count = self.mean = self.squares = np.zeros(0)
+
+    def add(self, values: np.ndarray) -> None:
+        """One more array."""
+        if not self.count.size:
+            self.count, self.mean, self.squares = (np.zeros_like(values) for _ in range(3))
+        there = ~np.isnan(values)
+        self.count = self.count + there
+        step = np.where(there, values - self.mean, 0.0)
+        self.mean = self.mean + step / np.maximum(self.count, 1)
+        self.squares = self.squares + step * np.where(there, values - self.mean, 0.0)
+
+    def curve(self) -> dict[str, list]:
+        """Mean and sample standard deviation as lists; None where nothing was measured."""
+        deviation = np.sqrt(self.squares / np.maximum(self.count - 1, 1))
+        return {"mean": self._listed(self.mean), "std": self._listed(deviation)}
+
+    def state(self) -> dict[str, list]:
+        """For :meth:`restore`."""
+        return {name: getattr(self, name).tolist() for name in ("count", "mean", "squares")}
+
+    def restore(self, state: dict[str, list]) -> None:
+        """Go on from a saved state."""
+        arrays = [np.array(state[name], float) for name in ("count", "mean", "squares")]
+        if len({array.shape for array in arrays}) != 1 or not np.isfinite(arrays).all():
+            raise ValueError("arrays of different shapes or without numbers")
+        self.count, self.mean, self.squares = arrays
+
+    def _listed(self, values: np.ndarray) -> list:
+        gaps = np.where(self.count > 0, np.round(values, 6), np.nan)
+        return np.where(np.isnan(gaps), None, gaps).tolist()
+
+
+class Calibration:
+    """A measurement over prompts that can be left and taken up again."""
+
+    def __init__(self, pipeline: Pipeline, prompts: Sequence[str], request: Request) -> None:
+        if not prompts:
+            raise ValueError("there are no prompts; expected one or more")
+        self.pipeline, self.prompts, self.request = pipeline, list(prompts), request
+        self.grids = pipeline.schedule(request.width, request.height)
+        self.moments = {name: Moments() for name in CURVES}
+        self.done = 0
+
+    def step(self) -> None:
+        """Measure the next prompt."""
+        seed = self.request.seed + self.done
+        curves = measure(self.pipeline, self.prompts[self.done], seed, self.request)
+        for name, values in curves.items():
+            self.moments[name].add(values)
+        self.done += 1
+
+    def schedule(self) -> StageSchedule:
+        """The schedule that the measured prompts ask for.
+
+        Budgets are the mean ranks relative to tokens, at every scale of more than one token.
+        """
+        curves = {name: moments.curve() for name, moments in self.moments.items()}
+        areas = [self.grids.area_fraction(scale) for scale in self.grids]
+        shares = curves["rank_of_tokens"]["mean"]
+        keep = [
+            (area, tuple(min(1.0, round(share, 4)) for share in row))
+            for area, row in zip(areas, shares, strict=True)
+            if row[0] is not None
+        ]
+        measured = {
+            "alpha": self.request.alpha,
+            "chunks": len(shares[0]),
+            "prompts": self.done,
+            "seed": self.request.seed,
+            "width": self.pipeline.transformer.config.width,
+            "schedule": [list(grid) for grid in self.grids.grids],
+            "curves": curves,
+        }
+        return StageSchedule(
+            model=identity(self.pipeline.transformer),
+            boundaries=find_boundaries(curves["latent_cosine"]["mean"], areas),
+            keep=tuple(keep) or None,
+            measured=measured,
+        )
+
+    def state(self) -> dict[str, Any]:
+        """Everything that :meth:`restore` needs, as plain values for JSON."""
+        moments = {name: value.state() for name, value in self.moments.items()}
+        return {"request": self._identity(), "done": self.done, "moments": moments}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state; ``ValueError`` when it belongs to another measurement."""
+        try:
+            request, done = dict(state["request"]), state["done"]
+            moments = {name: Moments() for name in CURVES}
+            for name, value in moments.items():
+                value.restore(state["moments"][name])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"cannot be read ({error}); delete it to start over") from None
+        for key, value in self._identity().items():
+            if request.get(key) != value:
+                raise ValueError(f"was begun with {key} {request.get(key)!r}; this call has {value!r}")
+        if type(done) is not int or not 0 <= done <= len(self.prompts):
+            raise ValueError(f"says that {done!r} of {len(self.prompts)} prompts are done; delete it")
+        self.moments, self.done = moments, done
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same for two parts of a measurement to belong together."""
+        settings = self.request.settings or self.pipeline.settings()
+        values = {
+            "model": identity(self.pipeline.transformer),
+            "weights": fingerprint(self.pipeline.transformer),
+            "prompts": hashlib.sha256("\n".join(self.prompts).encode()).hexdigest()[:16],
+            "alpha": self.request.alpha,
+            "chunks": self.request.chunks,
+            "seed": self.request.seed,
+            "schedule": self.grids.grids,
+            "settings": asdict(settings),
+        }
+        return json.loads(json.dumps(values))
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """A short hash of a few weights of every tensor, to tell two checkpoints of one shape apart."""
+    digest = hashlib.sha256()
+    for name, tensor in model.named_parameters():
+        digest.update(name.encode())
+        digest.update(tensor.detach().flatten()[:16].float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]

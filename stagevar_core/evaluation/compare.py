@@ -1,0 +1,332 @@
+"""Policies side by side: the same prompts and seeds, measured against the run without acceleration.
+
+Every batch runs under all policies in turn, so that what disturbs the clock disturbs all of them. Its results
+are written before the next one starts; a second call with the same store goes on where the first one ended.
+"""
+
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from ..acceleration.policy import AccelerationPolicy, DensePolicy, FirstScales
+from ..pipeline import MAX_SEED, Pipeline
+from ..sampling.generate import generate
+from ..sampling.noise import SeededNoise
+from ..sampling.settings import SamplingSettings
+from ..sampling.trace import Trace
+from ..scenes import CANVAS, parse, score
+from ..schedule import ScaleSchedule
+from .lpips import LPIPS
+from .metrics import psnr, ssim
+
+REFERENCE = "off"
+NEARNESS = ("psnr", "ssim", "lpips")
+SCORED = ("strict", "texture", "shape", "colour", "count", "position", "size", "background")
+WORK = ("flops", "milliseconds", "computed", "rows", "ran", "kv_bytes")
+_CODE = ("acceleration", "autoencoders", "models")  # what decides the pictures, besides the files below
+_FILES = (
+    *("attention", "cache", "context", "costs", "guidance", "heads"),
+    *("known", "layers", "local", "metrics", "run", "sampling"),
+)
+Part = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is drawn: ``seeds`` pictures of each caption, next to each other; picture i has seed ``seed + i``.
+
+    ``batch``: pictures at once. ``settings`` and ``schedule``: the model's own where None.
+    """
+
+    captions: tuple[str, ...]
+    seeds: int = 1
+    seed: int = 0
+    batch: int = 20
+    settings: SamplingSettings | None = None
+    schedule: ScaleSchedule | None = None
+
+    def __post_init__(self) -> None:
+        if not self.captions:
+            raise ValueError("no caption was given; pass at least one")
+        for name in ("seeds", "batch"):
+            if not 1 <= getattr(self, name) <= 1024:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected 1 to 1024")
+        if not 0 <= self.seed <= MAX_SEED - self.pictures:
+            raise ValueError(f"seed is {self.seed}; expected 0 to {MAX_SEED - self.pictures}")
+
+    @property
+    def pictures(self) -> int:
+        return len(self.captions) * self.seeds
+
+    def part(self, start: int) -> list[str]:
+        """The captions of the batch that begins with picture ``start``."""
+        stop = min(start + self.batch, self.pictures)
+        return [self.captions[index // self.seeds] for index in range(start, stop)]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was measured.
+
+    ``measures``: variant -> measure -> one value per picture, NaN where it does not apply. ``work``: variant
+    -> quantity (:data:`WORK`) -> (batches, scales); FLOPs and milliseconds are those of a whole batch,
+    'computed' is tokens per row. ``tasks``: of every caption, None where the pictures are not scored.
+    ``single``: variants that make the pictures of a batch one by one.
+    """
+
+    job: Job
+    schedule: ScaleSchedule
+    measures: dict[str, dict[str, np.ndarray]]
+    work: dict[str, dict[str, np.ndarray]]
+    notes: dict[str, list[str]]
+    tasks: tuple[str, ...] | None
+    single: tuple[str, ...]
+
+    @property
+    def variants(self) -> list[str]:
+        return list(self.measures)
+
+    def per_caption(self, variant: str, measure: str) -> np.ndarray:
+        """Means over the seeds of each caption: the independent values."""
+        values = self.measures[variant][measure].reshape(-1, self.job.seeds)
+        known = ~np.isnan(values)
+        totals = np.where(known, values, 0.0).sum(axis=1)
+        return np.where(known.any(axis=1), totals / np.maximum(known.sum(axis=1), 1), np.nan)
+
+
+def compare(  # noqa: PLR0913 - what to measure, then where the results go
+    pipeline: Pipeline,
+    variants: Mapping[str, AccelerationPolicy],
+    job: Job,
+    *,
+    store: Path | None = None,
+    keep: Callable[[str, int, np.ndarray], None] | None = None,
+    lpips: LPIPS | None = None,
+    advance: Callable[[int], Any] = lambda pictures: None,
+) -> Comparison:
+    """Draw the captions under every policy and under none.
+
+    ``store``: folder of the results so far. ``keep``: called with variant, number and picture (H, W, 3) as
+    they are made, not again for what the store already has. ``advance``: called with every batch's size.
+    Raises ``ValueError`` for a store of other models, code or settings.
+    """
+    runner = _Runner(pipeline, variants, job, lpips, keep)
+    if store is not None:
+        _open(store, runner.identity())
+    parts, warm = [], False
+    for start in range(0, job.pictures, job.batch):
+        file = None if store is None else store / f"{start:07d}.npz"
+        if file is not None and file.is_file():
+            parts.append(_read(file))
+        else:
+            if not warm:
+                runner.warm_up()
+                warm = True
+            parts.append(runner.part(start))
+            if file is not None:
+                _write(file, parts[-1])
+        advance(len(job.part(start)))
+    return runner.result(parts)
+
+
+class _Runner:
+    """One comparison in the making."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        variants: Mapping[str, AccelerationPolicy],
+        job: Job,
+        lpips: LPIPS | None,
+        keep: Callable[[str, int, np.ndarray], None] | None,
+    ) -> None:
+        self.pipeline, self.job, self.keep = pipeline, job, keep
+        self.lpips = None if lpips is None else lpips.to(pipeline.device)
+        self.variants = {REFERENCE: DensePolicy(), **variants}
+        if not isinstance(self.variants[REFERENCE], DensePolicy):
+            raise ValueError(
+                f"{REFERENCE!r} is what the others are measured against; name this policy otherwise"
+            )
+        self.settings = job.settings or pipeline.settings()
+        self.schedule = job.schedule or pipeline.schedule()
+        size = pipeline.trained.image_size(self.schedule)
+        specs = [parse(caption) for caption in job.captions] if size == (CANVAS, CANVAS) else [None]
+        self.tasks = None if None in specs else tuple(spec.task for spec in specs)
+
+    def identity(self) -> dict[str, str]:
+        """What the results depend on, so that a store is never continued with something else."""
+        job = {**asdict(self.job), "settings": asdict(self.settings), "schedule": self.schedule.grids}
+        policies = {name: described(policy) for name, policy in self.variants.items()}
+        network = None if self.lpips is None else self.lpips.net
+        return {
+            "job": _digest(json.dumps(job)),
+            "variants": _digest(json.dumps([policies, network])),
+            "models": _digest(*_weights(self.pipeline)),
+            "code": _digest(*_sources()),
+        }
+
+    def warm_up(self) -> None:
+        """The first scales once, not measured."""
+        first = FirstScales(max(1, len(self.schedule) // 2))
+        self._generate(self.pipeline.encode(self.job.captions[:1]), 0, first)
+
+    def part(self, start: int) -> Part:
+        """All variants on the batch that begins with picture ``start``."""
+        captions, found = self.job.part(start), {}
+        conditioning = self.pipeline.encode(captions)
+        dense = None
+        for number, (name, policy) in enumerate(self.variants.items()):
+            generation = self._generate(conditioning, start, policy)
+            pictures = self.pipeline.decode(generation.f_hat)
+            dense = pictures if dense is None else dense
+            values = self._nearness(dense, pictures) | self._scores(captions, pictures)
+            values |= _work(generation.trace)
+            found |= {f"{number}.{key}": value for key, value in values.items()}
+            if self.keep is not None:
+                for index, picture in enumerate(pictures.numpy()):
+                    self.keep(name, start + index, picture)
+        return found
+
+    def result(self, parts: list[Part]) -> Comparison:
+        """The parts as one."""
+        measures: dict[str, dict[str, np.ndarray]] = {}
+        work: dict[str, dict[str, np.ndarray]] = {}
+        notes: dict[str, list[str]] = {}
+        for number, name in enumerate(self.variants):
+            known = [key for key in (*NEARNESS, *SCORED) if f"{number}.{key}" in parts[0]]
+            measures[name] = {
+                key: np.concatenate([part[f"{number}.{key}"] for part in parts]) for key in known
+            }
+            work[name] = {key: np.stack([part[f"{number}.{key}"] for part in parts]) for key in WORK}
+            said = [json.loads(str(part[f"{number}.notes"])) for part in parts]
+            notes[name] = list(dict.fromkeys(note for some in said for note in some))
+        single = tuple(name for name, policy in self.variants.items() if policy.per_image)
+        return Comparison(self.job, self.schedule, measures, work, notes, self.tasks, single)
+
+    def _generate(self, conditioning, start: int, policy: AccelerationPolicy):
+        return generate(
+            self.pipeline.transformer,
+            conditioning,
+            self.schedule,
+            self.settings,
+            noise=SeededNoise(self.job.seed + start, conditioning.batch),
+            quantizer=self.pipeline.quantizer,
+            policy=policy,
+            attention=self.pipeline.attention,
+            device=self.pipeline.device,
+        )
+
+    def _nearness(self, dense: Tensor, pictures: Tensor) -> Part:
+        """Picture by picture on the model's device: large ones take much more memory while compared."""
+        ways = {"psnr": psnr, "ssim": ssim}
+        if self.lpips is not None:
+            ways["lpips"] = self.lpips
+        found: dict[str, list[float]] = {key: [] for key in ways}
+        for pair in zip(dense.split(1), pictures.split(1), strict=True):
+            a, b = (picture.to(self.pipeline.device) for picture in pair)
+            for key, way in ways.items():
+                found[key].append(float(way(a, b)))
+        return {key: np.array(values, np.float32) for key, values in found.items()}
+
+    def _scores(self, captions: list[str], pictures: Tensor) -> Part:
+        if self.tasks is None:
+            return {}
+        scores = [score(text, image) for text, image in zip(captions, pictures.numpy(), strict=True)]
+        return {
+            key: np.array(
+                [np.nan if (v := getattr(s, key)) is None else float(v) for s in scores], np.float32
+            )
+            for key in SCORED
+        }
+
+
+def _work(trace: Trace) -> Part:
+    """The trace per scale, and what the policy had to say."""
+    rows = [(s.flops.total, s.milliseconds, s.computed, s.rows, s.ran, s.kv_bytes) for s in trace.scales]
+    columns = zip(*rows, strict=True)
+    found = {key: np.array(column, np.float64) for key, column in zip(WORK, columns, strict=True)}
+    return found | {"notes": np.array(json.dumps(trace.notes))}
+
+
+def described(value: Any) -> Any:
+    """A policy or a part of one as plain values that are the same in every process."""
+    if is_dataclass(value):
+        return [type(value).__qualname__, {key: described(item) for key, item in vars(value).items()}]
+    if isinstance(value, Mapping):
+        return {str(key): described(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [described(item) for item in value]
+    if value is None or isinstance(value, str | int | float):
+        return value
+    return [type(value).__qualname__, described(getattr(value, "__dict__", {}))]
+
+
+def _weights(pipeline: Pipeline) -> list[bytes]:
+    """Names, shapes and some values of all weights."""
+    found = []
+    for model in (pipeline.transformer, pipeline.tokenizer, getattr(pipeline.text_encoder, "model", None)):
+        for name, value in model.state_dict().items() if isinstance(model, nn.Module) else ():
+            flat = value.detach().flatten()
+            some = flat[:: max(1, len(flat) // 64)].float().cpu().numpy().tobytes()
+            found.append(f"{name} {tuple(value.shape)} {value.dtype}".encode() + some)
+    return found
+
+
+def _sources() -> list[bytes]:
+    """The code that decides what is measured."""
+    core = Path(__file__).parents[1]
+    files = [core / f"{name}.py" for name in _FILES]
+    for folder in (*_CODE, "scenes"):
+        files += sorted((core / folder).rglob("*.py"))
+    return [file.read_bytes() for file in files]
+
+
+def _digest(*parts: str | bytes) -> str:
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(part.encode() if isinstance(part, str) else part)
+    return found.hexdigest()[:16]
+
+
+def _open(store: Path, identity: dict[str, str]) -> None:
+    """Make the folder, or check that its results belong to the same comparison."""
+    store.mkdir(parents=True, exist_ok=True)
+    file = store / "comparison.json"
+    if not file.is_file():
+        if any(store.glob("*.npz")):
+            raise ValueError(f"{store}: has results, but not what they belong to; choose another folder")
+        file.write_text(json.dumps(identity, indent=1) + "\n", encoding="utf-8")
+        return
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file}: damaged ({error}); delete the folder or choose another") from error
+    changed = [key for key, value in identity.items() if before.get(key) != value]
+    if changed:
+        raise ValueError(
+            f"{store}: holds results of other {' and '.join(changed)}; delete the folder or choose another"
+        )
+
+
+def _read(file: Path) -> Part:
+    try:
+        with np.load(file, allow_pickle=False) as found:
+            return {key: found[key] for key in found.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{file}: damaged ({error}); delete it, and it is measured again") from error
+
+
+def _write(file: Path, part: Part) -> None:
+    """In one step, so that an interrupted run leaves whole parts only."""
+    temporary = file.with_suffix(".tmp")
+    with temporary.open("wb") as opened:
+        np.savez_compressed(opened, **part)
+    os.replace(temporary, file)

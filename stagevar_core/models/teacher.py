@@ -1,0 +1,76 @@
+"""The one-pass forward over known codes, as training runs it: all scales at once, block-causal."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..conditioning.types import ClassConditioning, TextConditioning
+from ..network.attention import AttentionFn, sdpa
+from ..network.context import ScaleContext
+from ..schedule import ScaleSchedule
+
+
+@dataclass
+class TeacherContext(ScaleContext):
+    """The context of a pass in which every scale is present; nothing is cached."""
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Scale by scale, each attending to itself and the coarser ones: the block-causal mask, exactly."""
+        outputs, start = [], 0
+        for scale in self.schedule:
+            stop = start + scale.tokens
+            outputs.append(self.attention(q[:, :, start:stop], k[:, :, :stop], v[:, :, :stop], scale=1.0))
+            start = stop
+        return torch.cat(outputs, dim=2)
+
+    def levels(self, table: Tensor) -> Tensor:
+        """The level embedding of every token, (L, C)."""
+        return torch.cat([table[scale.index].expand(scale.tokens, -1) for scale in self.schedule])
+
+    def learned(self, table: Tensor) -> Tensor:
+        """The rows of all tokens, (L, C)."""
+        return table[: self.schedule.tokens]
+
+
+def teacher_forced(
+    model: Any,
+    conditioning: TextConditioning | ClassConditioning,
+    inputs: Tensor,
+    schedule: ScaleSchedule,
+    *,
+    attention: AttentionFn = sdpa,
+    monitor: Any = None,
+) -> Tensor:
+    """Logits (B, L, V) of all scales for known inputs.
+
+    ``inputs``: (B, L - L0, bits), the accumulated latent at scales 1.. as the quantizer's
+    ``teacher_inputs`` gives it. ``monitor``: called with (layer, hidden) after every block. Differentiable.
+    """
+    expected = schedule.tokens - schedule[0].tokens
+    if inputs.shape[1] != expected:
+        raise ValueError(
+            f"the inputs have {inputs.shape[1]} tokens; this schedule has {expected} after scale 0"
+        )
+    device = inputs.device
+    state = model.condition(conditioning, False, device, attention)
+
+    def after_block(layer: int, x: Tensor) -> Tensor:
+        if monitor is not None:
+            monitor(layer, x)
+        return x
+
+    positions = [model.positions(schedule, scale, device) for scale in schedule]
+    ctx = TeacherContext(
+        scale=schedule.final,
+        positions=None if positions[0] is None else torch.cat(positions, dim=1),
+        conditioned=state,
+        dtype=model.compute_dtype,
+        attention=attention,
+        cache=None,
+        after_block=after_block,
+        schedule=schedule,
+    )
+    x = torch.cat((model.first_tokens(state), model.embed(inputs)), dim=1)
+    return model.logits(model(x, ctx), state)

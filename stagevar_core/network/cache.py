@@ -1,0 +1,170 @@
+"""The KV cache of one run: preallocated, written by position, narrowed in place of a second forward."""
+
+import torch
+from torch import Tensor
+
+from ..schedule import Scale
+
+
+class KVCache:
+    """Keys and values of every layer, (rows, heads, capacity, head_dim), with a length per layer.
+
+    It belongs to one ``generate()`` call and is dropped with it. Lengths differ between layers once a policy
+    appends fewer tokens in some of them.
+    """
+
+    def __init__(self, layers: int, rows: int, heads: int, head_dim: int, *, dtype, device) -> None:
+        self.rows = rows
+        self._shape = (heads, head_dim)
+        self._dtype, self._device = dtype, torch.device(device)
+        self._elsewhere: torch.device | None = None  # where keys and values wait, see keep_on
+        self._lengths = [0] * layers
+        self._segments: list[list[Scale | None]] = [[] for _ in range(layers)]
+        self._keys = [self._empty(0) for _ in range(layers)]
+        self._values = [self._empty(0) for _ in range(layers)]
+        self._shared = [self._empty(0), self._empty(0)]
+
+    def length(self, layer: int) -> int:
+        """Tokens stored for ``layer``."""
+        return self._lengths[layer]
+
+    @property
+    def bytes(self) -> int:
+        """Memory held by the cache."""
+        return sum(t.numel() * t.element_size() for t in (*self._keys, *self._values, *self._shared))
+
+    def reserve(self, capacity: int) -> None:
+        """Make room for ``capacity`` tokens per layer at once, so that appending copies nothing."""
+        for layer in range(len(self._lengths)):
+            if self._keys[layer].shape[2] < capacity:
+                self._resize(layer, capacity)
+
+    def append(
+        self, layer: int, k: Tensor, v: Tensor, scale: Scale | None = None, *, keep: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """Store (rows, heads, L, head_dim) and return all keys and values of the layer so far.
+
+        ``scale``: the scale whose tokens these are, all of them in raster order; None for a part of one.
+        ``keep``: False stores nothing: what is returned holds until the next call, in memory that all layers
+        share.
+        """
+        start = self._lengths[layer]
+        stop = start + k.shape[2]
+        if not keep:
+            return self._joined(layer, start, k, v)
+        if stop > self._keys[layer].shape[2]:
+            self._resize(layer, stop)
+        keys, values = self._keys[layer], self._values[layer]
+        keys[:, :, start:stop] = k
+        values[:, :, start:stop] = v
+        self._lengths[layer] = stop
+        self._segments[layer].append(scale)
+        if self._elsewhere is not None:
+            return self._joined(layer, start, k, v)
+        return keys[:, :, :stop], values[:, :, :stop]
+
+    def segments(self, layer: int) -> list[Scale] | None:
+        """The scales that make up the layer's tokens, in order; None when one of them is incomplete."""
+        known = self._segments[layer]
+        return None if None in known else list(known)
+
+    def compress(self, layer: int, q: Tensor, budget: int) -> None:
+        """Keep the ``budget`` most wanted tokens of a layer, per row and head.
+
+        Wanted is what 16 evenly spread queries of ``q`` (rows, heads, L, head_dim) score highest in sum, as
+        in ScaleKV (arXiv 2505.19602); the first tokens, a tenth of the budget, always stay. The capacity does
+        not change: what comes next takes the place of what goes.
+        """
+        length = self._lengths[layer]
+        if length <= budget:
+            return
+        queries = min(16, q.shape[2])
+        last = max(queries - 1, 1)
+        observers = torch.arange(queries, device=q.device) * (q.shape[2] - 1) // last
+        keys = self._keys[layer]
+        scores = (q[:, :, observers].to(keys.device).float() @ keys[:, :, :length].float().mT).sum(dim=2)
+        scores[..., : budget // 10] = torch.inf
+        kept = scores.topk(budget, dim=-1).indices.sort(dim=-1).values.unsqueeze(-1)
+        for store in (self._keys, self._values):
+            tensor = store[layer]
+            tensor[:, :, :budget] = tensor.gather(2, kept.expand(-1, -1, -1, tensor.shape[-1]))
+        self._lengths[layer] = budget
+        self._segments[layer] = [None]
+
+    def keep_on(self, device: torch.device | str) -> None:
+        """Keep keys and values on another device from now on, while the cache is empty.
+
+        What ``append`` returns is then a copy where they are used, of one layer at a time, in the memory that
+        all layers share.
+        """
+        self._elsewhere = torch.device(device)
+        self._keys = [self._empty(0) for _ in self._keys]
+        self._values = [self._empty(0) for _ in self._values]
+
+    def narrow(self, rows: slice, more: int = 0) -> "KVCache":
+        """Keep only these rows, with room for ``more`` tokens, and free the others at once.
+
+        It goes layer by layer, so that the peak stays low. What was kept elsewhere moves to where it is used.
+        """
+        self.rows, self._elsewhere = len(range(*rows.indices(self.rows))), None
+        for layer, length in enumerate(self._lengths):
+            for store in (self._keys, self._values):
+                kept = self._empty(length + more)
+                kept[:, :, :length] = store[layer][rows, :, :length]
+                store[layer] = kept
+        return self
+
+    def _joined(self, layer: int, start: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """The first ``start`` tokens of a layer and these, in the memory that all layers share."""
+        stop = start + k.shape[2]
+        if self._shared[0].shape[0] != self.rows or self._shared[0].shape[2] < stop:
+            self._shared = []  # freed before there is more of it
+            self._shared = [self._empty(stop, self._device) for _ in range(2)]
+        for shared, stored, new in zip(self._shared, (self._keys, self._values), (k, v), strict=True):
+            shared[:, :, :start] = stored[layer][:, :, :start]
+            shared[:, :, start:stop] = new
+        keys, values = self._shared
+        return keys[:, :, :stop], values[:, :, :stop]
+
+    def _empty(self, capacity: int, device: torch.device | None = None) -> Tensor:
+        heads, head_dim = self._shape
+        device = device or self._elsewhere or self._device
+        return torch.empty(self.rows, heads, capacity, head_dim, dtype=self._dtype, device=device)
+
+    def _resize(self, layer: int, capacity: int) -> None:
+        length = self._lengths[layer]
+        for store in (self._keys, self._values):
+            grown = self._empty(capacity)
+            grown[:, :, :length] = store[layer][:, :, :length]
+            store[layer] = grown
+
+
+class CachePair:
+    """The caches of the conditional and the unconditional rows, where they run in turn, seen as one."""
+
+    def __init__(self, conditional: KVCache, unconditional: KVCache) -> None:
+        self.halves = [conditional, unconditional]
+
+    @property
+    def rows(self) -> int:
+        return sum(half.rows for half in self.halves)
+
+    @property
+    def bytes(self) -> int:
+        """Memory held by both, wherever it is."""
+        return sum(half.bytes for half in self.halves)
+
+    def length(self, layer: int) -> int:
+        """Tokens stored for ``layer``, per row."""
+        return self.halves[0].length(layer)
+
+    def reserve(self, capacity: int) -> None:
+        """Make room for ``capacity`` tokens per layer in both."""
+        for half in self.halves:
+            half.reserve(capacity)
+
+    def narrow(self, rows: slice, more: int = 0) -> KVCache:
+        """The cache of the half that ``rows`` of both together leave; the other one is freed first."""
+        kept = self.halves[1 if rows.start else 0]
+        self.halves.clear()
+        return kept.narrow(slice(None), more)

@@ -1,0 +1,170 @@
+"""What the loop over scales hands to a model's blocks."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..schedule import Scale, ScaleSchedule
+from .attention import AttentionFn
+from .cache import KVCache
+from .local import LocalWindow, WindowTable, local_attention
+from .tokens import Site, TokenReduction, in_parts
+
+
+class Turn(NamedTuple):
+    """Rows that run on their own: what they are conditioned on, and their keys and values."""
+
+    conditioned: Any
+    cache: KVCache
+
+
+@dataclass
+class ScaleContext:
+    """What a model's blocks may use at one scale; made for one call, holds no state of its own.
+
+    ``store``: whether later scales see the keys and values of this one. ``kv_budget``: keys per row and layer
+    that stay after this scale. ``work``: tokens per kind of branch and pairs of queries and keys, counted as
+    they run, over all rows and blocks. ``tables``: what local attention worked out, the same in all blocks.
+
+    ``turns``: the conditional and the unconditional rows, where every block runs the one after the other;
+    empty: all rows together. ``half``: which of them this is, None is all rows. ``per_image``: branches that
+    run for the conditional rows alone and serve both, through ``given`` where rows run in turn.
+    """
+
+    scale: Scale
+    positions: Tensor | None  # whatever the family's positions() returns for this scale
+    conditioned: Any  # the family's own state of the conditioning
+    dtype: torch.dtype
+    attention: AttentionFn
+    cache: KVCache
+    reduction: TokenReduction | None = None
+    window: LocalWindow | None = None
+    store: bool = True
+    kv_budget: int | None = None
+    after_block: Callable[[int, Tensor], Tensor] = field(default=lambda layer, x: x)
+    work: Counter = field(default_factory=Counter)
+    schedule: ScaleSchedule | None = None
+    tables: dict[tuple[Scale, ...], WindowTable] = field(default_factory=dict)
+    turns: Sequence[Turn] = ()
+    half: int | None = None
+    per_image: tuple[str, ...] = ()
+    given: dict[str, Tensor] = field(default_factory=dict)
+
+    def run(self, blocks: Sequence[nn.Module], x: Tensor) -> Tensor:
+        """All blocks in order, (rows, L, C); spans of them on fewer tokens where the plan says so."""
+        if self.reduction is None or not self.reduction.spans:
+            return self._blocks(blocks, range(len(blocks)), x)
+        for span in self.reduction.spans:
+
+            def compute(h: Tensor, positions: Tensor | None, span: range = span) -> Tensor:
+                return replace(self, positions=positions, reduction=None)._blocks(blocks, span, h)
+
+            x = self._reduced(x, compute, Site(self.scale, span, "blocks"))
+        return x
+
+    def residual(
+        self,
+        x: Tensor,
+        branch: Callable[[Tensor, Tensor | None], Tensor],
+        layer: int,
+        part: str,
+        gate: Tensor | None = None,
+    ) -> Tensor:
+        """``x + gate * branch(x, positions)``; a block knows acceleration only here.
+
+        A branch that computes the rows of the images alone, (images, L, C), adds its output to both of each.
+        All branches but 'self' look at every token alone.
+        """
+
+        def compute(h: Tensor, positions: Tensor | None) -> Tensor:
+            y = self.given.pop(part, None) if self.half == 1 else None
+            if y is None:
+                y = branch(h, positions) if part == "self" else in_parts(branch, h, positions)
+                self.work[part] += y.shape[0] * y.shape[1]
+                if self.half == 0 and part in self.per_image:
+                    self.given[part] = y
+            if y.shape[0] != h.shape[0]:
+                y = y.repeat(h.shape[0] // y.shape[0], 1, 1)
+            return h + y if gate is None else torch.addcmul(h, y, gate)
+
+        if self.reduction is None:
+            return compute(x, self.positions)
+        return self._reduced(x, compute, Site(self.scale, range(layer, layer + 1), part, self.half))
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention of the new tokens to all tokens so far; the cache keeps the new ones."""
+        whole = k.shape[2] == self.scale.tokens
+        k, v = self.cache.append(layer, k, v, self.scale if whole else None, keep=self.store)
+        segments = self.cache.segments(layer) if self.window is not None and whole else None
+        if segments is not None:
+            segments = segments if self.store else [*segments, self.scale]
+            y, pairs = local_attention(q, k, v, segments, self.window, self.attention, self.tables)
+        else:
+            y, pairs = self.attention(q, k, v, scale=1.0), q.shape[2] * k.shape[2]
+        self.work["pairs"] += q.shape[0] * pairs
+        if self.kv_budget is not None and self.store:
+            self.cache.compress(layer, q, self.kv_budget)
+        return y
+
+    def attend_text(
+        self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        """Cross-attention to the conditioning."""
+        self.work["text pairs"] += q.shape[0] * q.shape[2] * k.shape[2]
+        return self.attention(q, k, v, scale=scale, mask=mask)
+
+    def levels(self, table: Tensor) -> Tensor:
+        """The level embedding of this scale from ``table`` (levels, C), (1, C)."""
+        return table[self.scale.index : self.scale.index + 1]
+
+    def learned(self, table: Tensor) -> Tensor:
+        """The rows of this scale from a ``table`` (tokens of the whole schedule, C), (L, C)."""
+        start = sum(scale.tokens for scale in self.schedule.scales[: self.scale.index])
+        return table[start : start + self.scale.tokens]
+
+    def _blocks(self, blocks: Sequence[nn.Module], span: range, x: Tensor) -> Tensor:
+        halves = self._halves()
+        for layer in span:
+            if halves:
+                parts = zip(x.chunk(2), halves, strict=True)
+                y = torch.cat([blocks[layer](part, half, layer) for part, half in parts])
+            else:
+                y = blocks[layer](x, self, layer)
+            x = self.after_block(layer, y)
+        return x
+
+    def _halves(self) -> list["ScaleContext"]:
+        """This context for the rows of every turn; none where all rows run together."""
+        halves = []
+        for index, turn in enumerate(self.turns):
+            positions = self.positions
+            if positions is not None and positions.dim() > 3:  # of reduced tokens, which are those of a row
+                positions = positions.chunk(2, dim=1)[index]
+            halves.append(
+                replace(
+                    self,
+                    conditioned=turn.conditioned,
+                    cache=turn.cache,
+                    positions=positions,
+                    half=index,
+                    turns=(),
+                )
+            )
+        return halves
+
+    def _reduced(self, x: Tensor, compute: Callable[[Tensor, Tensor | None], Tensor], site: Site) -> Tensor:
+        """``compute(x, positions)`` on the tokens that the reduction leaves, restored to all of them."""
+        tokens = self.reduction.reduce(x, site)
+        if tokens is None:
+            y = compute(x, self.positions)
+        elif tokens.count == 0:
+            y = x[:, :0]
+        else:
+            if tokens.matrix is not None:
+                self.work["reduction"] += 2 * tokens.matrix.numel() * x.shape[-1]
+            y = compute(tokens.apply(x), tokens.positions(self.positions))
+        return self.reduction.restore(x, y, tokens, site)

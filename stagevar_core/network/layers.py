@@ -1,0 +1,116 @@
+"""Leaves that the families share: norms, attention, feed-forward."""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .context import ScaleContext
+from .rotary import rotate
+from .tokens import in_parts
+
+MAX_LOG_SCALE = math.log(100.0)
+
+
+def cast(parameter: Tensor, like: Tensor) -> Tensor:
+    """A raw parameter with the device and dtype of ``like``; the host offloads parameters on its own."""
+    return parameter.to(device=like.device, dtype=like.dtype)
+
+
+def plain_norm(x: Tensor, eps: float = 1e-6) -> Tensor:
+    """Layer norm without affine weights, in float32."""
+    return F.layer_norm(x.float(), x.shape[-1:], eps=eps)
+
+
+def modulated_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float = 1e-6) -> Tensor:
+    """``LN(x) * (1 + scale) + shift`` without affine weights, in float32."""
+    return torch.addcmul(shift, plain_norm(x, eps), 1.0 + scale)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
+    """``x / sqrt(mean(x^2) + eps) * weight`` in float32, returned in the dtype of ``x``."""
+    wide = x.float()
+    normed = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps)
+    return (normed * weight.to(device=x.device, dtype=torch.float32)).to(x.dtype)
+
+
+def unit(x: Tensor) -> Tensor:
+    """Vectors of length 1 in float32."""
+    return F.normalize(x.float(), dim=-1, eps=1e-12)
+
+
+def scaled_unit(q: Tensor, log_scale: Tensor) -> Tensor:
+    """Queries (rows, L, heads, head_dim) of the length that each head learned, in float32."""
+    return unit(q) * head_lengths(log_scale, q)
+
+
+def head_lengths(log_scale: Tensor, like: Tensor) -> Tensor:
+    """The length of every head's queries from its learned logarithm, (heads, 1) in float32."""
+    return log_scale.to(device=like.device, dtype=torch.float32).clamp(max=MAX_LOG_SCALE).exp().view(-1, 1)
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """(rows, L, C) to (rows, heads, L, C / heads)."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """The inverse of :func:`split_heads`."""
+    return x.transpose(1, 2).flatten(2)
+
+
+class CosineAttention(nn.Module):
+    """Self-attention of unit queries and keys with a learned scale per head, the softmax scale is 1.
+
+    ``log_scale``: one per head, at most ln 100. ``angles`` None: without rotary positions.
+    """
+
+    def __init__(self, width: int, heads: int, *, operations=nn, dtype=None, device=None) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = operations.Linear(width, 3 * width, dtype=dtype, device=device)
+        self.proj = operations.Linear(width, width, dtype=dtype, device=device)
+        self.log_scale = nn.Parameter(torch.empty(heads, dtype=torch.float32, device=device))
+
+    def project(
+        self, x: Tensor, angles: Tensor | None, norm: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values (rows, heads, L, head_dim) of ``norm(x)``, ``x`` (rows, L, C)."""
+        length = head_lengths(self.log_scale, x)
+        lengths = torch.cat((length, torch.ones_like(length)))  # of queries, then of keys
+
+        def compute(part: Tensor, at: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+            qkv = self.qkv(norm(part)).unflatten(-1, (3 * self.heads, -1))
+            # Queries and keys at once: at coarse scales the number of operations is what takes time.
+            both, v = qkv.split((2 * self.heads, self.heads), dim=2)
+            both = unit(both) * lengths
+            if at is not None:
+                both = rotate(both, at)
+            return *both.to(v.dtype).chunk(2, dim=2), v
+
+        return tuple(part.transpose(1, 2) for part in in_parts(compute, x, angles))
+
+    def forward(
+        self,
+        x: Tensor,
+        ctx: "ScaleContext",
+        layer: int,
+        angles: Tensor | None,
+        norm: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        """Attention of ``norm(x)``, ``x`` (rows, L, C), over all tokens so far, (rows, L, C)."""
+        return self.proj(merge_heads(ctx.attend(layer, *self.project(x, angles, norm))))
+
+
+class FeedForward(nn.Module):
+    """``fc2(gelu_tanh(fc1(x)))``."""
+
+    def __init__(self, width: int, hidden: int, out: int, *, operations=nn, dtype=None, device=None) -> None:
+        super().__init__()
+        self.fc1 = operations.Linear(width, hidden, dtype=dtype, device=device)
+        self.fc2 = operations.Linear(hidden, out, dtype=dtype, device=device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))

@@ -1,0 +1,69 @@
+"""Two-dimensional rotary positions of the families."""
+
+import torch
+from torch import Tensor
+
+from ..schedule import Scale, ScaleSchedule
+
+
+def rotary_coordinates(scale: Scale, reference: tuple[int, int]) -> tuple[list[int], list[int]]:
+    """Row and column coordinates of a scale, stretched to the reference grid.
+
+    ``round(r * H / h)`` in float32 with halves to the even integer, as torch rounds
+    (infinity/models/basic.py, rope2d_normalized_by_hw = 2).
+    """
+    rows = torch.arange(scale.height, dtype=torch.float32) * (reference[0] / scale.height)
+    columns = torch.arange(scale.width, dtype=torch.float32) * (reference[1] / scale.width)
+    return rows.round().int().tolist(), columns.round().int().tolist()
+
+
+def rotary_angles(
+    schedule: ScaleSchedule, scale: Scale, head_dim: int, base: float = 10000.0, device=None
+) -> Tensor:
+    """Cosines and sines of the 2D rotary embedding of one scale, (2, L, head_dim / 2), float32.
+
+    The first half of the pairs turns with the row, the second with the column.
+    """
+    if head_dim % 4:
+        raise ValueError(f"2D rotary positions need a head size divisible by 4, got {head_dim}")
+    half = head_dim // 2
+    frequencies = 1.0 / (base ** (torch.arange(0, half, 2, dtype=torch.float32) / half))
+    rows, columns = (
+        torch.tensor(axis, dtype=torch.float32) for axis in rotary_coordinates(scale, schedule.reference)
+    )
+    by_row = torch.outer(rows, frequencies)[:, None, :].expand(-1, scale.width, -1)
+    by_column = torch.outer(columns, frequencies)[None, :, :].expand(scale.height, -1, -1)
+    angles = torch.cat((by_row, by_column), dim=-1).reshape(scale.tokens, half)
+    return torch.stack((angles.cos(), angles.sin())).to(device)
+
+
+def normalised_angles(scale: Scale, head_dim: int, norm: float, base: float, device=None) -> Tensor:
+    """Cosines and sines of STAR's rotary embedding of one scale, (2, L, head_dim / 2), float32.
+
+    Every scale spans 0 to ``norm`` in both axes. The first half of the pairs turns with the column, the
+    second with the row.
+    """
+    if head_dim % 4:
+        raise ValueError(f"2D rotary positions need a head size divisible by 4, got {head_dim}")
+    frequencies = 1.0 / (base ** (torch.arange(0, head_dim, 4, dtype=torch.float32) / head_dim))
+
+    def axis(count: int) -> Tensor:
+        places = torch.arange(count, dtype=torch.float32)
+        return torch.outer(places / (count - 1) * norm if count > 1 else places, frequencies)
+
+    by_column = axis(scale.width)[None].expand(scale.height, -1, -1)
+    by_row = axis(scale.height)[:, None].expand(-1, scale.width, -1)
+    angles = torch.cat((by_column, by_row), dim=-1).reshape(scale.tokens, head_dim // 2)
+    return torch.stack((angles.cos(), angles.sin())).to(device)
+
+
+def rotate(x: Tensor, angles: Tensor) -> Tensor:
+    """Turn adjacent pairs of ``x`` (rows, L, heads, D) by ``angles``, (2, [rows,] L, D / 2)."""
+    angles = angles.unsqueeze(-2)
+    if x.device.type in ("cpu", "cuda") and not torch.compiler.is_compiling():
+        # One pass over memory instead of five; other backends and the compiler handle complex numbers badly.
+        turned = torch.view_as_complex(x.unflatten(-1, (-1, 2))) * torch.complex(angles[0], angles[1])
+        return torch.view_as_real(turned).flatten(-2)
+    a, b = x[..., 0::2], x[..., 1::2]
+    cos, sin = angles[0], angles[1]
+    return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2)

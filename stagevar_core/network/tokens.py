@@ -1,0 +1,108 @@
+"""Tokens of a scale: regions that run on fewer of them, resampling between grids, parts for the caches."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..schedule import Scale
+
+PART = 2**20  # elements of the tokens that a CPU computes at once, see in_parts
+
+
+class Site(NamedTuple):
+    """A region of the network whose tokens may be reduced: blocks ``layers`` of a scale.
+
+    ``part``: 'blocks' for whole blocks, else the residual branch of the one block. ``half``: where the rows
+    of guidance run in turn, 0 for the conditional and 1 for the unconditional ones; None: all rows together.
+    """
+
+    scale: Scale
+    layers: range
+    part: str
+    half: int | None = None
+
+
+@dataclass(frozen=True)
+class TokenMap:
+    """How the r tokens of a region come from all L: gathered at ``keep`` or mixed by ``matrix``.
+
+    ``keep``: (rows, r), the tokens they stand for when the region is restored. ``matrix``: (rows, L, r), the
+    mixture ``matrix^T x``; None gathers. ``at``: (rows, r), whose rotary positions they get; None: ``keep``.
+    """
+
+    keep: Tensor
+    matrix: Tensor | None = None
+    at: Tensor | None = None
+
+    @property
+    def count(self) -> int:
+        return self.keep.shape[1]
+
+    def apply(self, x: Tensor) -> Tensor:
+        """(rows, L, C) to (rows, r, C)."""
+        if self.matrix is None:
+            return gather_tokens(x, self.keep)
+        return (self.matrix.to(x.dtype).mT @ x).to(x.dtype)
+
+    def positions(self, angles: Tensor | None) -> Tensor | None:
+        """Rotary angles (2, rows, r, D / 2) of the r tokens from all, (2, L, D / 2); None stays None."""
+        return None if angles is None else angles[:, self.keep if self.at is None else self.at]
+
+
+class TokenReduction(Protocol):
+    """Runs regions on fewer tokens; created for one run, may remember between scales.
+
+    ``spans``: ranges of blocks, together all of them in order, each reduced at its start and restored at its
+    end; one span is a whole scale. Empty: every residual branch is a region of its own.
+    """
+
+    spans: tuple[range, ...]
+
+    def reduce(self, x: Tensor, site: Site) -> TokenMap | None:
+        """The tokens of a region with the input ``x`` (rows, L, C); None runs all. No token skips it."""
+
+    def restore(self, x: Tensor, y: Tensor, tokens: TokenMap | None, site: Site) -> Tensor:
+        """The region's output (rows, L, C) from ``y``, that on the reduced tokens, and its input ``x``."""
+
+    def code_weights(self) -> Tensor | None:
+        """Factors (B, L) of the codes of this scale, known after its blocks; None is one everywhere."""
+
+
+def gather_tokens(x: Tensor, keep: Tensor) -> Tensor:
+    """Rows of tokens ``x`` (rows, L, C) at ``keep`` (rows, kept)."""
+    return x.gather(1, keep.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+
+
+def resize_tokens(x: Tensor, before: Scale, after: Scale, mode: str) -> Tensor:
+    """Tokens (rows, L, C) of one grid on another; ``mode`` is 'area', 'bilinear' or 'nearest'."""
+    if before.grid == after.grid:
+        return x
+    options = {"align_corners": False} if mode == "bilinear" else {}
+    grid = x.transpose(1, 2).unflatten(2, before.grid)
+    return F.interpolate(grid, size=after.grid, mode=mode, **options).flatten(2).transpose(1, 2)
+
+
+def in_parts(compute: Callable[[Tensor, Tensor | None], Any], x: Tensor, angles: Tensor | None = None) -> Any:
+    """``compute(x, angles)`` where that looks at every token of ``x`` (rows, L, C) alone, on a CPU in parts.
+
+    What is made in between then stays in the caches. Of larger tensors the C library returns the memory at
+    once and gets the next from the system page by page, which takes longer than the arithmetic
+    (docs/performance.md). ``compute`` returns a tensor, or a tuple of them, with the tokens in dimension 1.
+    """
+    length, step = x.shape[1], max(1, PART // (x.shape[0] * x.shape[2]))
+    if x.device.type != "cpu" or length <= step or torch.is_grad_enabled():
+        return compute(x, angles)
+    whole: tuple[Tensor, ...] = ()
+    for start in range(0, length, step):
+        part = slice(start, start + step)
+        found = compute(x[:, part], None if angles is None else angles[..., part, :])
+        several = isinstance(found, tuple)
+        found = found if several else (found,)
+        whole = whole or tuple(y.new_empty(y.shape[0], length, *y.shape[2:]) for y in found)
+        for target, y in zip(whole, found, strict=True):
+            target[:, part] = y
+    return whole if several else whole[0]

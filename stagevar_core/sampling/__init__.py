@@ -1,0 +1,1 @@
+"""The loop over scales: settings, noise, rows, result, trace, forecast."""

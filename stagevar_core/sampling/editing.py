@@ -1,0 +1,92 @@
+"""Zero-shot editing: which tokens of a picture stay, scale by scale, while the others are drawn anew.
+
+The rules of VAR's demo (demo_zero_shot_edit.ipynb of FoundationVision/VAR); they need nothing of a family.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..schedule import Scale, ScaleSchedule
+
+WHOLE = 3  # tokens of a scale up to which all of it stays: it is the tone of the picture
+
+
+def rectangle(
+    grid: tuple[int, int], top: float, left: float, bottom: float, right: float, *, inside: bool
+) -> Tensor:
+    """A mask (h, w) that is 1 inside a rectangle, or outside of it, given in fractions of the sides."""
+    height, width = grid
+    mask = torch.zeros(grid)
+    mask[round(top * height) : round(bottom * height), round(left * width) : round(right * width)] = 1.0
+    return mask if inside else 1.0 - mask
+
+
+def scale_masks(keep: Tensor, schedule: ScaleSchedule) -> list[Tensor]:
+    """Where each scale keeps its tokens, (B or 1, h, w) booleans, from a mask of what to keep.
+
+    ``keep``: (h, w) or (B, h, w), 0..1, of any size; a token stays where more than half of it is to be kept.
+    Raises ``ValueError`` for other shapes.
+    """
+    if keep.dim() not in (2, 3) or 0 in keep.shape:
+        raise ValueError(f"the mask has the shape {tuple(keep.shape)}; expected (height, width) or a batch")
+    whole = keep.float().reshape(-1, 1, *keep.shape[-2:])
+    if tuple(whole.shape[-2:]) != schedule.final.grid:
+        whole = F.interpolate(whole, size=schedule.final.grid, mode="area")
+
+    def at(scale: Scale) -> Tensor:
+        if scale.tokens <= WHOLE:
+            return torch.ones(len(whole), *scale.grid, dtype=torch.bool, device=keep.device)
+        return F.interpolate(whole, size=scale.grid, mode="bilinear", align_corners=False)[:, 0] > 0.5
+
+    return [at(scale) for scale in schedule]
+
+
+def source_codes(tokenizer: Any, image: Tensor, schedule: ScaleSchedule, patch: int = 1) -> list[Tensor]:
+    """The codes of an image (B, 3, H, W) in [-1, 1] at every scale, as ``generate`` takes known ones."""
+    return tokenizer.quantizer(patch).encode(tokenizer.encode(image).float(), schedule)[0]
+
+
+class Known(NamedTuple):
+    """Codes of one scale that are given, where the mask is True (None: everywhere)."""
+
+    codes: Tensor
+    mask: Tensor | None
+
+    def image(self, index: int) -> "Known":
+        """Those of one image."""
+        mask = self.mask
+        if mask is not None and len(mask) > 1:
+            mask = mask[index : index + 1]
+        return Known(self.codes[index : index + 1], mask)
+
+    def alone(self, quantizer: Any, device: torch.device) -> tuple[Tensor, Tensor | None]:
+        """The given codes (B, C, h, w) of a scale that does not run, and that they alone count."""
+        codes = quantizer.codes(self.codes.to(device))
+        return codes, None if self.mask is None else self.mask.to(codes).unsqueeze(1)
+
+    def over(
+        self, drawn: Tensor, codes: Tensor, weights: Tensor | None, quantizer: Any
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What was drawn, its codes (B, C, h, w) and their weights, replaced where they are given."""
+        given = self.codes.to(device=drawn.device, dtype=drawn.dtype).reshape(drawn.shape)
+        if self.mask is None:
+            return given, quantizer.codes(given), None
+        mask = self.mask.to(device=drawn.device, dtype=torch.bool).unsqueeze(1)
+        kept = mask.reshape(len(mask), *(1,) * (drawn.dim() - 3), *mask.shape[-2:])
+        codes = torch.where(mask, quantizer.codes(given), codes)
+        weights = None if weights is None else torch.where(mask, 1.0, weights)
+        return torch.where(kept, given, drawn), codes, weights
+
+
+def known_codes(known: Sequence[Tensor], masks: Sequence[Tensor], scales: int) -> list[Known]:
+    """Pairs of given codes and masks; ``ValueError`` where their numbers do not fit."""
+    if len(known) > scales or len(masks) not in (0, len(known)):
+        raise ValueError(
+            f"known codes of {len(known)} scales and {len(masks)} masks; this schedule has {scales} scales, "
+            "give at most as many codes, and no masks or one for each"
+        )
+    return [Known(code, masks[index] if masks else None) for index, code in enumerate(known)]

@@ -1,0 +1,151 @@
+"""What a run under a policy will need, as far as that is known before its first scale."""
+
+import itertools
+from dataclasses import dataclass
+
+from ..acceleration.policy import AccelerationPolicy, PolicyRun, RunInfo, ScalePlan
+from ..acceleration.reduction import Reduction
+from ..costs import UnitCosts, scale_flops, schedule_flops
+from ..network.tokens import Site
+from ..schedule import Scale
+
+
+@dataclass(frozen=True)
+class Load:
+    """What one scale holds at once, in tokens.
+
+    ``stream``: rows x tokens of the residual stream. ``computed``: those of them that the blocks run on, in
+    ``turns`` where the rows of guidance take some. ``drawn``: images x tokens whose codes are drawn.
+    ``reduced``: a method restores regions of blocks.
+    """
+
+    stream: int
+    computed: int
+    drawn: int
+    turns: int = 1
+    reduced: bool = False
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Upper bounds of one run for memory, and its work for progress.
+
+    ``keys``: rows x tokens in every layer of the cache at its fullest, without those that wait on another
+    device. ``loads``: of every scale that may run. ``remembered``: rows x tokens x regions that token
+    reduction keeps between scales. ``flops``: of every scale, 0 where it is known not to run.
+    """
+
+    keys: int
+    loads: tuple[Load, ...]
+    remembered: int
+    flops: tuple[float, ...]
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Part of the work of every scale, together 1."""
+        return tuple(flops / sum(self.flops) for flops in self.flops)
+
+
+def forecast(
+    policy: AccelerationPolicy,
+    info: RunInfo,
+    units: UnitCosts,
+    text_tokens: int = 64,
+    *,
+    sequential: bool = False,
+    offload: bool = False,
+) -> Forecast:
+    """The forecast of a run; ``ValueError`` when the policy cannot run on this schedule.
+
+    ``sequential``, ``offload``: whether guidance takes its rows in turn and half of the keys wait elsewhere.
+
+    Plans that wait for what is drawn cannot be asked in advance: then every scale counts as dense, whatever
+    room the run begins with.
+    """
+    run, schedule = policy.start(info), info.schedule
+    turns = 2 if sequential and info.guided else 1
+    if policy.per_image:
+        every = 2 * info.batch if info.guided else info.batch
+        dense = schedule_flops(units, schedule, rows=every, text_tokens=text_tokens, images=info.batch)
+        stored = schedule.tokens - schedule.final.tokens
+        kept = every // 2 if turns == 2 and offload else every
+        keys = _with_one_layer(kept * stored, every * schedule.tokens, units)
+        tokens = every * schedule.final.tokens
+        load = Load(tokens, tokens, info.batch * schedule.final.tokens, turns, reduced=True)
+        regions = len(run.spans) if hasattr(run, "memory") else 0
+        return Forecast(keys, (load,), regions * tokens, tuple(flops.total for flops in dense))
+    return _planned(run, info, units, text_tokens, turns=turns, offload=offload)
+
+
+def _planned(
+    run: PolicyRun, info: RunInfo, units: UnitCosts, text_tokens: int, *, turns: int, offload: bool
+) -> Forecast:
+    """Goes through the plans of a run whose choices are known in advance."""
+    # The cache holds rows x length keys; it is reserved up to the next narrowing.
+    rows, length = 2 * info.batch if info.guided else info.batch, _room(run, info, info.schedule[0])
+    away = info.batch if turns == 2 and offload else 0  # rows whose keys wait elsewhere
+    keys, passing, remembered, stored = (rows - away) * length, 0, 0, 0.0
+    costs: list[float] = []
+    loads: list[Load] = []
+    for scale in info.schedule:
+        plan = run.plan(scale)
+        if not plan.run:
+            costs.append(0.0)
+            continue
+        if plan.rows != "both" and rows != info.batch:
+            rows, length, turns, away = info.batch, length + _room(run, info, scale), 1, 0
+            keys = max(keys, rows * length)
+        tokens = _tokens(plan, scale)
+        flops = scale_flops(
+            units, tokens, stored + tokens, rows=rows, text_tokens=text_tokens, images=info.batch
+        )
+        flops += units.refining(scale, rows)
+        costs.append(flops.total + units.head * rows * (scale.tokens - tokens))
+        computed = _computed(plan, scale)
+        if plan.store and scale != info.schedule.final:
+            stored += tokens
+            passing = max(passing, away * (length + computed))
+        else:
+            passing = max(passing, rows * (length + computed))
+        reduced = plan.reduction is not None
+        loads.append(Load(rows * scale.tokens, rows * computed, info.batch * scale.tokens, turns, reduced))
+        remembered = max(remembered, _regions(plan, units, scale) * rows * scale.tokens)
+    return Forecast(_with_one_layer(keys, passing, units), tuple(loads), remembered, tuple(costs))
+
+
+def _room(run: PolicyRun, info: RunInfo, scale: Scale) -> int:
+    """Keys per row that the cache makes room for from ``scale`` on; never those of the last scale."""
+    return min(run.room(scale), sum(later.tokens for later in info.schedule.scales[scale.index : -1]))
+
+
+def _tokens(plan: ScalePlan, scale: Scale) -> float:
+    """Tokens per row that run, the mean over the regions of the plan."""
+    if plan.reduction is None or not plan.budget:
+        return float(scale.tokens)
+    return sum(plan.budget) / len(plan.budget)
+
+
+def _computed(plan: ScalePlan, scale: Scale) -> int:
+    """Tokens per row that a block runs on at the most; a plan for single branches may leave some whole."""
+    whole = plan.reduction is None or not plan.reduction.spans or not plan.budget
+    return scale.tokens if whole else max(plan.budget)
+
+
+def _regions(plan: ScalePlan, units: UnitCosts, scale: Scale) -> int:
+    """Regions whose outputs a plan remembers."""
+    if not isinstance(plan.reduction, Reduction):
+        return 0
+    if plan.reduction.spans:
+        sites = [Site(scale, span, "blocks") for span in plan.reduction.spans]
+    else:
+        each = itertools.product(range(units.depth), units.branches)
+        sites = [Site(scale, range(layer, layer + 1), part) for layer, part in each]
+    return sum(map(plan.reduction.remembers, sites))
+
+
+def _with_one_layer(keys: int, passing: int, units: UnitCosts) -> int:
+    """``keys`` in every layer, and those of one layer more: while they move, or of what is ``passing``.
+
+    What is not stored, the last scale's among it, passes through memory that all layers share.
+    """
+    return keys + -(-max(keys, passing) // units.depth)

@@ -1,0 +1,91 @@
+"""One generation: how its images are divided into runs."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..acceleration.policy import AccelerationPolicy, DensePolicy
+from ..conditioning.types import ClassConditioning, TextConditioning
+from ..models.draws import Noise
+from ..network.attention import AttentionFn, attend
+from ..schedule import ScaleSchedule
+from .editing import known_codes
+from .loop import Run
+from .result import Generation, Monitor
+from .settings import SamplingSettings
+from .trace import joined
+
+
+@torch.inference_mode()
+def generate(  # noqa: PLR0913 - independent collaborators, each with one owner
+    model: Any,
+    conditioning: TextConditioning | ClassConditioning,
+    schedule: ScaleSchedule,
+    settings: SamplingSettings,
+    *,
+    noise: Noise | None,
+    quantizer: Any = None,
+    policy: AccelerationPolicy | None = None,
+    attention: AttentionFn = attend,
+    monitor: Monitor | None = None,
+    known: Sequence[Tensor] = (),
+    masks: Sequence[Tensor] = (),
+    device: torch.device | str | None = None,
+    sequential: bool = False,
+    offload: torch.device | str | None = None,
+) -> Generation:
+    """Generate one image per prompt or class.
+
+    ``noise`` may be None for greedy sampling. ``quantizer`` defaults to the model's own; it is the
+    tokenizer's where that has a codebook. ``known``: codes of the first scales on the latent grid, which
+    replace the sampled ones (the sampler still draws for them). ``masks``: where they do, (B or 1, h, w)
+    booleans of as many scales; everywhere without. ``device``: where to run; the host passes it because
+    weights may be offloaded. ``sequential``: less memory for the same result: under guidance every block
+    runs on the conditional rows and then on the unconditional ones. ``offload``: where the keys and values of
+    the latter wait meanwhile, one layer at a time on the device; about half of the cache less there. Raises
+    ``ValueError`` for settings that cannot be used.
+    """
+    if offload is not None and not sequential:
+        raise ValueError(f"offload is {str(offload)!r}, but all rows run together; pass sequential=True, too")
+    settings.validate(len(schedule), model.config.depth)
+    if noise is None and not settings.greedy:
+        raise ValueError("sampling needs a noise source; pass one, or settings with greedy=True")
+    policy, monitor = policy or DensePolicy(), monitor or Monitor()
+    quantizer = quantizer or model.quantizer()
+    if settings.smooth and model.bitwise:
+        raise ValueError("smooth sampling mixes the rows of a codebook, which bitwise models do not have")
+    given, batch = known_codes(known, masks, len(schedule)), conditioning.batch
+    images = [(conditioning, noise, given)]
+    if policy.per_image and batch > 1:
+        monitor.restart(batch)
+        images = [
+            (conditioning.image(i), noise and noise.image(i), [each.image(i) for each in given])
+            for i in range(batch)
+        ]
+    parts = []
+    for texts, draws, fixed in images:
+        run = Run(
+            model,
+            texts,
+            schedule,
+            settings,
+            attention,
+            device,
+            sequential=sequential,
+            offload=offload,
+        )
+        parts.append(run.generate(draws, quantizer, policy, monitor, fixed))
+    return parts[0] if len(parts) == 1 else _joined(parts)
+
+
+def _joined(parts: Sequence[Generation]) -> Generation:
+    """Generations of one image each as one batch; codes only of scales that all of them ran."""
+    scales = zip(*(part.codes for part in parts), strict=True)
+    return Generation(
+        torch.cat([part.f_hat for part in parts]),
+        [None if any(c is None for c in codes) else torch.cat(codes) for codes in scales],
+        parts[0].schedule,
+        joined([part.trace for part in parts]),
+    )

@@ -1,0 +1,219 @@
+"""What a generation did, scale by scale: tokens, rows, counted work, time, memory."""
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..costs import Flops, UnitCosts, counted, schedule_flops
+from ..network.cache import KVCache
+from ..schedule import Scale, ScaleSchedule
+
+if TYPE_CHECKING:
+    from ..acceleration.policy import ScalePlan
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class ScaleTrace:
+    """One scale of one generation.
+
+    ``stage``: 'semantic', 'structure' or 'fidelity' where the policy has stages. ``computed``: tokens per row
+    that the blocks ran on, the mean over branches and blocks. ``budget``: tokens per row that the plan set
+    for each reduced region. ``rows``: rows in the batch. ``visible``: keys that a query saw, the mean.
+    ``dense``: what the same scale costs without acceleration. ``kv_length``: tokens per row that the cache
+    holds after the scale, the mean over blocks; ``kv_bytes``: the memory it has reserved.
+    """
+
+    scale: Scale
+    stage: str
+    ran: bool
+    rows: int
+    guidance: str
+    computed: float
+    budget: tuple[int, ...]
+    visible: float
+    flops: Flops
+    dense: Flops
+    milliseconds: float
+    kv_length: float
+    kv_bytes: int
+    note: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        values = asdict(self)
+        values["scale"] = {"index": self.scale.index, "grid": list(self.scale.grid)}
+        values["tokens"] = self.scale.tokens
+        values["flops"]["total"], values["dense"]["total"] = self.flops.total, self.dense.total
+        values["budget"] = list(self.budget)
+        return values
+
+
+@dataclass
+class Trace:
+    """All scales of a generation and what the policy had to say.
+
+    ``notes``: what a preset declined on this schedule, and which boundaries it chose and why.
+    """
+
+    policy: str = "off"
+    images: int = 1
+    scales: list[ScaleTrace] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def flops(self) -> float:
+        return sum(scale.flops.total for scale in self.scales)
+
+    @property
+    def dense_flops(self) -> float:
+        return sum(scale.dense.total for scale in self.scales)
+
+    @property
+    def ratio(self) -> float:
+        """How many times less work than the dense run, transformer only."""
+        return self.dense_flops / self.flops if self.flops else 1.0
+
+    @property
+    def milliseconds(self) -> float:
+        return sum(scale.milliseconds for scale in self.scales)
+
+    @property
+    def kv_peak_bytes(self) -> int:
+        return max((scale.kv_bytes for scale in self.scales), default=0)
+
+    @property
+    def skipped(self) -> int:
+        return sum(not scale.ran for scale in self.scales)
+
+    def summary(self) -> str:
+        """One line for people."""
+        offered = sum(scale.scale.tokens for scale in self.scales) or 1
+        computed = sum(scale.computed for scale in self.scales)
+        work = f"{self.ratio:.2f}x fewer FLOPs" if self.ratio > 1.005 else "as many FLOPs as the dense run"
+        parts = [f"{self.policy}: {work}", f"{computed / offered:.0%} of the tokens computed"]
+        if self.skipped:
+            parts.append(f"{self.skipped} of {len(self.scales)} scales skipped")
+        peak = self.kv_peak_bytes
+        parts.append(f"KV {peak / 1e9:.2f} GB" if peak >= 1e8 else f"KV {peak / 1e6:.1f} MB")
+        parts.append(f"{self.milliseconds / 1e3:.2f} s")
+        return ", ".join(parts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "version": VERSION,
+            "policy": self.policy,
+            "images": self.images,
+            "totals": {
+                "flops": self.flops,
+                "dense_flops": self.dense_flops,
+                "flop_ratio": self.ratio,
+                "milliseconds": self.milliseconds,
+                "kv_peak_bytes": self.kv_peak_bytes,
+                "scales_skipped": self.skipped,
+            },
+            "notes": list(self.notes),
+            "scales": [scale.to_dict() for scale in self.scales],
+        }
+
+
+def joined(traces: Sequence[Trace]) -> Trace:
+    """The traces of images that were made one after the other as one: work, time and rows add up."""
+    total = Trace(traces[0].policy, sum(trace.images for trace in traces))
+    for number, trace in enumerate(traces):
+        total.notes += [f"image {number}: {note}" for note in trace.notes]
+    for parts in zip(*(trace.scales for trace in traces), strict=True):
+        rows = sum(part.rows for part in parts)
+        ways = dict.fromkeys(part.guidance for part in parts)
+        total.scales.append(
+            replace(
+                parts[0],
+                ran=any(part.ran for part in parts),
+                stage="/".join(dict.fromkeys(part.stage for part in parts)),
+                rows=rows,
+                guidance="/".join(ways),
+                computed=sum(part.computed * part.rows for part in parts) / max(1, rows),
+                budget=tuple(number for part in parts for number in part.budget),
+                visible=sum(part.visible * part.rows for part in parts) / max(1, rows),
+                flops=sum((part.flops for part in parts), Flops()),
+                dense=sum((part.dense for part in parts), Flops()),
+                milliseconds=sum(part.milliseconds for part in parts),
+                kv_length=sum(part.kv_length for part in parts) / len(parts),
+                kv_bytes=max(part.kv_bytes for part in parts),
+                note="; ".join(dict.fromkeys(part.note for part in parts if part.note)),
+            )
+        )
+    return total
+
+
+class Recorder:
+    """Writes the trace of one run while it goes.
+
+    ``units``: the family's costs. ``rows``: of the dense run. ``text_tokens``: of the longest text.
+    ``started``: the clock before the text was projected, which counts to the first scale.
+    """
+
+    def __init__(
+        self,
+        policy: str,
+        units: UnitCosts,
+        schedule: ScaleSchedule,
+        *,
+        images: int,
+        rows: int,
+        text_tokens: int,
+        device: torch.device,
+        started: float,
+    ) -> None:
+        self.trace, self._units, self._device = Trace(policy, images), units, device
+        self._rows, self._last = rows, started
+        self._dense = schedule_flops(units, schedule, rows=rows, text_tokens=text_tokens, images=images)
+
+    def skipped(self, scale: Scale, plan: "ScalePlan", cache: KVCache) -> None:
+        """A scale that did not run."""
+        self._add(scale, plan, Counter(), cache, "", ran=False)
+
+    def ran(self, scale: Scale, plan: "ScalePlan", work: Counter, cache: KVCache, guidance: str) -> None:
+        """A scale that did; ``guidance`` names the rows that took part and how they were mixed."""
+        self._add(scale, plan, work, cache, guidance, ran=True)
+
+    def _add(
+        self, scale: Scale, plan: "ScalePlan", work: Counter, cache: KVCache, guidance: str, *, ran: bool
+    ) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        now, depth = time.perf_counter(), self._units.depth
+        units, rows = self._units, cache.rows if ran else 0
+        single = min(rows, self.trace.images)  # rows of the branches that run once per image
+        parts = [work[part] / max(1, single if part in units.per_image else rows) for part in units.branches]
+        computed = sum(parts) / (len(parts) * depth)
+        queries = work[next(iter(self._units.branches))]  # self-attention comes first in every family
+        self.trace.scales.append(
+            ScaleTrace(
+                scale=scale,
+                stage=plan.stage,
+                ran=ran,
+                rows=rows,
+                guidance=guidance,
+                computed=computed,
+                budget=plan.budget,
+                visible=work["pairs"] / queries if queries else 0.0,
+                flops=counted(self._units, work),
+                dense=self._dense[scale.index],
+                milliseconds=1e3 * (now - self._last),
+                kv_length=sum(map(cache.length, range(depth))) / depth,
+                kv_bytes=cache.bytes,
+                note=plan.note,
+            )
+        )
+        self._last = now
+
+    def resume(self) -> None:
+        """Start the clock of the next scale; what a caller did in between is not the model's time."""
+        self._last = time.perf_counter()

@@ -1,0 +1,59 @@
+"""The page about the families says what the code counts."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from stagevar_core.acceleration.policy import RunInfo
+from stagevar_core.acceleration.presets import PRESETS
+from stagevar_core.acceleration.stages import StageBoundaries
+from stagevar_core.models.star_config import STAR_256, STAR_512, STAR_1024, STARConfig
+from stagevar_core.models.star_sampler import refine_flops
+from stagevar_core.models.var import VAR_D16, VAR_D30, VAR_D36
+from stagevar_core.sampling.forecast import forecast
+from stagevar_core.schedule import SIDES_1024
+from tests.support.tiny_var import squares
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "families.md").read_text(encoding="utf-8")
+MODELS = {
+    "VAR-d16, 256 px": VAR_D16,
+    "VAR-d30, 256 px": VAR_D30,
+    "VAR-d36, 512 px": VAR_D36,
+    "STAR, 256 px": STAR_256,
+    "STAR, 512 px": STAR_512,
+    "STAR, 1024 px": STAR_1024,
+    "STAR, 1024 px, with a sampler network": STARConfig.released(30, SIDES_1024, sampler=True),
+}
+COLUMNS = ("off", "quality", "balanced", "fast", "turbo", "paper", "paper-released")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_table_has_the_counted_work(name: str) -> None:
+    config = MODELS[name]
+    schedule, units = squares(*config.sides), config.unit_costs
+    if getattr(config, "sampler_depth", 0):
+        units = replace(units, refine=tuple(refine_flops(config, scale, "mixed") for scale in schedule))
+    info = RunInfo(schedule, config.depth, 1, True, False, (0,))
+    work = [sum(forecast(PRESETS[preset], info, units, 20).flops) for preset in COLUMNS]
+    row = next(line for line in PAGE.splitlines() if line.startswith(f"| {name} |"))
+    found = [float(number) for number in re.findall(r"\| (\d+\.\d+)(?: TFLOP)? (?=\|)", row)]
+    assert found == pytest.approx([work[0] / 1e12, *(work[0] / each for each in work[1:])], abs=0.0051)
+
+
+@pytest.mark.parametrize("config", [VAR_D30, VAR_D36, STAR_1024], ids=["256", "512", "1024"])
+def test_the_page_names_the_scales_of_the_fidelity_stage(config) -> None:
+    schedule = squares(*config.sides)
+    stages = zip(schedule, StageBoundaries().stages(schedule), strict=True)
+    sides = [scale.height for scale, stage in stages if stage == "fidelity"]
+    assert "{}, {} and {}".format(*sides) in PAGE
+
+
+def test_the_page_names_workflows_and_files_that_there_are() -> None:
+    named = set(re.findall(r"`(?:workflows/)?(\w+)\.json`", PAGE)) - {"vocab"}
+    assert len(named) >= 5 and all((ROOT / "workflows" / f"{name}.json").is_file() for name in named)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    files = set(re.findall(r"`(var_d\d+\.pth|vae_\w+\.pth)`", PAGE))
+    assert len(files) == 6 and all(name in readme for name in files) and "docs/families.md" in readme

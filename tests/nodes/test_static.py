@@ -1,0 +1,262 @@
+"""The node layer without ComfyUI: the import guard, help pages, and workflows against the nodes' sources."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
+WIDGETS = {"Combo", "Int", "Float", "String", "Boolean"}
+# What our workflows take from ComfyUI itself: sockets and number of widget values.
+CORE = {
+    "CLIPTextEncode": (["clip"], 1),
+    "VAEDecode": (["samples", "vae"], 0),
+    "SaveImage": (["images"], 1),
+    "PrimitiveInt": ([], 2),
+    "LoadImage": ([], 2),
+}
+NOTES = {"Note", "MarkdownNote"}
+HUBS = (
+    "https://huggingface.co/FoundationVision/Infinity/resolve/main/",
+    "https://huggingface.co/google/flan-t5-xl/resolve/main/",
+    "https://huggingface.co/FoundationVision/var/resolve/main/",
+    "https://huggingface.co/taocrayon/STAR/resolve/main/",
+)
+
+
+def keyword(call: ast.Call, name: str) -> Any:
+    """A literal keyword of a call, or None."""
+    found = next((item.value for item in call.keywords if item.arg == name), None)
+    return found.value if isinstance(found, ast.Constant) else None
+
+
+def input_calls(tree: ast.AST) -> list[tuple[str, ast.Call]]:
+    """(kind, call) of every ``describe(io.Kind.Input, ...)`` in the order of the source."""
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    calls = [call for call in calls if getattr(call.func, "id", "") == "describe" and call.args]
+    inputs = [call for call in calls if getattr(call.args[0], "attr", "") == "Input"]
+    kinds = [ast.unparse(call.args[0]).split(".")[-2] for call in inputs]
+    return sorted(zip(kinds, inputs, strict=True), key=lambda pair: pair[1].lineno)
+
+
+def schema_of(file: str) -> tuple[list[str], int]:
+    """Sockets and number of widget values of the one node of a file."""
+    calls = input_calls(ast.parse((ROOT / "nodes" / file).read_text(encoding="utf-8")))
+    widgets = [call for kind, call in calls if kind in WIDGETS]
+    # The seed has a second value on the page: what happens to it after a run.
+    count = sum(2 if keyword(call, "control_after_generate") else 1 for call in widgets)
+    return [call.args[1].value for kind, call in calls if kind not in WIDGETS], count
+
+
+@pytest.fixture(scope="module")
+def schemas() -> dict[str, tuple[list[str], int]]:
+    """Sockets and number of widget values of our nodes, read from the sources."""
+    return {
+        "StageVARLoadModel": ([], 2),
+        "StageVARLoadTokenizer": ([], 1),
+        "StageVARLoadTextEncoder": ([], 2),
+        "StageVARSampler": schema_of("sampling.py"),
+        "StageVARClassLabel": schema_of("labels.py"),
+        "StageVAREdit": schema_of("editing.py"),
+        "StageVARAccelerate": schema_of("acceleration.py"),
+        "StageVARStageSchedule": schema_of("schedules.py"),
+        "StageVARStageReport": schema_of("report.py"),
+    }
+
+
+def declared_ids() -> set[str]:
+    """Every node_id in the sources."""
+    ids = set()
+    for source in (ROOT / "nodes").glob("*.py"):
+        for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and keyword(node, "node_id"):
+                ids.add(keyword(node, "node_id"))
+    return ids
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_the_package_imports_without_comfyui() -> None:
+    """As a package in a folder of any name, with nothing of ComfyUI on the path."""
+    code = (
+        "import importlib.util, sys;"
+        f"spec = importlib.util.spec_from_file_location('pack', {str(ROOT / '__init__.py')!r});"
+        "module = importlib.util.module_from_spec(spec); sys.modules['pack'] = module;"
+        "spec.loader.exec_module(module); print(module.WEB_DIRECTORY, hasattr(module, 'NODE_CLASS_MAPPINGS'))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-I", "-c", code], capture_output=True, text=True, cwd=ROOT.parent
+    )
+    assert result.stdout.split() == ["./web", "False"], result.stderr
+
+
+def test_errors_inside_the_nodes_are_not_hidden(tmp_path: Path) -> None:
+    """With a ComfyUI that cannot be imported the import fails, so that its log says why."""
+    (tmp_path / "comfy").mkdir()
+    (tmp_path / "comfy" / "__init__.py").write_text("", encoding="utf-8")
+    code = (
+        f"import importlib.util, sys; sys.path.insert(0, {str(tmp_path)!r});"
+        f"spec = importlib.util.spec_from_file_location('pack', {str(ROOT / '__init__.py')!r},"
+        f" submodule_search_locations=[{str(ROOT)!r}]);"
+        "module = importlib.util.module_from_spec(spec); sys.modules['pack'] = module;"
+        "spec.loader.exec_module(module)"
+    )
+    result = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True)
+    assert result.returncode and "comfy_api" in result.stderr
+
+
+def test_every_node_has_a_prefixed_id_and_a_help_page(schemas: dict) -> None:
+    ids = declared_ids()
+    assert ids >= set(schemas) and all(name.startswith("StageVAR") for name in ids)
+    assert {page.stem for page in (ROOT / "web" / "docs").glob("*.md")} == ids
+
+
+def test_sockets_stay_in_their_order(schemas: dict) -> None:
+    """Stored workflows know sockets and widget values by position: new ones go to the end."""
+    assert schemas["StageVARSampler"] == (["model", "vae", "positive", "negative", "edit"], 11)
+    assert schemas["StageVARClassLabel"] == ([], 2)
+    assert schemas["StageVAREdit"] == (["model", "vae", "image", "mask"], 0)
+    assert schemas["StageVARAccelerate"] == (["model", "schedule"], 8)
+    assert schemas["StageVARStageSchedule"] == ([], 6)
+    assert schemas["StageVARStageReport"] == (["report"], 0)
+
+
+def options(call: ast.Call, tree: ast.AST) -> set[str | None]:
+    """Names of a call's keywords, those of the ``**`` dictionaries of its file among them."""
+    names = {item.arg for item in call.keywords}
+    spread = {
+        item.value.id for item in call.keywords if item.arg is None and isinstance(item.value, ast.Name)
+    }
+    for node in ast.walk(tree):
+        target = node.targets[0] if isinstance(node, ast.Assign) else None
+        if getattr(target, "id", "") in spread and isinstance(node.value, ast.Dict):
+            names |= {key.value for key in node.value.keys}
+    return names
+
+
+def test_inputs_are_explained_and_floats_are_not_rounded_by_the_page() -> None:
+    for source in (ROOT / "nodes").glob("*.py"):
+        tree = ast.parse(source.read_text(encoding="utf-8"))
+        for kind, call in input_calls(tree):
+            given = options(call, tree)
+            assert "tooltip" in given, f"{source.name}:{call.lineno}"
+            if kind == "Float":
+                assert {"step", "round"} <= given, f"{source.name}:{call.lineno}"
+
+
+def test_there_are_workflows_for_every_model() -> None:
+    names = {path.stem for path in WORKFLOWS}
+    assert names >= {f"text_to_image_{model}" for model in ("embedded", "infinity_2b", "infinity_8b", "star")}
+    assert names >= {"class_to_image_var", "inpainting_var"}
+    assert names >= {f"accelerated_{model}" for model in ("embedded", "var", "star")}
+    assert "index" not in names  # the page would list it as a template
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_workflow_uses_our_nodes_and_core_nodes_correctly(path: Path, schemas: dict) -> None:
+    known = {**schemas, **CORE}
+    for node in read(path)["nodes"]:
+        if node["type"] in NOTES:
+            continue
+        assert node["type"] in known, f"{node['type']} is neither ours nor a core node we use"
+        sockets, widgets = known[node["type"]]
+        named = [entry["name"] for entry in node["inputs"] if "widget" not in entry]
+        assert named == sockets, node["type"]
+        assert len(node["widgets_values"]) == widgets, node["type"]
+        assert node["properties"]["cnr_id"] and node["properties"]["ver"]
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_workflow_links_agree_with_their_nodes(path: Path) -> None:
+    workflow = read(path)
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    assert workflow["last_node_id"] == max(nodes)
+    assert workflow["last_link_id"] == max(link[0] for link in workflow["links"])
+    for link, source, out, target, into, kind in workflow["links"]:
+        output, taken = nodes[source]["outputs"][out], nodes[target]["inputs"][into]
+        assert link in output["links"] and taken["link"] == link
+        assert output["type"] == taken["type"] == kind
+    stored = {link[0] for link in workflow["links"]}
+    for node in nodes.values():
+        for entry in node.get("inputs", []):
+            assert entry.get("link") is None or entry["link"] in stored
+        for entry in node.get("outputs", []):
+            assert set(entry["links"] or []) <= stored
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_workflow_has_a_twin_that_runs_the_same_nodes(path: Path) -> None:
+    twin = read(path.parent / "api" / path.name)
+    runs = {str(node["id"]): node["type"] for node in read(path)["nodes"] if node["type"] not in NOTES}
+    assert {key: node["class_type"] for key, node in twin.items()} == runs
+    for key, node in twin.items():
+        links = [value for value in node["inputs"].values() if isinstance(value, list)]
+        assert all(source in twin for source, _ in links), key
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_workflow_has_a_thumbnail_and_says_where_its_files_are(path: Path) -> None:
+    assert path.with_suffix(".jpg").read_bytes().startswith(b"\xff\xd8")
+    loaders = [node for node in read(path)["nodes"] if node["type"].startswith("StageVARLoad")]
+    assert len(loaders) == (2 if path.stem.endswith("_var") else 3)  # a class needs no text encoder
+    for node in loaders:
+        hints = node["properties"].get("models", [])
+        assert bool(hints) != node["widgets_values"][0].startswith("embedded/"), node["type"]
+        for hint in hints:
+            assert hint["url"].startswith(HUBS) and hint["url"].endswith(hint["name"].split("/")[-1])
+            assert hint["directory"] in ("diffusion_models", "vae", "text_encoders")
+
+
+@pytest.mark.parametrize(
+    ("plain", "accelerated"),
+    [("class_to_image_var", "accelerated_var"), ("text_to_image_star", "accelerated_star")],
+)
+def test_the_accelerated_workflow_is_the_plain_one_with_a_preset(plain: str, accelerated: str) -> None:
+    """The same models, prompt, seed and settings, so that the two can be compared."""
+
+    def inputs(name: str) -> dict[str, dict]:
+        twin = read(ROOT / "workflows" / "api" / f"{name}.json")
+        return {
+            node["class_type"]: {k: v for k, v in node["inputs"].items() if not isinstance(v, list)}
+            for node in twin.values()
+        }
+
+    with_it = inputs(accelerated)
+    assert with_it.pop("StageVARAccelerate")["preset"] == "balanced"
+    assert with_it.pop("StageVARStageReport") == {}
+    assert with_it == inputs(plain)
+
+
+@pytest.mark.parametrize("name", [path.stem for path in WORKFLOWS if path.stem.endswith("_embedded")])
+def test_the_embedded_workflows_need_no_download(name: str) -> None:
+    twin = read(ROOT / "workflows" / "api" / f"{name}.json")
+    names = [
+        value for node in twin.values() for key, value in node["inputs"].items() if key.endswith("_name")
+    ]
+    assert len(names) == 3 and all(name.startswith("embedded/") for name in names)
+
+
+def test_the_compared_presets_share_everything_else() -> None:
+    """One loader, one seed, and the same settings in all three samplers."""
+    twin = read(ROOT / "workflows" / "api" / "compare_acceleration_embedded.json")
+    of = {
+        kind: [n["inputs"] for n in twin.values() if n["class_type"] == kind] for kind in schemas_used(twin)
+    }
+    assert [inputs.pop("preset") for inputs in of["StageVARAccelerate"]] == ["off", "balanced", "paper"]
+    assert len({json.dumps(inputs) for inputs in of["StageVARAccelerate"]}) == 1
+    samplers = [{key: v for key, v in inputs.items() if key != "model"} for inputs in of["StageVARSampler"]]
+    assert len({json.dumps(inputs) for inputs in samplers}) == 1 and isinstance(samplers[0]["seed"], list)
+
+
+def schemas_used(twin: dict) -> set[str]:
+    """The node types of a workflow in API format."""
+    return {node["class_type"] for node in twin.values()}

@@ -1,0 +1,121 @@
+"""Tiny random Infinity models for tests that need a working model, not a good one."""
+
+import gc
+
+import torch
+from torch import Tensor, nn
+
+from stagevar_core.autoencoders.bsq import BSQTokenizer, BSQTokenizerConfig
+from stagevar_core.conditioning.types import TextConditioning
+from stagevar_core.models.infinity import Infinity, InfinityConfig
+from stagevar_core.sampling.generate import generate
+from stagevar_core.sampling.result import Monitor
+from stagevar_core.sampling.settings import SamplingSettings
+from stagevar_core.schedule import Scale, ScaleSchedule
+
+TEXT_WIDTH, NULL_ROWS = 24, 16
+SQUARE = ScaleSchedule.of([(1, 1), (2, 2), (3, 3), (4, 4), (6, 6)], (64, 64))
+TALL = ScaleSchedule.of([(1, 1), (2, 1), (4, 3), (7, 4)], (80, 48))
+GREEDY = SamplingSettings(cfg_scale=3.0, temperature=1.0, greedy=True)
+
+
+def randomize(module: nn.Module, seed: int, spread: float = 1.2) -> None:
+    """Weights that keep activations alive, drawn without the global random state."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            values = torch.randn(parameter.shape, generator=generator)
+            if parameter.dim() > 1:
+                values *= spread / parameter[0].numel() ** 0.5
+            elif "norm" in name and not name.endswith("bias"):
+                values = 1.0 + 0.1 * values
+            else:
+                values *= 0.3
+            parameter.copy_(values)
+
+
+def tiny_infinity(seed: int = 0, *, bits: int = 4, patch: int = 1, depth: int = 3, dtype=None) -> Infinity:
+    """A random transformer; the same seed gives the same weights in every dtype."""
+    config = InfinityConfig(
+        depth=depth,
+        width=32,
+        heads=2,
+        hidden=64,
+        bits=bits * patch**2,
+        patch=patch,
+        text_width=TEXT_WIDTH,
+        null_rows=NULL_ROWS,
+        pool_heads=2,
+    )
+    model = Infinity(config, dtype=dtype)
+    randomize(model, seed)
+    return model.eval()
+
+
+def tiny_tokenizer(seed: int = 0, *, dim: int = 4) -> BSQTokenizer:
+    """A random tokenizer of stride 4."""
+    tokenizer = BSQTokenizer(BSQTokenizerConfig(dim=dim, width=32, multipliers=(1, 1, 1), blocks=1))
+    randomize(tokenizer, seed)
+    return tokenizer.eval()
+
+
+def texts(*lengths: int, seed: int = 0) -> tuple[Tensor, ...]:
+    """Random encoded prompts; each depends on its place alone, not on how many there are."""
+    return tuple(
+        torch.randn(length, TEXT_WIDTH, generator=torch.Generator().manual_seed(1000 * seed + place))
+        for place, length in enumerate(lengths)
+    )
+
+
+def prompts(*lengths: int, negative: tuple[int, ...] | None = None) -> TextConditioning:
+    """Conditioning of random prompts with these lengths in tokens."""
+    return TextConditioning(texts(*lengths), texts(*negative, seed=1) if negative else None)
+
+
+class Logits(Monitor):
+    """Keeps what every scale sampled from."""
+
+    def __init__(self) -> None:
+        self.raw: list[Tensor] = []
+        self.guided: list[Tensor] = []
+
+    def logits(self, scale: Scale, raw: Tensor, guided: Tensor) -> None:
+        self.raw.append(raw)
+        self.guided.append(guided)
+
+
+class Interrupted(Exception):
+    pass
+
+
+class InterruptAt(Monitor):
+    """Stops in the middle of a block sequence, like a host's cancel button."""
+
+    def __init__(self, index: int, layer: int) -> None:
+        self.at = index, layer
+
+    def block(self, scale: Scale, layer: int) -> None:
+        if (scale.index, layer) == self.at:
+            raise Interrupted
+
+
+def live_tensors() -> int:
+    """How many tensors the process holds."""
+    gc.collect()
+    # By type: isinstance would wake up lazy objects of other libraries.
+    return sum(issubclass(type(candidate), Tensor) for candidate in gc.get_objects())
+
+
+def run(model: Infinity, conditioning: TextConditioning, schedule: ScaleSchedule = SQUARE, **options):
+    """``generate`` with greedy guided sampling unless told otherwise."""
+    options.setdefault("noise", None)
+    return generate(model, conditioning, schedule, options.pop("settings", GREEDY), **options)
+
+
+def same_codes(first, second, image: slice = slice(None)) -> bool:
+    """Whether two generations ran the same scales and drew the same codes there, for these images of both."""
+    pairs = zip(first.codes, second.codes, strict=True)
+    return all(
+        a is b is None or (a is not None and b is not None and torch.equal(a[image], b[image]))
+        for a, b in pairs
+    )
