@@ -1,0 +1,50 @@
+"""Refusing values: every message names the value, what was found and what was expected."""
+
+import math
+
+import pytest
+
+from stagevar_core.checks import SHOWN, number, one_of, shown, whole
+
+
+def test_values_in_range_come_back() -> None:
+    assert number("share", 1, 0, 1) == 1.0 and type(number("share", 1, 0, 1)) is float
+    assert number("any", -1e300) == -1e300 and number("share", 0.25, 0.25, 0.25) == 0.25
+    assert whole("count", 3, 1, 3) == 3 and whole("seed", 2**64) == 2**64
+    assert one_of("mode", "b", ("a", "b")) == "b" and one_of("level", 2, [1, 2]) == 2
+
+
+@pytest.mark.parametrize("value", [True, False, math.nan, math.inf, -math.inf, "1", None, [1], 10**400, 1j])
+def test_what_is_no_number_is_refused(value: object) -> None:
+    with pytest.raises(ValueError, match=r"^share is .*; expected a number$"):
+        number("share", value)
+    with pytest.raises(ValueError, match=r"^share is .*; expected a number from 0 to 1$"):
+        number("share", value, 0, 1)
+
+
+@pytest.mark.parametrize("value", [True, 2.0, math.nan, "2", None])
+def test_what_is_no_whole_number_is_refused(value: object) -> None:
+    with pytest.raises(ValueError, match=r"^count is .*; expected a whole number from 1 to 16777216$"):
+        whole("count", value, 1, 1 << 24)
+
+
+def test_the_range_is_said_as_far_as_it_goes() -> None:
+    for low, high, text in (
+        (0, math.inf, ", 0 or more"),
+        (-math.inf, 0, ", 0 or less"),
+        (0, 0.5, " from 0 to 0.5"),
+    ):
+        with pytest.raises(ValueError, match=rf"^x is 'y'; expected a number{text}$"):
+            number("x", "y", low, high)
+    with pytest.raises(ValueError, match=r"^batch is 0; expected 1 to 64 images per prompt$"):
+        whole("batch", 0, 1, 64, "1 to 64 images per prompt")
+
+
+@pytest.mark.parametrize("value", ["c", True, None, ["a"]])
+def test_a_choice_is_refused_with_all_choices(value: object) -> None:
+    with pytest.raises(ValueError, match=r"^mode is .*; expected one of \['a', 1\]$"):
+        one_of("mode", value, ("a", 1))
+
+
+def test_long_values_are_shortened() -> None:
+    assert shown("ab") == "'ab'" and len(shown("x" * 1000)) == SHOWN and shown([0] * 100).endswith("...")
