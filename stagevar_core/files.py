@@ -10,7 +10,7 @@ from pathlib import Path
 def replaced(path: Path) -> Iterator[Path]:
     """A path beside ``path`` to write to, which takes its place when the block ends.
 
-    What is at ``path`` stays as it is until then, also when the block raises; of the new file nothing is left.
+    What is at ``path`` stays as it is until then. A block that raises leaves nothing of the new file.
     """
     temporary = path.with_name(f"{path.name}.part")
     try:

@@ -7,13 +7,13 @@
 """
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ..files import replaced
 from ..network.local import LocalWindow
 from .policy import AccelerationPolicy
 from .presets import PRESETS
@@ -78,10 +78,8 @@ class StageSchedule:
 
     def save(self, path: Path | str) -> None:
         """Write the file in one step, so that nobody reads half of it."""
-        path = Path(path)
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(self.to_json(), encoding="utf-8")
-        os.replace(partial, path)
+        with replaced(Path(path)) as partial:
+            partial.write_text(self.to_json(), encoding="utf-8")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
