@@ -5,7 +5,7 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..stagevar_core.plots import timeline as plots
+from ..stagevar_core.plots.timeline import timeline
 from .host.pictures import to_image
 from .host.schema import CATEGORY, StageReportType, describe
 
@@ -45,6 +45,6 @@ class Report(io.ComfyNode):
 
     @classmethod
     def execute(cls, report: dict[str, Any]) -> io.NodeOutput:
-        plot = to_image(plots.timeline(report))
+        plot = to_image(timeline(report))
         text = json.dumps(report, indent=1)
         return io.NodeOutput(plot, text, ui=ui.PreviewImage(plot, cls=cls))

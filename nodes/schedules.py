@@ -11,7 +11,7 @@ from ..stagevar_core.acceleration.presets import BALANCED
 from ..stagevar_core.acceleration.schedule_file import StageSchedule, resolve
 from ..stagevar_core.acceleration.staged import share_at
 from ..stagevar_core.acceleration.stages import StageBoundaries
-from ..stagevar_core.plots import timeline as plots
+from ..stagevar_core.plots import schedules as plots
 from .host.pictures import stacked, to_image
 from .host.schema import CATEGORY, StageScheduleType, describe
 

@@ -87,6 +87,9 @@ class ClassConditioning:
         return ClassConditioning(self.labels[index : index + 1], negative, self.device)
 
 
+Conditioning = TextConditioning | ClassConditioning
+
+
 def require(conditioning: object, kind: type, family: str) -> None:
     """Raise ``ValueError`` when a model gets the other kind of conditioning."""
     names = {TextConditioning: "an encoded text", ClassConditioning: "a class label"}

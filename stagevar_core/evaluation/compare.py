@@ -31,11 +31,6 @@ REFERENCE = "off"
 NEARNESS = ("psnr", "ssim", "lpips")
 SCORED = ("strict", "texture", "shape", "colour", "count", "position", "size", "background")
 WORK = ("flops", "milliseconds", "computed", "rows", "ran", "kv_bytes")
-_CODE = ("acceleration", "autoencoders", "models")  # what decides the pictures, besides the files below
-_FILES = (
-    *("attention", "cache", "context", "costs", "guidance", "heads"),
-    *("known", "layers", "local", "metrics", "run", "sampling"),
-)
 Part = dict[str, np.ndarray]
 
 
@@ -281,12 +276,9 @@ def _weights(pipeline: Pipeline) -> list[bytes]:
 
 
 def _sources() -> list[bytes]:
-    """The code that decides what is measured."""
+    """The code of this package, which decides what is measured."""
     core = Path(__file__).parents[1]
-    files = [core / f"{name}.py" for name in _FILES]
-    for folder in (*_CODE, "scenes"):
-        files += sorted((core / folder).rglob("*.py"))
-    return [file.read_bytes() for file in files]
+    return [file.read_bytes() for file in sorted(core.rglob("*.py"))]
 
 
 def _digest(*parts: str | bytes) -> str:

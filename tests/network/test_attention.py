@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from stagevar_core.network import attention, layers
+from stagevar_core.network import attention, rotary, tokens
 from stagevar_core.network.attention import attend, blocked, sdpa
 from stagevar_core.network.tokens import in_parts
 
@@ -101,7 +101,7 @@ def test_parts_give_the_whole(monkeypatch) -> None:
 
     whole = compute(x, angles)
     lengths = []
-    monkeypatch.setattr(layers, "PART", 2 * 8 * 5)
+    monkeypatch.setattr(tokens, "PART", 2 * 8 * 5)
     with torch.inference_mode():
         parts = in_parts(lambda p, at: lengths.append(p.shape[1]) or compute(p, at), x, angles)
         single = in_parts(lambda p, at: p[:1] + 1.0, x)
@@ -111,7 +111,7 @@ def test_parts_give_the_whole(monkeypatch) -> None:
 
 
 def test_training_computes_the_whole_at_once(monkeypatch) -> None:
-    monkeypatch.setattr(layers, "PART", 1)
+    monkeypatch.setattr(tokens, "PART", 1)
     x = drawn(1, 6, 4).requires_grad_()
     in_parts(lambda p, at: p * 3.0, x).sum().backward()
     assert torch.equal(x.grad, torch.full_like(x, 3.0))
@@ -119,8 +119,8 @@ def test_training_computes_the_whole_at_once(monkeypatch) -> None:
 
 @pytest.mark.parametrize("rows", [(), (2,)])
 def test_angles_of_single_rows_are_divided_like_shared_ones(rows, monkeypatch) -> None:
-    monkeypatch.setattr(layers, "PART", 2 * 3 * 8 * 4)
+    monkeypatch.setattr(tokens, "PART", 2 * 3 * 8 * 4)
     x, angles = drawn(2, 10, 3, 8), drawn(2, *rows, 10, 4, seed=1)
     with torch.inference_mode():
-        parts = in_parts(lambda p, at: layers.rotate(p.unflatten(-1, (3, 8)), at), x.flatten(2), angles)
-    assert torch.equal(parts, layers.rotate(x, angles))
+        parts = in_parts(lambda p, at: rotary.rotate(p.unflatten(-1, (3, 8)), at), x.flatten(2), angles)
+    assert torch.equal(parts, rotary.rotate(x, angles))

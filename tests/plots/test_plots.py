@@ -8,7 +8,6 @@ from stagevar_core.acceleration.presets import PRESETS, preset
 from stagevar_core.acceleration.schedule_file import CURVES, StageSchedule
 from stagevar_core.acceleration.stages import StageBoundaries
 from stagevar_core.plots import canvas as drawing
-from stagevar_core.plots import timeline as plots
 from stagevar_core.plots.canvas import (
     BLUE,
     GREEN,
@@ -22,6 +21,8 @@ from stagevar_core.plots.canvas import (
     Panel,
     ticks,
 )
+from stagevar_core.plots.schedules import curves, preview
+from stagevar_core.plots.timeline import timeline
 from stagevar_core.sampling.trace import Trace
 from stagevar_core.schedule import infinity_aspect_table
 from tests.support.tiny import prompts, run, tiny_infinity
@@ -79,21 +80,21 @@ def measured(scales: int = 7, chunks: int = 3, *, gaps: bool = False) -> StageSc
 
 
 def test_a_timeline_shows_work_time_tokens_and_stages(traces) -> None:
-    image = plots.timeline(traces["paper"])
+    image = timeline(traces["paper"])
     assert image.mode == "RGB" and image.size[0] >= 900 and empty_border(image)
     for colour in (BLUE, ORANGE, GREEN, VIOLET, PALE, *STAGES.values()):
         assert area(image, colour) > 50
 
 
 def test_a_dense_run_has_no_stages_and_leaves_nothing_out(traces) -> None:
-    image = plots.timeline(traces["off"])
+    image = timeline(traces["off"])
     assert {area(image, colour) for colour in STAGES.values()} == {0}
     legend = 14 * 11
     assert area(image, PALE) <= legend  # all dense bars are covered
 
 
 def test_skipped_scales_are_hatched(traces) -> None:
-    skipping, running = plots.timeline(traces["turbo"]), plots.timeline(traces["paper"])
+    skipping, running = timeline(traces["turbo"]), timeline(traces["paper"])
     assert not all(scale["ran"] for scale in traces["turbo"]["scales"])
     assert all(scale["ran"] for scale in traces["paper"]["scales"])
     assert area(skipping, GREY) > area(running, GREY) + 200
@@ -105,7 +106,7 @@ def test_bars_have_the_height_of_what_they_show(traces) -> None:
             {**scale, "milliseconds": spent}
             for scale, spent in zip(traces["paper"]["scales"], milliseconds, strict=True)
         ]
-        return area(plots.timeline({**traces["paper"], "scales": scales}), GREEN)
+        return area(timeline({**traces["paper"], "scales": scales}), GREEN)
 
     count = len(traces["paper"]["scales"])
     one, all_of_them = timed(*[1.0] * (count - 1), 100.0), timed(*[100.0] * count)
@@ -115,41 +116,41 @@ def test_bars_have_the_height_of_what_they_show(traces) -> None:
 
 def test_notes_make_the_timeline_longer(traces) -> None:
     note = "no scale of this schedule has more than 0.25 of the area; all run dense " * 5
-    plain, noted = (plots.timeline({**traces["off"], "notes": notes}) for notes in ([], [note, note]))
+    plain, noted = (timeline({**traces["off"], "notes": notes}) for notes in ([], [note, note]))
     assert noted.size[1] == plain.size[1] + 4 * 18 and empty_border(noted)
 
 
 def test_a_trace_without_scales_can_be_drawn() -> None:
     values = Trace().to_dict()
-    assert plots.timeline(values).size[0] >= 900
+    assert timeline(values).size[0] >= 900
 
 
 def test_a_timeline_of_the_longest_schedule_fits() -> None:
     schedule = infinity_aspect_table().schedule(1.0, "1M")
     trace = run(tiny_infinity(depth=1), prompts(5), schedule, policy=preset("balanced", skip=2)).trace
-    assert empty_border(plots.timeline(trace.to_dict()))
+    assert empty_border(timeline(trace.to_dict()))
 
 
 def test_curves_show_every_measurement() -> None:
-    image = plots.curves(measured())
+    image = curves(measured())
     assert empty_border(image)
     for colour in (BLUE, ORANGE, GREEN, VIOLET, INK, *STAGES.values(), *drawing.ramp(3)):
         assert area(image, colour) > 20, colour
 
 
 def test_what_was_not_measured_is_said_not_drawn() -> None:
-    whole, gaps = plots.curves(measured()), plots.curves(measured(gaps=True))
+    whole, gaps = curves(measured()), curves(measured(gaps=True))
     assert area(whole, VIOLET) > 100 and area(gaps, VIOLET) == 0
 
 
 @pytest.mark.parametrize(("scales", "chunks"), [(1, 1), (2, 8), (13, 8)])
 def test_curves_of_any_number_of_scales_fit(scales: int, chunks: int) -> None:
-    assert empty_border(plots.curves(measured(scales, chunks)))
+    assert empty_border(curves(measured(scales, chunks)))
 
 
 def test_a_schedule_without_a_measurement_has_no_curves() -> None:
     with pytest.raises(ValueError, match="holds no measurement; make one with the calibrate command"):
-        plots.curves(StageSchedule(keep=0.5))
+        curves(StageSchedule(keep=0.5))
 
 
 @pytest.mark.parametrize(
@@ -163,7 +164,7 @@ def test_a_schedule_without_a_measurement_has_no_curves() -> None:
     ],
 )
 def test_previews_of_all_schedules_fit(schedule: StageSchedule) -> None:
-    image = plots.preview(schedule)
+    image = preview(schedule)
     assert image.size == (1000, 500) and empty_border(image)
     boundaries = schedule.boundaries or StageBoundaries()
     wanted = {
@@ -176,7 +177,7 @@ def test_previews_of_all_schedules_fit(schedule: StageSchedule) -> None:
 
 def test_a_preview_draws_the_share_where_it_is() -> None:
     low, high = (
-        np.asarray(plots.preview(StageSchedule(boundaries=StageBoundaries(0.0, 0.0), keep=keep)))
+        np.asarray(preview(StageSchedule(boundaries=StageBoundaries(0.0, 0.0), keep=keep)))
         for keep in (0.25, 0.75)
     )
     rows = [int(np.median(np.nonzero((image[120:370, 600] == INK).all(axis=-1))[0])) for image in (low, high)]

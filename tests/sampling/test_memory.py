@@ -17,7 +17,7 @@ from stagevar_core.models.infinity import INFINITY_2B, INFINITY_8B, Infinity, In
 from stagevar_core.models.star import STAR
 from stagevar_core.models.star_config import STARConfig
 from stagevar_core.models.var import VAR, VARConfig
-from stagevar_core.network import layers
+from stagevar_core.network import tokens
 from stagevar_core.network.attention import sdpa
 from stagevar_core.network.cache import KVCache
 from stagevar_core.sampling.forecast import forecast
@@ -76,7 +76,7 @@ def as_on_a_gpu(peak: Peak) -> Iterator[None]:
                 peak.forget(made)
             return made
 
-        patch.setattr(layers, "PART", 2**62)
+        patch.setattr(tokens, "PART", 2**62)
         patch.setattr(KVCache, "_empty", empty)
         with peak:
             yield
@@ -131,7 +131,7 @@ def test_what_runs_in_parts_on_a_cpu_needs_less() -> None:
     found = []
     for part in (2**62, 2**14):
         with pytest.MonkeyPatch.context() as patch, Peak() as peak:
-            patch.setattr(layers, "PART", part)
+            patch.setattr(tokens, "PART", part)
             generate(model, conditioning, schedule, settings, noise=SeededNoise(0, 1), attention=sdpa)
         found.append(peak.bytes)
     assert found[1] < 0.95 * found[0]

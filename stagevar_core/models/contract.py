@@ -1,0 +1,393 @@
+"""What a model family signs: the members that the loop, the presets, the reports and the files use.
+
+A new family is a file of its own that has these members; nothing else asks what it is. Shapes: B images, rows
+(the conditional ones of all images, then, under guidance, as many unconditional ones), L tokens of a scale,
+C channels, V logits of a token, (h, w) the grid of a scale in latent pixels, (H, W) that of the last scale.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from ..conditioning.types import Conditioning
+from ..costs import UnitCosts
+from ..network.attention import AttentionFn
+from ..network.cache import KVCache
+from ..network.context import ScaleContext
+from ..schedule import Scale, ScaleSchedule
+
+State = TypeVar("State", bound="Conditioned")
+
+
+class Config(Protocol):
+    """Sizes of a transformer, as a frozen dataclass; its fields are what a file's header says.
+
+    ``hidden``: width of the feed-forward. ``patch``: latent pixels per token side. ``dim``: channels of the
+    tokenizer's latent. ``text_width``: channels of the text features, 0 where there are none.
+    """
+
+    @property
+    def depth(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def heads(self) -> int: ...
+    @property
+    def hidden(self) -> int: ...
+    @property
+    def patch(self) -> int: ...
+    @property
+    def dim(self) -> int: ...
+    @property
+    def text_width(self) -> int: ...
+    @property
+    def unit_costs(self) -> UnitCosts:
+        """FLOPs per token, per pair of a query and a key, and per token of the head."""
+        ...
+
+    def condition_flops(self, rows: int, text_tokens: int) -> float:
+        """FLOPs that are spent once per run, on the text or the class of ``rows`` rows."""
+        ...
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values for JSON."""
+        ...
+
+
+class Conditioned(Protocol):
+    """What a family's blocks need of the conditioning, computed once per run; the fields are its own."""
+
+    def narrow(self: State, rows: slice) -> State:
+        """Only these rows."""
+        ...
+
+
+class Noise(Protocol):
+    """The draws of a run, one stream per image, so that batch size never changes an image."""
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """One per image, for other draws that belong to the run."""
+        ...
+
+    def exponential(self, scale: Scale, shape: Sequence[int], device: torch.device) -> Tensor:
+        """Unit-rate exponential draws of ``shape`` (B, ...) in float32, for the race ``argmax(p / e)``."""
+        ...
+
+    def uniform(self, scale: Scale, shape: Sequence[int], device: torch.device) -> Tensor:
+        """Draws of ``shape`` (B, ...) from 0 to 1 out of a second stream, for heads that ask for them."""
+        ...
+
+    def image(self, index: int) -> "Noise":
+        """The draws of one image alone."""
+        ...
+
+
+class Quantizer(Protocol):
+    """From what a head draws to codes, and from codes to the accumulated latent ``f_hat`` (B, C, H, W).
+
+    ``dim``: C. ``signs``: a code is a row of signs, so that signs of latents can be compared.
+    """
+
+    @property
+    def dim(self) -> int: ...
+    @property
+    def signs(self) -> bool: ...
+
+    def latent_grid(self, scale: Scale) -> tuple[int, int]:
+        """The grid (h, w) of ``scale`` in latent pixels."""
+        ...
+
+    def empty(self, batch: int, schedule: ScaleSchedule, device: torch.device) -> Tensor:
+        """``f_hat`` before the first scale, zeros in float32."""
+        ...
+
+    def to_latent(self, tokens: Tensor, scale: Scale) -> Tensor:
+        """What was drawn per token, (B, L) or (B, L, n), on the latent grid (B, h, w) or (B, C, h, w)."""
+        ...
+
+    def codes(self, drawn: Tensor) -> Tensor:
+        """What was drawn, on the latent grid, to codes (B, C, h, w)."""
+        ...
+
+    def mixture(self, weights: Tensor, scale: Scale) -> Tensor:
+        """Shares of all rows of a codebook (B, L, V) to their mean codes (B, C, h, w); ``ValueError`` without."""
+        ...
+
+    def spread(self, weights: Tensor, scale: Scale) -> Tensor:
+        """One factor per token (B, L) to factors of the latent grid (B, 1, h, w)."""
+        ...
+
+    def add(
+        self,
+        f_hat: Tensor,
+        codes: Tensor,
+        schedule: ScaleSchedule,
+        scale: Scale,
+        weights: Tensor | None = None,
+    ) -> Tensor:
+        """``f_hat`` plus the codes (B, C, h, w) of one scale, times ``weights`` (B, 1, h, w)."""
+        ...
+
+    def next_input(self, f_hat: Tensor, scale: Scale) -> Tensor:
+        """What the transformer sees at ``scale``, (B, L, channels)."""
+        ...
+
+    def encode(self, features: Tensor, schedule: ScaleSchedule) -> tuple[list[Tensor], Tensor]:
+        """Features (B, C, H, W) to what would be drawn at every scale, and the accumulated latent.
+
+        ``ValueError`` where the features do not have the last grid of the schedule.
+        """
+        ...
+
+    def accumulate(self, drawn: Sequence[Tensor], schedule: ScaleSchedule) -> Tensor:
+        """``f_hat`` of what was drawn at the first scales, at least one."""
+        ...
+
+    def teacher_inputs(self, drawn: Sequence[Tensor], schedule: ScaleSchedule) -> Tensor:
+        """Inputs of the scales after the first for known draws, (B, all their tokens, channels)."""
+        ...
+
+
+class Drawn(NamedTuple):
+    """``kept``: what was drawn, on the latent grid. ``codes``: what is added for it, (B, C, h, w)."""
+
+    kept: Tensor
+    codes: Tensor
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What a head may use to draw the codes of one scale.
+
+    ``hidden``: the blocks' output (rows, L, C). ``guided``: logits to sample from (B, L, V). ``guide``: logits
+    of all rows (rows, L, V) to guided ones, with the strength of the last scale, for heads with passes of
+    their own. ``noise`` None: greedy. ``top_k``, ``top_p``: 0 switches off. ``smooth``: mixtures of codes in
+    place of drawn ones. ``progress``: place of the scale in the schedule, 0..1.
+    """
+
+    scale: Scale
+    progress: float
+    hidden: Tensor
+    guided: Tensor
+    guide: Callable[[Tensor], Tensor]
+    quantizer: Quantizer
+    noise: Noise | None
+    top_k: int
+    top_p: float
+    smooth: bool
+    positions: Tensor | None
+    conditioned: Any  # the family's own Conditioned, which its head knows
+    dtype: torch.dtype
+    attention: AttentionFn
+
+    def exponential(self, *shape: int) -> Tensor | None:
+        """Draws per token, (B, L, *shape); None where greedy."""
+        if self.noise is None:
+            return None
+        return self.noise.exponential(self.scale, (*self.guided.shape[:2], *shape), self.guided.device)
+
+    def uniform(self, *shape: int) -> Tensor | None:
+        """Draws per image out of the second stream, (B, *shape); None where greedy."""
+        if self.noise is None:
+            return None
+        return self.noise.uniform(self.scale, (len(self.guided), *shape), self.guided.device)
+
+
+class Head(Protocol):
+    """From logits to codes: the rule of drawing, its noise, its work, and how undecided it is."""
+
+    def check(self, *, smooth: bool) -> None:
+        """``ValueError`` for ways of drawing that it does not have."""
+        ...
+
+    def draw(self, drawing: Drawing) -> Drawn:
+        """The codes of one scale."""
+        ...
+
+    def pass_over(
+        self, scale: Scale, batch: int, noise: Noise, device: torch.device, *, smooth: bool
+    ) -> None:
+        """Make the draws of a scale that does not run, so that later ones see those of the dense run."""
+        ...
+
+    def choices(self, logits: Tensor) -> Tensor:
+        """The most likely codes of logits (rows, L, V): (rows, L), or (rows, L, n) for n choices a token."""
+        ...
+
+    def entropy(self, logits: Tensor) -> Tensor:
+        """Mean entropy in bits of the choices of every token, (rows, L, V) to (rows, L)."""
+        ...
+
+    def flops(self, scale: Scale) -> float:
+        """FLOPs per row of passes of its own at a scale; 0 where the codes are drawn at once."""
+        ...
+
+
+@runtime_checkable
+class Transformer(Protocol):
+    """A family's transformer, an ``nn.Module``.
+
+    ``family``: its name in files. ``text_family``: of the text encoder, None for class labels. ``classes``:
+    how many it knows, None for texts. ``longest_text``: tokens, None without a limit of its own.
+    ``learned_null``: it has an unconditional text or class; else the encoded empty prompt stands for it.
+    ``refinements``: ways in which a network of its own can draw the fine scales, the usual one first.
+    ``compute_dtype``: of the blocks' matrix products.
+    """
+
+    family: ClassVar[str]
+    text_family: ClassVar[str | None]
+    learned_null: ClassVar[bool]
+    compute_dtype: torch.dtype
+
+    @property
+    def config(self) -> Config: ...
+    @property
+    def classes(self) -> int | None: ...
+    @property
+    def longest_text(self) -> int | None: ...
+    @property
+    def refinements(self) -> tuple[str, ...]: ...
+
+    def check(self, schedule: ScaleSchedule) -> None:
+        """``ValueError`` for a schedule that the model cannot run, before its first scale."""
+        ...
+
+    def guidance_weights(
+        self, cfg_scale: float | Sequence[float], schedule: ScaleSchedule
+    ) -> tuple[float, ...]:
+        """The weight ``w`` of ``w * c + (1 - w) * u`` at every scale; 1 is unguided."""
+        ...
+
+    def quantizer(self) -> Quantizer:
+        """The quantizer whose codes it predicts; ``ValueError`` where the codebook is the tokenizer's."""
+        ...
+
+    def drawing_head(self, refine: str = "auto") -> Head:
+        """What draws its codes; ``ValueError`` for a way of refinement that it does not have."""
+        ...
+
+    def new_cache(self, rows: int, device: torch.device) -> KVCache:
+        """An empty KV cache for ``rows`` rows."""
+        ...
+
+    def condition(
+        self, conditioning: Conditioning, guided: bool, device: torch.device, attention: AttentionFn
+    ) -> Conditioned:
+        """Everything that depends on the conditioning alone: rows of the prompts, then their counterparts.
+
+        ``ValueError`` for the wrong kind, other widths and texts that are too long.
+        """
+        ...
+
+    def positions(self, schedule: ScaleSchedule, scale: Scale, device: torch.device) -> Tensor | None:
+        """Rotary angles of one scale, (2, L, head_dim / 2) in float32; None without rotary positions."""
+        ...
+
+    def first_tokens(self, state: Any) -> Tensor:
+        """What enters the blocks at the first scale, (rows, L, C), from its :class:`Conditioned`."""
+        ...
+
+    def embed(self, inputs: Tensor) -> Tensor:
+        """What the quantizer gives as input of a scale (B, L, channels) to hidden states (B, L, C)."""
+        ...
+
+    def __call__(self, x: Tensor, ctx: ScaleContext) -> Tensor:
+        """All blocks over the tokens of one scale, (rows, L, C)."""
+        ...
+
+    def logits(self, x: Tensor, state: Any) -> Tensor:
+        """The head's output (rows, L, V) in float32 of the blocks' output."""
+        ...
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """As every module has them."""
+        ...
+
+
+class TokenizerConfig(Protocol):
+    """Sizes of an image tokenizer.
+
+    ``dim``: channels of the latent. ``stride``: image pixels per latent pixel and side. ``width``,
+    ``multipliers``, ``blocks``: channels of the finest level, their factors by level, residual blocks of each.
+    """
+
+    @property
+    def dim(self) -> int: ...
+    @property
+    def stride(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def multipliers(self) -> tuple[int, ...]: ...
+    @property
+    def blocks(self) -> int: ...
+
+    def attention_flops(self, height: int, width: int) -> float:
+        """FLOPs of the decoder beside its convolutional blocks, for a latent of this grid."""
+        ...
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values for JSON."""
+        ...
+
+
+class Tokenizer(Protocol):
+    """An image tokenizer, an ``nn.Module``: pictures to features, accumulated codes to pictures."""
+
+    family: ClassVar[str]
+
+    @property
+    def config(self) -> TokenizerConfig: ...
+    @property
+    def decoding(self) -> tuple[nn.Module, ...]:
+        """What :meth:`decode` runs; it may have another dtype than the rest."""
+        ...
+
+    def quantizer(self, patch: int = 1) -> Quantizer:
+        """For tokens of ``patch`` x ``patch`` latent pixels; ``ValueError`` for patches it does not have."""
+        ...
+
+    def encode(self, image: Tensor) -> Tensor:
+        """Image (B, 3, height, width) in [-1, 1] to features (B, C, height / stride, width / stride)."""
+        ...
+
+    def decode(self, f_hat: Tensor) -> Tensor:
+        """Accumulated codes (B, C, h, w) to an image (B, 3, h * stride, w * stride) in [-1, 1]."""
+        ...
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """As every module has them."""
+        ...
+
+
+class TextEncoder(Protocol):
+    """A frozen text encoder with its vocabulary."""
+
+    family: ClassVar[str]
+
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def width(self) -> int:
+        """Channels of the features."""
+        ...
+
+    def encode(self, prompts: Sequence[str], max_tokens: int = ...) -> tuple[Tensor, ...]:
+        """One (tokens, width) tensor in float32 per prompt, without padding."""
+        ...
+
+
+def check_contract(model: object) -> None:
+    """Raise ``ValueError`` naming what a transformer lacks of :class:`Transformer`."""
+    members = {name for name in dir(Transformer) if not name.startswith("_")}
+    members |= {name for name in Transformer.__annotations__ if not name.startswith("_")}
+    missing = sorted(name for name in members if not hasattr(model, name))
+    if missing or not callable(model):
+        raise ValueError(
+            f"{type(model).__name__} lacks {', '.join(missing) or 'a forward pass'}; expected a transformer "
+            "with all members of stagevar_core/models/contract.py. Add them to its class"
+        )
