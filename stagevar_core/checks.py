@@ -56,9 +56,8 @@ def keys(name: str, value: object, known: Collection[str]) -> Mapping[str, objec
         refuse(name, value, f"an object with any of {list(known)}")
     for key in value:
         if key not in known:
-            plain = isinstance(key, str) and key.isprintable() and len(key) <= SHOWN
-            where = f"{name}.{key}" if name and plain else key if plain else shown(key)
-            raise ValueError(f"{where} is unknown; expected any of {list(known)}")
+            where = f"{name}.{key}" if name else key
+            raise ValueError(f"{shown(where)} is unknown; expected any of {list(known)}")
     return value
 
 
