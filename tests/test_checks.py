@@ -54,17 +54,17 @@ def test_long_values_are_shortened() -> None:
     ("value", "message"),
     [
         ([1], r"^window is \[1\]; expected an object with any of \['tile', 'reach'\]$"),
-        ({"tile": 1, "panes": 4}, r"^window\.panes is unknown; expected any of \['tile', 'reach'\]$"),
-        ({"a\nb": 1}, r"^'a\\nb' is unknown; expected"),
-        ({"x" * 100: 1}, r"^'x{56}\.\.\. is unknown; expected"),
-        ({3: 1}, r"^3 is unknown; expected"),
+        ({"tile": 1, "panes": 4}, r"^'window\.panes' is unknown; expected any of \['tile', 'reach'\]$"),
+        ({"a\nb": 1}, r"^'window\.a\\nb' is unknown; expected"),
+        ({"x" * 100: 1}, r"^'window\.x+\.\.\. is unknown; expected"),
+        ({3: 1}, r"^'window\.3' is unknown; expected"),
     ],
 )
 def test_other_keys_are_refused(value: object, message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         keys("window", value, ("tile", "reach"))
     assert len(str(caught.value)) < 200
-    with pytest.raises(ValueError, match=r"^speed is unknown"):
+    with pytest.raises(ValueError, match=r"^'speed' is unknown"):
         keys("", {"speed": 2}, ("tile",))
     assert keys("window", {"tile": 1}, ("tile", "reach")) == {"tile": 1}
 
