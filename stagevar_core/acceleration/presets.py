@@ -61,7 +61,7 @@ PRESETS: dict[str, AccelerationPolicy] = {
 DEFAULT = BALANCED.name
 
 
-def preset(name: str, **overrides: object) -> AccelerationPolicy:
+def preset(name: str, /, **overrides: object) -> AccelerationPolicy:
     """A preset, with some of its settings replaced by the names of :mod:`.changes`.
 
     ``ValueError`` for unknown names and for values that cannot be used.

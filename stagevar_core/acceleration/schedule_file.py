@@ -1,9 +1,9 @@
 """Schedule files: stages and budgets of a model as JSON that people can read, edit and share.
 
 ``{"format": "stagevar-schedule", "version": 1, ...}`` and any of ``model`` (what it was made for),
-``boundaries`` (area fractions), ``keep`` (shares of tokens), ``settings`` (other keys of
-:class:`StageSettings`, where all are explained) and ``measured`` (the curves of a calibration, see
-``calibrate.py``). What a file leaves out stays as the preset has it.
+``boundaries`` (area fractions), ``keep`` (shares of tokens), ``settings`` (the other names of ``changes.py``;
+what they mean says ``settings.py``) and ``measured`` (the curves of a calibration, see ``calibrate.py``).
+What a file leaves out stays as the preset has it.
 """
 
 import json

@@ -34,8 +34,8 @@ class Guidance:
     ``mode``: 'both' rows, as without acceleration. 'conditional': close to it, with less contrast where
     guidance is strong. 'reuse': these and, at the n-th scale, ``reuse ** n`` of the last guidance, which
     restores contrast and costs nothing. 'unconditional': the paper's choice, loses the most texture.
-    ``end``: area fraction up to which both rows run. The earlier it is, the more is saved and the less the
-    prompt decides. The first scale always has both rows; the fidelity stage only with 'both'.
+    ``end``: area fraction up to which both rows run in the other modes. The earlier it is, the more is saved
+    and the less the prompt decides. The first scale always has both rows then, the fidelity stage never.
     """
 
     mode: str = "conditional"
