@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from stagevar_core.acceleration.changes import changed
 from stagevar_core.acceleration.presets import PRESETS
-from stagevar_core.acceleration.staged import StagedPolicy, StageSettings
+from stagevar_core.acceleration.settings import StageSettings
+from stagevar_core.acceleration.staged import StagedPolicy
 from stagevar_core.autoencoders.bsq import BSQTokenizer, BSQTokenizerConfig
 from stagevar_core.autoencoders.costs import decode_flops
 from stagevar_core.conditioning.types import TextConditioning
@@ -100,7 +102,7 @@ def test_transformer_equals_the_counter_of_pytorch():
 )
 def test_accelerated_runs_equal_the_counter_of_pytorch(settings):
     schedule = ScaleSchedule.of([(1, 1), (3, 3), (8, 8), (10, 12), (16, 16)])
-    trace, found = counted_by_pytorch(schedule, StagedPolicy("test", StageSettings(**settings)))
+    trace, found = counted_by_pytorch(schedule, StagedPolicy("test", changed(StageSettings(), **settings)))
     assert found == trace.flops < trace.dense_flops
 
 

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from ..acceleration.policy import DensePolicyRun, RunInfo, ScalePlan, Seen
-from ..acceleration.schedule_file import CURVES, StageSchedule, identity
+from ..acceleration.schedule_file import StageSchedule, identity
+from ..acceleration.schedule_reader import CURVES, Curve, Measured
 from ..acceleration.staged import chunks
 from ..acceleration.stages import StageBoundaries
 from ..network.tokens import Site
@@ -203,7 +204,7 @@ class Moments:
         self.mean = self.mean + step / np.maximum(self.count, 1)
         self.squares = self.squares + step * np.where(there, values - self.mean, 0.0)
 
-    def curve(self) -> dict[str, list]:
+    def curve(self) -> Curve:
         """Mean and sample standard deviation as lists; None where nothing was measured."""
         deviation = np.sqrt(self.squares / np.maximum(self.count - 1, 1))
         return {"mean": self._listed(self.mean), "std": self._listed(deviation)}
@@ -248,6 +249,7 @@ class Calibration:
 
         Budgets are the mean ranks relative to tokens, at every scale of more than one token.
         """
+        network = self.pipeline.transformer
         curves = {name: moments.curve() for name, moments in self.moments.items()}
         areas = [self.grids.area_fraction(scale) for scale in self.grids]
         shares = curves["rank_of_tokens"]["mean"]
@@ -256,17 +258,17 @@ class Calibration:
             for area, row in zip(areas, shares, strict=True)
             if row[0] is not None
         ]
-        measured = {
+        measured: Measured = {
             "alpha": self.request.alpha,
             "chunks": len(shares[0]),
             "prompts": self.done,
             "seed": self.request.seed,
-            "width": self.pipeline.transformer.config.width,
+            "width": network.config.width,
             "schedule": [list(grid) for grid in self.grids.grids],
             "curves": curves,
         }
         return StageSchedule(
-            model=identity(self.pipeline.transformer),
+            model=identity(network.family, network.config.to_dict()),
             boundaries=find_boundaries(curves["latent_cosine"]["mean"], areas),
             keep=tuple(keep) or None,
             measured=measured,
@@ -295,10 +297,10 @@ class Calibration:
 
     def _identity(self) -> dict[str, Any]:
         """What must be the same for two parts of a measurement to belong together."""
-        settings = self.request.settings or self.pipeline.settings()
+        network, settings = self.pipeline.transformer, self.request.settings or self.pipeline.settings()
         values = {
-            "model": identity(self.pipeline.transformer),
-            "weights": fingerprint(self.pipeline.transformer),
+            "model": identity(network.family, network.config.to_dict()),
+            "weights": fingerprint(network),
             "prompts": hashlib.sha256("\n".join(self.prompts).encode()).hexdigest()[:16],
             "alpha": self.request.alpha,
             "chunks": self.request.chunks,
