@@ -4,7 +4,8 @@
 """
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from math import inf
 from typing import NoReturn, TypeVar
 
@@ -47,6 +48,26 @@ def one_of(name: str, value: object, known: Iterable[Known]) -> Known:
         if choice == value and isinstance(choice, bool) == isinstance(value, bool):
             return choice
     refuse(name, value, f"one of {choices}")
+
+
+def keys(name: str, value: object, known: Collection[str]) -> Mapping[str, object]:
+    """An object (a mapping) with no other keys than ``known``; ``name`` is empty for the outermost one."""
+    if not isinstance(value, Mapping):
+        refuse(name, value, f"an object with any of {list(known)}")
+    for key in value:
+        if key not in known:
+            where = f"{name}.{key}" if name else key
+            raise ValueError(f"{shown(where)} is unknown; expected any of {list(known)}")
+    return value
+
+
+@contextmanager
+def inside(place: str) -> Iterator[None]:
+    """Put ``place``, a file or an outer key with its full stop or colon, before the refusals of a block."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{place}{error}") from None
 
 
 def _range(low: str, high: str) -> str:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from stagevar_core.checks import SHOWN, number, one_of, shown, whole
+from stagevar_core.checks import SHOWN, inside, keys, number, one_of, shown, whole
 
 
 def test_values_in_range_come_back() -> None:
@@ -48,3 +48,30 @@ def test_a_choice_is_refused_with_all_choices(value: object) -> None:
 
 def test_long_values_are_shortened() -> None:
     assert shown("ab") == "'ab'" and len(shown("x" * 1000)) == SHOWN and shown([0] * 100).endswith("...")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([1], r"^window is \[1\]; expected an object with any of \['tile', 'reach'\]$"),
+        ({"tile": 1, "panes": 4}, r"^'window\.panes' is unknown; expected any of \['tile', 'reach'\]$"),
+        ({"a\nb": 1}, r"^'window\.a\\nb' is unknown; expected"),
+        ({"x" * 100: 1}, r"^'window\.x+\.\.\. is unknown; expected"),
+        ({3: 1}, r"^'window\.3' is unknown; expected"),
+    ],
+)
+def test_other_keys_are_refused(value: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        keys("window", value, ("tile", "reach"))
+    assert len(str(caught.value)) < 200
+    with pytest.raises(ValueError, match=r"^'speed' is unknown"):
+        keys("", {"speed": 2}, ("tile",))
+    assert keys("window", {"tile": 1}, ("tile", "reach")) == {"tile": 1}
+
+
+def test_a_refusal_says_its_place() -> None:
+    with pytest.raises(
+        ValueError, match=r"^some\.json: settings\.skip is -1; expected a whole number, 0 or more$"
+    ):
+        with inside("some.json: "), inside("settings."):
+            whole("skip", -1, 0)

@@ -4,12 +4,14 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from stagevar_core.acceleration.changes import changed
 from stagevar_core.acceleration.presets import PRESETS
-from stagevar_core.acceleration.staged import StagedPolicy, StageSettings
+from stagevar_core.acceleration.settings import StageSettings
+from stagevar_core.acceleration.staged import StagedPolicy
 from stagevar_core.autoencoders.bsq import BSQTokenizer, BSQTokenizerConfig
 from stagevar_core.autoencoders.costs import decode_flops
 from stagevar_core.conditioning.types import TextConditioning
-from stagevar_core.costs import Flops, condition_flops, kv_bytes, scale_flops, schedule_flops
+from stagevar_core.costs import Flops, kv_bytes, scale_flops, schedule_flops
 from stagevar_core.models.infinity import INFINITY_2B, INFINITY_8B, Infinity, InfinityConfig
 from stagevar_core.sampling.generate import generate
 from stagevar_core.sampling.settings import SamplingSettings
@@ -75,7 +77,7 @@ def counted_by_pytorch(schedule, policy=None):
             model, text, schedule, settings, noise=None, attention=plain_attention, policy=policy
         )
     embedded = sum(s.scale.tokens for s in result.trace.scales[1:] if s.ran)
-    once = condition_flops(CONFIG, text_tokens=5)
+    once = CONFIG.condition_flops(2, 5)
     once += 2 * 4 * 5 * CONFIG.width  # pooling: one query per head over five text tokens, two rows
     return result.trace, counter.get_total_flops() - once - 2 * embedded * CONFIG.bits * CONFIG.width
 
@@ -100,7 +102,7 @@ def test_transformer_equals_the_counter_of_pytorch():
 )
 def test_accelerated_runs_equal_the_counter_of_pytorch(settings):
     schedule = ScaleSchedule.of([(1, 1), (3, 3), (8, 8), (10, 12), (16, 16)])
-    trace, found = counted_by_pytorch(schedule, StagedPolicy("test", StageSettings(**settings)))
+    trace, found = counted_by_pytorch(schedule, StagedPolicy("test", changed(StageSettings(), **settings)))
     assert found == trace.flops < trace.dense_flops
 
 

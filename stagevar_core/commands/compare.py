@@ -12,8 +12,8 @@ from typing import Any
 from tqdm import tqdm
 
 from ..acceleration.policy import AccelerationPolicy
-from ..acceleration.presets import DEFAULT, PRESETS, preset
-from ..acceleration.schedule_file import FORMAT, VERSION, StageSchedule
+from ..acceleration.presets import DEFAULT, PRESETS, adjusted, preset
+from ..checks import inside
 from ..devices import hardware
 from ..evaluation import report, tables
 from ..evaluation.album import Album, grid
@@ -146,8 +146,9 @@ def chosen_policies(names: str, overrides: list[str]) -> dict[str, AccelerationP
             raise ValueError(f"--overrides has {text!r}; expected a preset of {list(policies)}")
         for target in [name] if colon else [name for name in policies if name != REFERENCE]:
             changes.setdefault(target, {})[key] = parsed(value)
-    for name, values in changes.items():
-        policies[name] = overridden(policies[name], values)
+    with inside("--overrides: "):
+        for name, values in changes.items():
+            policies[name] = adjusted(policies[name], values)
     return policies
 
 
@@ -157,14 +158,6 @@ def parsed(text: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError:
         return text
-
-
-def overridden(policy: AccelerationPolicy, values: Mapping[str, Any]) -> AccelerationPolicy:
-    """A preset with other settings, checked as those of a schedule file are."""
-    outer = {key: values[key] for key in ("boundaries", "keep") if key in values}
-    inner = {key: value for key, value in values.items() if key not in outer}
-    text = json.dumps({"format": FORMAT, "version": VERSION, **outer, "settings": inner})
-    return StageSchedule.parse(text, "--overrides").apply(policy)
 
 
 def measure(  # noqa: PLR0913 - what compare() takes, with a bar

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ..acceleration.policy import DensePolicyRun, RunInfo, ScalePlan, Seen
-from ..acceleration.schedule_file import CURVES, StageSchedule, identity
-from ..acceleration.scores import choice_entropy
+from ..acceleration.schedule_file import StageSchedule, identity
+from ..acceleration.schedule_reader import CURVES, Curve, Measured
 from ..acceleration.staged import chunks
 from ..acceleration.stages import StageBoundaries
 from ..checks import refuse, whole
@@ -77,7 +77,6 @@ class _Found:
     changes: list[float] = field(default_factory=list)
     disagreement: list[float] = field(default_factory=list)
     entropy: list[float] = field(default_factory=list)
-    binary: bool = False
 
 
 class _Watch:
@@ -121,13 +120,12 @@ class _ProbeRun(DensePolicyRun):
 
     def observe(self, seen: Seen) -> None:
         found = self.found
-        found.binary = seen.binary
         found.latents.append(seen.f_hat)
         found.changes.append(float(seen.change.norm() / seen.f_hat.norm()))
-        found.entropy.append(float(choice_entropy(seen.guided, binary=seen.binary).mean()))
+        found.entropy.append(float(seen.entropy(seen.guided).mean()))
         disagreement = math.nan
         if self.info.guided:
-            conditional, unconditional = seen.decide(seen.raw).chunk(2)
+            conditional, unconditional = seen.choices(seen.raw).chunk(2)
             disagreement = float((conditional != unconditional).float().mean())
         found.disagreement.append(disagreement)
 
@@ -156,7 +154,7 @@ def measure(pipeline: Pipeline, prompt: str, seed: int, request: Request) -> dic
         "latent_cosine": np.array([_cosine(latent, final) for latent in found.latents]),
         "latent_distance": np.array([float((f - final).norm() / final.norm()) for f in found.latents]),
         "latent_change": np.array(found.changes),
-        "bit_agreement": np.array(same_bits if found.binary else [math.nan] * len(same_bits)),
+        "bit_agreement": np.array(same_bits if pipeline.quantizer.signs else [math.nan] * len(same_bits)),
         "image_psnr": np.array([*earlier, math.nan]),
         "disagreement": np.array(found.disagreement),
         "entropy": np.array(found.entropy),
@@ -209,6 +207,7 @@ class Calibration:
 
         Budgets are the mean ranks relative to tokens, at every scale of more than one token.
         """
+        network = self.pipeline.transformer
         curves = {name: moments.curve() for name, moments in self.moments.items()}
         areas = [self.grids.area_fraction(scale) for scale in self.grids]
         shares = curves["rank_of_tokens"]["mean"]
@@ -217,17 +216,17 @@ class Calibration:
             for area, row in zip(areas, shares, strict=True)
             if row[0] is not None
         ]
-        measured = {
+        measured: Measured = {
             "alpha": self.request.alpha,
             "chunks": len(shares[0]),
             "prompts": self.done,
             "seed": self.request.seed,
-            "width": self.pipeline.transformer.config.width,
+            "width": network.config.width,
             "schedule": [list(grid) for grid in self.grids.grids],
             "curves": curves,
         }
         return StageSchedule(
-            model=identity(self.pipeline.transformer),
+            model=identity(network.family, network.config.to_dict()),
             boundaries=find_boundaries(curves["latent_cosine"]["mean"], areas),
             keep=tuple(keep) or None,
             measured=measured,
@@ -256,10 +255,10 @@ class Calibration:
 
     def _identity(self) -> dict[str, Any]:
         """What must be the same for two parts of a measurement to belong together."""
-        settings = self.request.settings or self.pipeline.settings()
+        network, settings = self.pipeline.transformer, self.request.settings or self.pipeline.settings()
         values = {
-            "model": identity(self.pipeline.transformer),
-            "weights": fingerprint.weights(self.pipeline.transformer),
+            "model": identity(network.family, network.config.to_dict()),
+            "weights": fingerprint.weights(network),
             "prompts": fingerprint.digest("\n".join(self.prompts)),
             "alpha": self.request.alpha,
             "chunks": self.request.chunks,

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from ..acceleration.schedule_reader import Curve
+
 
 class Moments:
     """Running mean and deviation of arrays of one shape, entry by entry; NaN entries do not count."""
@@ -22,7 +24,7 @@ class Moments:
         self.mean = self.mean + step / np.maximum(self.count, 1)
         self.squares = self.squares + step * np.where(there, values - self.mean, 0.0)
 
-    def curve(self) -> dict[str, list[Any]]:
+    def curve(self) -> Curve:
         """Mean and sample standard deviation as (nested) lists; None where nothing was measured."""
         deviation = np.sqrt(self.squares / np.maximum(self.count - 1, 1))
         return {"mean": self._listed(self.mean), "std": self._listed(deviation)}

@@ -202,7 +202,7 @@ class Conditioned:
         )
 
 
-@pytest.mark.parametrize("name", [n for n in STAGED if PRESETS[n].settings.guidance == "unconditional"])
+@pytest.mark.parametrize("name", [n for n in STAGED if PRESETS[n].settings.guidance.mode == "unconditional"])
 def test_the_null_text_alone_never_is_the_negative_text(name: str) -> None:
     known = sampled(tiny_infinity(), prompts(6, 4)).codes[: -len(fidelity(LONG))]
     logits, states = [], []

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from stagevar_core.acceleration.presets import PRESETS
-from stagevar_core.acceleration.schedule_file import CURVES, StageSchedule
+from stagevar_core.acceleration.schedule_file import StageSchedule, identity
+from stagevar_core.acceleration.schedule_reader import CURVES
 from stagevar_core.acceleration.stages import StageBoundaries
 from stagevar_core.commands import calibrate as calibrate_command
 from stagevar_core.evaluation import calibrate
@@ -133,9 +134,10 @@ def test_the_schedule_of_a_calibration_can_be_read_and_used(pipeline, tmp_path) 
     schedule.save(tmp_path / "x.json")
     again = StageSchedule.load(tmp_path / "x.json")
     assert again.to_json() == schedule.to_json()
-    again.check(pipeline.transformer)
+    again.check(identity(pipeline.transformer.family, pipeline.transformer.config.to_dict()))
+    other = tiny_infinity(depth=2)
     with pytest.raises(ValueError, match="made for infinity with depth 3"):
-        again.check(tiny_infinity(depth=2))
+        again.check(identity(other.family, other.config.to_dict()))
     shares = again.measured["curves"]["rank_of_tokens"]["mean"]
     assert [area for area, _ in again.keep] == [scale.tokens / 256 for scale in pipeline.schedule()][1:]
     assert [list(share) for _, share in again.keep] == [

@@ -179,8 +179,8 @@ def test_the_command_writes_tables_json_and_a_grid(files, tmp_path):
     assert "no LPIPS" in err and "| balanced |" in out
     values = json.loads(outputs["json"].read_text(encoding="utf-8"))
     assert list(values["variants"]) == ["off", "paper", "balanced"]
-    assert values["variants"]["balanced"]["policy"][1]["settings"][1]["keep"] == 0.5
-    assert values["variants"]["paper"]["policy"][1]["settings"][1]["spans"] == 1
+    assert values["variants"]["balanced"]["policy"][1]["settings"][1]["tokens"][1]["keep"] == 0.5
+    assert values["variants"]["paper"]["policy"][1]["settings"][1]["tokens"][1]["spans"] == 1
     assert (
         len(values["captions"]) == 3 and values["dtype"] == "float32" and values["hardware"]["threads"] >= 1
     )
@@ -234,7 +234,10 @@ def test_dpg_pictures_hold_four_seeds(files, pipeline, tmp_path):
         (("--presets", "balanced", "--overrides", "keep=2"), "keep is 2; expected"),
         (("--presets", "balanced", "--overrides", "keep"), "expected KEY=VALUE"),
         (("--presets", "balanced", "--overrides", "fast:keep=1"), "expected a preset of"),
-        (("--presets", "fastvar", "--overrides", "keep=0.5"), "takes no schedule"),
+        (
+            ("--presets", "fastvar", "--overrides", "keep=0.5"),
+            "--overrides: preset 'fastvar' is a fixed method and takes no keep",
+        ),
         (("--prompts", "0"), "--prompts is 0"),
         (("--prompts", "missing.txt"), "missing.txt"),
         (("--seeds", "0"), "seeds is 0"),
@@ -281,9 +284,9 @@ def test_experiments_compare_at_equal_flops(pipeline):
     for name, policy in experiments.budget(lab).items():
         assert lab.flops(policy.settings) == pytest.approx(wanted, rel=0.02), name
     mixed = experiments.tokens(lab)["stage, projection as in the paper"].settings
-    assert mixed.tokens == "projection" and lab.flops(mixed) == pytest.approx(wanted, rel=0.02)
+    assert mixed.tokens.mode == "projection" and lab.flops(mixed) == pytest.approx(wanted, rel=0.02)
     with pytest.raises(ValueError, match="no share of tokens costs"):
-        lab.equal(lambda share: experiments.replace(lab.base, skip=1, keep=0.1 * share))
+        lab.equal(lambda share: experiments.changed(lab.base, skip=1, keep=0.1 * share))
 
 
 def test_every_experiment_has_variants_of_its_own(pipeline):
