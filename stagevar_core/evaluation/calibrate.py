@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..acceleration.policy import DensePolicyRun, RunInfo, ScalePlan, Seen
 from ..acceleration.schedule_file import StageSchedule, identity
-from ..acceleration.schedule_reader import CURVES, Curve, Measured
+from ..acceleration.schedule_reader import CURVES, Measured
 from ..acceleration.staged import chunks
 from ..acceleration.stages import StageBoundaries
 from ..checks import refuse, whole

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..acceleration.policy import AccelerationPolicy, DensePolicy, FirstScales
 from ..checks import whole
@@ -162,11 +162,12 @@ class _Runner:
         """What the results depend on, so that a store is never continued with something else."""
         job = {**asdict(self.job), "settings": asdict(self.settings), "schedule": self.schedule.grids}
         policies = {name: described(policy) for name, policy in self.variants.items()}
-        network = None if self.lpips is None else self.lpips.net
+        encoder, lpips = self.pipeline.text_encoder, None if self.lpips is None else self.lpips.net
+        networks = self.pipeline.transformer, self.pipeline.tokenizer, encoder and encoder.model
         return {
             "job": fingerprint.digest(json.dumps(job)),
-            "variants": fingerprint.digest(json.dumps([policies, network])),
-            "models": fingerprint.weights(*_networks(self.pipeline)),
+            "variants": fingerprint.digest(json.dumps([policies, lpips])),
+            "models": fingerprint.weights(*networks),
             "code": fingerprint.code(),
         }
 
@@ -251,12 +252,6 @@ def _work(trace: Trace) -> Part:
     columns = zip(*rows, strict=True)
     found = {key: np.array(column, np.float64) for key, column in zip(WORK, columns, strict=True)}
     return found | {"notes": np.array(json.dumps(trace.notes))}
-
-
-def _networks(pipeline: Pipeline) -> list[nn.Module]:
-    """All that have weights."""
-    encoder = pipeline.text_encoder
-    return [pipeline.transformer, pipeline.tokenizer, *([] if encoder is None else [encoder.model])]
 
 
 def described(value: object) -> Any:

@@ -17,13 +17,14 @@ def digest(*parts: str | bytes) -> str:
     return found.hexdigest()[:_LENGTH]
 
 
-def weights(*models: nn.Module) -> str:
+def weights(*models: object) -> str:
     """Of the names, shapes and dtypes of all weights, and some values of each, spread over the tensor.
 
-    Buffers count as parameters do: packed layers keep their weights in them, outside of ``state_dict``.
+    Buffers count as parameters do: packed layers keep their weights in them, outside of ``state_dict``. What
+    is no ``nn.Module`` has no weights.
     """
     found = []
-    for model in models:
+    for model in (model for model in models if isinstance(model, nn.Module)):
         tensors: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         found += [_sampled(name, tensors[name]) for name in sorted(tensors)]
     return digest(*found)
