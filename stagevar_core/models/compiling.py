@@ -160,21 +160,22 @@ class CompiledContext(ScaleContext):
             self.split, self.projected, self.mixed = False, (), None
 
 
-class CompiledTransformer(nn.Module):
-    """A transformer of any family that runs its blocks through ``compiler``; the rest is the network's own.
-
-    Shares its weights and does not change it.
-    """
-
-    def __init__(self, network: Transformer, compiler: Compiler) -> None:
-        super().__init__()
-        self.network, self.compiler = network, compiler
+class _InPlaceOf(nn.Module):
+    """Used in place of ``network``: shares its weights and does not change it; what it lacks is the network's."""
 
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
         except AttributeError:
             return getattr(super().__getattr__("network"), name)
+
+
+class CompiledTransformer(_InPlaceOf):
+    """A transformer of any family that runs its blocks through ``compiler``."""
+
+    def __init__(self, network: Transformer, compiler: Compiler) -> None:
+        super().__init__()
+        self.network, self.compiler = network, compiler
 
     def forward(self, x: Tensor, ctx: ScaleContext) -> Tensor:
         """All blocks over the tokens of one scale, (rows, L, C)."""
@@ -185,8 +186,8 @@ class CompiledTransformer(nn.Module):
             return self.network(x, CompiledContext(**given, compiler=self.compiler))
 
 
-class CompiledTokenizer(nn.Module):
-    """A tokenizer of any family that decodes through ``compiler``; shares its weights and does not change it.
+class CompiledTokenizer(_InPlaceOf):
+    """A tokenizer of any family that decodes through ``compiler``.
 
     A CPU decodes large maps in bands, each of which would be compiled for its size, so it decodes as it is.
     """
