@@ -36,10 +36,11 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import bench_compile  # noqa: E402
-import bench_official  # noqa: E402
-import bench_presets  # noqa: E402
-from bench_models import (  # noqa: E402
+from benchmark import compiling as bench_compile  # noqa: E402
+from benchmark import official as bench_official  # noqa: E402
+from benchmark import presets as bench_presets  # noqa: E402
+from benchmark.machine import ceilings, code_version, hardware, higher  # noqa: E402
+from benchmark.models import (  # noqa: E402
     EMBEDDED,
     FP8,
     FULL_SIZE,
@@ -51,7 +52,6 @@ from bench_models import (  # noqa: E402
     memory_by_kind,
     warm_up,
 )
-from machine import ceilings, code_version, hardware, higher  # noqa: E402
 
 from stagevar_core.autoencoders.costs import decode_flops  # noqa: E402
 from stagevar_core.conditioning.t5 import T5EncoderConfig  # noqa: E402

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from machine import Allocated, Resident, give_back, memory_of, synchronise
 from torch import Tensor, nn
 
 from stagevar_core.acceleration.policy import AccelerationPolicy
@@ -27,6 +26,8 @@ from stagevar_core.pipeline import Pictures, Pipeline
 from stagevar_core.sampling.result import Monitor
 from stagevar_core.sampling.trace import Trace
 from stagevar_core.schedule import Scale
+
+from .machine import Allocated, Resident, give_back, memory_of, synchronise
 
 PROMPT = "a red circle left of a blue square"
 EMBEDDED = "embedded"

@@ -1,6 +1,6 @@
 """Times the official Infinity code at a given size, with random weights; ``bench.py --official`` runs it.
 
-    python scripts/official_infinity.py CHECKOUT < job.json
+    python -m benchmark.official_infinity CHECKOUT < job.json      (in scripts/)
 
 CHECKOUT is a clone of FoundationVision/Infinity; nothing in it is changed. It runs as its own
 ``tools/run_infinity.py`` does by default: blocks in bfloat16, the rest under autocast, guidance on the
@@ -25,8 +25,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from machine import Resident, give_back, memory_of, synchronise
 from torch import Tensor, nn
+
+from .machine import Resident, give_back, memory_of, synchronise
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 WARM_UP_SCALES = 5  # up to 8x8 tokens, as the bench warms up

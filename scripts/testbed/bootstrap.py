@@ -24,8 +24,8 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from environment import ROOT, TESTBED, VENV, SetupError, disk_full, log, pip, python_says, venv_bin
-from setup_torch import install_torch, install_torchaudio
+from .environment import ROOT, TESTBED, VENV, SetupError, disk_full, log, pip, python_says, venv_bin
+from .setup_torch import install_torch, install_torchaudio
 
 STAMP = VENV / "stagevar-stamp.json"
 

@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 
 import bench
-import bench_models
-import bench_official
-import official_infinity
 import performance_report
 import pytest
 import torch
 import torch.nn.functional as F
+from benchmark import models as bench_models
+from benchmark import official as bench_official
+from benchmark import official_infinity
 
 from stagevar_core.autoencoders.bsq import BSQTokenizerConfig
 from stagevar_core.models.infinity import InfinityConfig
