@@ -1,8 +1,8 @@
-"""The node that makes a model cheaper to sample, and what it leaves on the model."""
+"""The node that makes a model cheaper to sample."""
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from comfy_api.latest import io
@@ -13,43 +13,13 @@ from ..stagevar_core.acceleration.reduction import RESTORATIONS
 from ..stagevar_core.acceleration.schedule_file import StageSchedule
 from ..stagevar_core.acceleration.staged import GUIDANCE, TOKENS, StageSettings
 from ..stagevar_core.acceleration.stages import StageBoundaries
-from .host.schema import CATEGORY, StageScheduleType, VarModel, describe
+from .host.attached import Patcher, attach
+from .host.schema import CATEGORY, Node, StageScheduleType, VarModel, describe
 
 _LOG = logging.getLogger(__name__)
-_KEY = "stagevar"  # in the model's transformer_options
 AS_PRESET = "as in the preset"
 _UNSET = -1.0  # of number inputs: as in the preset
 _SHARE = {"default": _UNSET, "min": _UNSET, "max": 1.0, "step": 0.05, "round": 0.0001, "advanced": True}
-
-
-@dataclass(frozen=True)
-class Attached:
-    """A policy on a model. Clones of the model share it: it is immutable, and some copy deeply."""
-
-    policy: AccelerationPolicy
-
-    def __copy__(self) -> "Attached":
-        return self
-
-    def __deepcopy__(self, memo: dict) -> "Attached":
-        return self
-
-
-def attach(model: Any, policy: AccelerationPolicy) -> Any:
-    """A clone of ``model`` with this policy in place of any other; ``off`` leaves nothing on it."""
-    clone = model.clone()
-    options = dict(clone.model_options.get("transformer_options", {}))
-    options.pop(_KEY, None)
-    if policy is not OFF:
-        options[_KEY] = Attached(policy)
-    clone.model_options = {**clone.model_options, "transformer_options": options}
-    return clone
-
-
-def policy_of(model_options: Mapping[str, Any]) -> AccelerationPolicy:
-    """The policy on a model, ``off`` without one."""
-    attached = model_options.get("transformer_options", {}).get(_KEY)
-    return attached.policy if isinstance(attached, Attached) else OFF
 
 
 def changed(policy: AccelerationPolicy, overrides: Mapping[str, Any]) -> AccelerationPolicy:
@@ -72,11 +42,12 @@ def changed(policy: AccelerationPolicy, overrides: Mapping[str, Any]) -> Acceler
     return replace(policy, name=f"{policy.name} (changed)", settings=found)
 
 
-class Accelerate(io.ComfyNode):
+class Accelerate(Node):
     """VAR_MODEL to the same model with an acceleration policy."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
+        """What the page shows of the node."""
         return describe(
             io.Schema,
             node_id="StageVARAccelerate",
@@ -108,7 +79,7 @@ class Accelerate(io.ComfyNode):
     @classmethod
     def execute(  # noqa: PLR0913 (the host passes inputs by name)
         cls,
-        model: Any,
+        model: Patcher,
         preset: str = DEFAULT,
         guidance: str = AS_PRESET,
         tokens: str = AS_PRESET,
@@ -139,7 +110,7 @@ class Accelerate(io.ComfyNode):
         return io.NodeOutput(attach(model, changed(policy, overrides)))
 
 
-def _preset_inputs() -> list[Any]:
+def _preset_inputs() -> list[io.Input]:
     return [
         describe(VarModel.Input, "model", tooltip="From Load StageVAR Model."),
         describe(
@@ -168,7 +139,7 @@ def _among(known: tuple[str, ...]) -> dict[str, Any]:
     return {"options": [AS_PRESET, *known], "default": AS_PRESET, "advanced": True}
 
 
-def _work_inputs() -> list[Any]:
+def _work_inputs() -> list[io.Input]:
     """How much runs after the structure stage, where it is not as in the preset."""
     return [
         describe(
@@ -197,7 +168,7 @@ def _work_inputs() -> list[Any]:
     ]
 
 
-def _result_inputs() -> list[Any]:
+def _result_inputs() -> list[io.Input]:
     """What happens to tokens and scales that do not run, where it is not as in the preset."""
     return [
         describe(
