@@ -55,7 +55,6 @@ from benchmark.options import DTYPES, parse  # noqa: E402
 
 from stagevar_core.autoencoders.costs import decode_flops  # noqa: E402
 from stagevar_core.conditioning.t5 import T5EncoderConfig  # noqa: E402
-from stagevar_core.costs import condition_flops  # noqa: E402
 from stagevar_core.devices import default_device  # noqa: E402
 
 
@@ -98,9 +97,7 @@ def report(
 ) -> dict[str, Any]:
     """Everything that was measured and counted of dense runs."""
     costs = [scale.flops.total for scale in runs[0].trace.scales]
-    costs[0] += condition_flops(
-        pipeline.transformer.config, rows=about["rows"], text_tokens=about["text_tokens"]
-    )
+    costs[0] += pipeline.transformer.config.condition_flops(about["rows"], about["text_tokens"])
     latent = pipeline.quantizer.latent_grid(runs[0].pictures.schedule.final)
     decoding = decode_flops(pipeline.tokenizer.config, latent, batch=about["batch"])
     seconds = {

@@ -6,7 +6,7 @@ Only matrix products count. Norms, rotary positions and sampling are memory-boun
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Protocol
 
 from .schedule import Scale, ScaleSchedule
 
@@ -110,11 +110,15 @@ def schedule_flops(
     return costs
 
 
-def condition_flops(config: Any, *, rows: int = 2, text_tokens: int = 64) -> float:
-    """What a run of a transformer's ``config`` spends once, on its text or classes."""
-    return config.condition_flops(rows, text_tokens)
+class Sized(Protocol):
+    """A number of blocks of a width in channels."""
+
+    @property
+    def depth(self) -> int: ...
+    @property
+    def width(self) -> int: ...
 
 
-def kv_bytes(config: Any, tokens: int, *, rows: int = 2, itemsize: int = 2) -> int:
-    """Size of the KV cache that holds ``tokens`` tokens per row in every layer."""
+def kv_bytes(config: Sized, tokens: int, *, rows: int = 2, itemsize: int = 2) -> int:
+    """Bytes of the KV cache that holds ``tokens`` tokens per row in every block."""
     return 2 * config.depth * rows * tokens * config.width * itemsize

@@ -9,7 +9,7 @@ from stagevar_core.acceleration.staged import StagedPolicy, StageSettings
 from stagevar_core.autoencoders.bsq import BSQTokenizer, BSQTokenizerConfig
 from stagevar_core.autoencoders.costs import decode_flops
 from stagevar_core.conditioning.types import TextConditioning
-from stagevar_core.costs import Flops, condition_flops, kv_bytes, scale_flops, schedule_flops
+from stagevar_core.costs import Flops, kv_bytes, scale_flops, schedule_flops
 from stagevar_core.models.infinity import INFINITY_2B, INFINITY_8B, Infinity, InfinityConfig
 from stagevar_core.sampling.generate import generate
 from stagevar_core.sampling.settings import SamplingSettings
@@ -75,7 +75,7 @@ def counted_by_pytorch(schedule, policy=None):
             model, text, schedule, settings, noise=None, attention=plain_attention, policy=policy
         )
     embedded = sum(s.scale.tokens for s in result.trace.scales[1:] if s.ran)
-    once = condition_flops(CONFIG, text_tokens=5)
+    once = CONFIG.condition_flops(2, 5)
     once += 2 * 4 * 5 * CONFIG.width  # pooling: one query per head over five text tokens, two rows
     return result.trace, counter.get_total_flops() - once - 2 * embedded * CONFIG.bits * CONFIG.width
 

@@ -64,7 +64,7 @@ class Job:
             self.conditioning.negative is not None,
             SeededNoise(self.seed, images).seeds,
         )
-        units = run_costs(self.network, self.schedule, self.settings.refine)
+        units = run_costs(self.network, self.schedule, self.network.drawing_head(self.settings.refine))
         rows = {"sequential": sequential, "offload": self.offload is not None}
         return forecast(self.policy, info, units, self.conditioning.tokens, **rows)
 

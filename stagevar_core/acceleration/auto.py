@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 
 from ..schedule import Scale
 from .policy import RunInfo, Seen
-from .scores import choice_entropy
 from .staged import StagedRun, StageSettings
 
 
@@ -88,11 +87,11 @@ class AutoRun(StagedRun):
         if scale.index >= last or self.stage(scale) == "fidelity":
             return
         where = f"{scale.height}x{scale.width}"
-        entropy = float(choice_entropy(seen.guided, binary=seen.binary).mean())
+        entropy = float(seen.entropy(seen.guided).mean())
         undecided = entropy > self.auto.entropy
         area = self.info.schedule.area_fraction(scale)
         if self.guided(scale) and self.info.guided and area >= self.auto.guidance_from:
-            conditional, unconditional = seen.decide(seen.raw).chunk(2)
+            conditional, unconditional = seen.choices(seen.raw).chunk(2)
             differing = float((conditional != unconditional).float().mean())
             if differing <= self.auto.disagreement and not undecided:
                 self._guided_until = scale.index

@@ -61,8 +61,9 @@ class Seen:
     """What a policy may look at after a scale ran.
 
     ``f_hat``: the accumulated latent (B, C, H, W). ``change``: what this scale added to it. ``raw``: head
-    outputs (rows, L, V), ``guided``: what was sampled from (B, L, V). ``binary``: V holds pairs of logits,
-    one per bit. ``decide``: logits to the most likely codes, (rows, L) or (rows, L, bits).
+    outputs (rows, L, V), ``guided``: what was sampled from (B, L, V). ``choices``: logits to the most likely
+    codes, (rows, L) or (rows, L, bits). ``entropy``: logits to the mean entropy in bits of the choices of
+    every token, (rows, L).
     """
 
     scale: Scale
@@ -70,14 +71,19 @@ class Seen:
     change: Tensor
     raw: Tensor
     guided: Tensor
-    binary: bool
-    decide: Callable[[Tensor], Tensor]
+    choices: Callable[[Tensor], Tensor]
+    entropy: Callable[[Tensor], Tensor]
 
 
 class PolicyRun(Protocol):
-    """State of one generation. ``notes``: what the user should know about this run, for the report."""
+    """State of one generation.
+
+    ``notes``: what the user should know about this run, for the report. ``regions``: of the network, whose
+    outputs it may remember between scales, (rows, L, C) each.
+    """
 
     notes: list[str]
+    regions: int
 
     def plan(self, scale: Scale) -> ScalePlan:
         """What to do at ``scale``; called once per scale, in order."""
@@ -90,6 +96,9 @@ class PolicyRun(Protocol):
 
     def observe(self, seen: Seen) -> None:
         """Look at the result of a scale; no other hook may wait for the device."""
+
+    def narrow(self, rows: slice) -> None:
+        """Only these of the rows run on; what is remembered loses the others."""
 
 
 class AccelerationPolicy(Protocol):
@@ -119,11 +128,14 @@ class DensePolicy:
 class DensePolicyRun:
     """Plans nothing; also the start of other methods, which override what they change."""
 
+    regions = 0
+
     def __init__(self, info: RunInfo) -> None:
         self.info = info
         self.notes: list[str] = []
 
     def plan(self, scale: Scale) -> ScalePlan:
+        """Everything runs."""
         return ScalePlan()
 
     def room(self, scale: Scale) -> int:
@@ -131,6 +143,9 @@ class DensePolicyRun:
 
     def observe(self, seen: Seen) -> None:
         """Nothing to decide."""
+
+    def narrow(self, rows: slice) -> None:
+        """Nothing is remembered."""
 
 
 @dataclass(frozen=True)

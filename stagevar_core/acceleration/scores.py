@@ -25,16 +25,9 @@ class History:
     def observe(self, seen: Seen) -> None:
         """Remember a scale: the mean entropy of its bits or codes, and where its codes vary most."""
         self.scale = seen.scale
-        self.entropy = choice_entropy(seen.guided, binary=seen.binary).unsqueeze(-1)
+        self.entropy = seen.entropy(seen.guided).unsqueeze(-1)
         codes = F.adaptive_avg_pool2d(seen.change, seen.scale.grid)
         self.codes = detail(codes).square().mean(dim=1).flatten(1).unsqueeze(-1)
-
-
-def choice_entropy(logits: Tensor, *, binary: bool) -> Tensor:
-    """Mean entropy in bits of the choices of a token, (B, L, V) to (B, L); binary logits come in pairs."""
-    choices = logits.float().unflatten(-1, (-1, 2)) if binary else logits.float().unsqueeze(-2)
-    logs = choices.log_softmax(dim=-1)
-    return -(logs.exp() * logs).sum(dim=-1).mean(dim=-1) / 0.6931471805599453
 
 
 def detail(grid: Tensor) -> Tensor:

@@ -156,8 +156,8 @@ class StagedRun:
         self.notes: list[str] = []
         self.memory, self.history = Memory(settings.resize), History()
         self.spans = chunks(info.depth, settings.spans)
+        self.regions = len(self.spans)
         self._generators = [torch.Generator().manual_seed(_derived(seed)) for seed in info.seeds]
-        self._narrowed = False
         self._chosen: TokenMap | None = None
         if not self.fidelity():
             area = settings.boundaries.structure_end
@@ -253,6 +253,10 @@ class StagedRun:
         if self.settings.tokens == "gather" and self.settings.score in ("entropy", "codes"):
             self.history.observe(seen)
 
+    def narrow(self, rows: slice) -> None:
+        """What is remembered loses its other rows together with the cache."""
+        self.memory.narrow(rows)
+
     def _guidance(self, scale: Scale) -> tuple[str, float]:
         """The rows of a scale and the share of guidance that is reused."""
         if self.guided(scale):
@@ -261,17 +265,7 @@ class StagedRun:
         nth = 1 + sum(not self.guided(s) and not self.skipped(s) for s in earlier)
         reusing = self.settings.guidance == "reuse"
         rows = "conditional" if reusing else self.settings.guidance
-        self._narrow(rows)
         return rows, self.settings.reuse**nth if reusing else 0.0
-
-    def _narrow(self, rows: str) -> None:
-        """What is remembered loses its other rows together with the cache."""
-        if self._narrowed or rows == "both" or not self.info.guided:
-            return
-        batch, self._narrowed = self.info.batch, True
-        # With a negative prompt the null text goes on from the conditional rows; see run.py.
-        second = rows == "unconditional" and not self.info.negative
-        self.memory.narrow(slice(batch, 2 * batch) if second else slice(0, batch))
 
     def _reduces(self, scale: Scale) -> bool:
         """Whether a scale runs on fewer tokens."""

@@ -34,13 +34,11 @@ class BitwiseQuantizer:
     whose tokens carry ``4 * dim`` bits in ``pixel_shuffle`` order).
     """
 
+    signs = True
+
     def __init__(self, dim: int, patch: int = 1) -> None:
         self.dim = dim
         self.patch = patch
-
-    @property
-    def bits_per_token(self) -> int:
-        return self.dim * self.patch**2
 
     def latent_grid(self, scale: Scale) -> tuple[int, int]:
         """The grid of ``scale`` in latent pixels."""
@@ -71,6 +69,10 @@ class BitwiseQuantizer:
         signs = (bits.to(torch.float32) * 2.0 - 1.0) / math.sqrt(self.dim)
         # The official decode path normalises once more, which only changes the last bits of the mantissa.
         return F.normalize(signs, dim=1)
+
+    def mixture(self, weights: Tensor, scale: Scale) -> Tensor:
+        """Raises ``ValueError``: there is no codebook whose rows could be mixed."""
+        raise ValueError("smooth sampling mixes the rows of a codebook, which bitwise models do not have")
 
     def add(
         self,

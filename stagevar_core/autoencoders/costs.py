@@ -1,12 +1,26 @@
 """Counted work of the decoders; a multiply and an add are two FLOPs."""
 
-from .bsq import BSQTokenizerConfig
-from .vq import VQTokenizerConfig
+from typing import Protocol
 
 
-def decode_flops(
-    config: BSQTokenizerConfig | VQTokenizerConfig, latent: tuple[int, int], *, batch: int = 1
-) -> float:
+class Decoder(Protocol):
+    """Sizes of a convolutional decoder, see ``models/contract.py: TokenizerConfig``."""
+
+    @property
+    def dim(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def multipliers(self) -> tuple[int, ...]: ...
+    @property
+    def blocks(self) -> int: ...
+
+    def attention_flops(self, height: int, width: int) -> float:
+        """FLOPs beside the convolutional blocks."""
+        ...
+
+
+def decode_flops(config: Decoder, latent: tuple[int, int], *, batch: int = 1) -> float:
     """FLOPs of the convolutional decoder for a latent grid (height, width), with its attention if any.
 
     Those of the network as it is defined; ``autoencoders/bands.py`` gets the same result for 16% less.

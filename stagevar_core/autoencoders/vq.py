@@ -72,6 +72,8 @@ class VectorQuantizer(nn.Module):
     Ids are whole numbers on the token grid, (B, h, w); a token covers one latent pixel.
     """
 
+    signs = False
+
     def __init__(self, vocab: int, dim: int, phis: int, *, device=None) -> None:
         super().__init__()
         self.codebook = nn.Parameter(torch.empty(vocab, dim, dtype=torch.float32, device=device))

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from ..acceleration.policy import DensePolicyRun, RunInfo, ScalePlan, Seen
 from ..acceleration.schedule_file import CURVES, StageSchedule, identity
-from ..acceleration.scores import choice_entropy
 from ..acceleration.staged import chunks
 from ..acceleration.stages import StageBoundaries
 from ..network.tokens import Site
@@ -76,7 +75,6 @@ class _Found:
     changes: list[float] = field(default_factory=list)
     disagreement: list[float] = field(default_factory=list)
     entropy: list[float] = field(default_factory=list)
-    binary: bool = False
 
 
 class _Watch:
@@ -120,13 +118,12 @@ class _ProbeRun(DensePolicyRun):
 
     def observe(self, seen: Seen) -> None:
         found = self.found
-        found.binary = seen.binary
         found.latents.append(seen.f_hat)
         found.changes.append(float(seen.change.norm() / seen.f_hat.norm()))
-        found.entropy.append(float(choice_entropy(seen.guided, binary=seen.binary).mean()))
+        found.entropy.append(float(seen.entropy(seen.guided).mean()))
         disagreement = math.nan
         if self.info.guided:
-            conditional, unconditional = seen.decide(seen.raw).chunk(2)
+            conditional, unconditional = seen.choices(seen.raw).chunk(2)
             disagreement = float((conditional != unconditional).float().mean())
         found.disagreement.append(disagreement)
 
@@ -155,7 +152,7 @@ def measure(pipeline: Pipeline, prompt: str, seed: int, request: Request) -> dic
         "latent_cosine": np.array([_cosine(latent, final) for latent in found.latents]),
         "latent_distance": np.array([float((f - final).norm() / final.norm()) for f in found.latents]),
         "latent_change": np.array(found.changes),
-        "bit_agreement": np.array(same_bits if found.binary else [math.nan] * len(same_bits)),
+        "bit_agreement": np.array(same_bits if pipeline.quantizer.signs else [math.nan] * len(same_bits)),
         "image_psnr": np.array([*earlier, math.nan]),
         "disagreement": np.array(found.disagreement),
         "entropy": np.array(found.entropy),

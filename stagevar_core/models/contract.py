@@ -114,7 +114,7 @@ class Quantizer(Protocol):
         ...
 
     def mixture(self, weights: Tensor, scale: Scale) -> Tensor:
-        """Shares of all rows of a codebook (B, L, V) to their mean codes (B, C, h, w); ``ValueError`` without."""
+        """Shares of all rows of a codebook (B, L, V) to mean codes (B, C, h, w); ``ValueError`` without."""
         ...
 
     def spread(self, weights: Tensor, scale: Scale) -> Tensor:
@@ -163,7 +163,7 @@ class Drawn(NamedTuple):
 class Drawing:
     """What a head may use to draw the codes of one scale.
 
-    ``hidden``: the blocks' output (rows, L, C). ``guided``: logits to sample from (B, L, V). ``guide``: logits
+    ``hidden``: the blocks' output (rows, L, C). ``guided``: logits to sample from (B, L, V). ``guide``: those
     of all rows (rows, L, V) to guided ones, with the strength of the last scale, for heads with passes of
     their own. ``noise`` None: greedy. ``top_k``, ``top_p``: 0 switches off. ``smooth``: mixtures of codes in
     place of drawn ones. ``progress``: place of the scale in the schedule, 0..1.
@@ -312,7 +312,7 @@ class TokenizerConfig(Protocol):
     """Sizes of an image tokenizer.
 
     ``dim``: channels of the latent. ``stride``: image pixels per latent pixel and side. ``width``,
-    ``multipliers``, ``blocks``: channels of the finest level, their factors by level, residual blocks of each.
+    ``multipliers``, ``blocks``: channels of the finest level, their factors by level, residual blocks.
     """
 
     @property

@@ -1,33 +1,16 @@
-"""From logits to codes: the sampling rules of the output heads."""
+"""From logits to codes: the sampling rules, and the heads that draw by them."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ..costs import UnitCosts
-from ..network.attention import AttentionFn
 from ..schedule import Scale, ScaleSchedule
+from .contract import Drawing, Drawn, Head, Noise, Transformer
 
-
-class Noise(Protocol):
-    """Unit-rate exponential draws for the sampling race ``argmax(p / e)``.
-
-    ``seeds``: one per image, for other draws that belong to the run.
-    """
-
-    seeds: tuple[int, ...]
-
-    def exponential(self, scale: Scale, shape: Sequence[int], device: torch.device) -> Tensor:
-        """Draws of ``shape`` (B, ...) in float32 for one scale."""
-
-    def uniform(self, scale: Scale, shape: Sequence[int], device: torch.device) -> Tensor:
-        """Draws of ``shape`` (B, ...) from 0 to 1 out of a second stream, for heads that ask for them."""
-
-    def image(self, index: int) -> "Noise":
-        """The draws of one image alone."""
+NATS_PER_BIT = 0.6931471805599453  # ln 2
 
 
 def bit_probabilities(logits: Tensor, top_k: int, top_p: float) -> Tensor:
@@ -100,12 +83,102 @@ def smooth_shares(logits: Tensor, *, top_k: int, top_p: float, progress: float, 
     return ((filtered * (1.0 + progress) - noise.log()) / tau).softmax(dim=-1)
 
 
-def refinement(model: Any, wanted: str) -> str | None:
-    """How a model's own network draws the fine scales; None draws them at once.
+def choice_entropy(choices: Tensor) -> Tensor:
+    """Entropy in bits of choices with logits (..., options), (...)."""
+    logs = choices.float().log_softmax(dim=-1)
+    return -(logs.exp() * logs).sum(dim=-1)
+
+
+class BitHead:
+    """Every token is a row of bits, each with a pair of logits: V is ``2 * bits``."""
+
+    def __init__(self, bits: int) -> None:
+        self.bits = bits
+
+    def check(self, *, smooth: bool) -> None:
+        """``ValueError`` for smooth sampling."""
+        if smooth:
+            raise ValueError("smooth sampling mixes the rows of a codebook, which bitwise models do not have")
+
+    def draw(self, drawing: Drawing) -> Drawn:
+        """Bits on the latent grid and their codes."""
+        bits = sample_bits(
+            drawing.guided, top_k=drawing.top_k, top_p=drawing.top_p, noise=drawing.exponential(self.bits, 2)
+        )
+        latent = drawing.quantizer.to_latent(bits, drawing.scale)
+        return Drawn(latent, drawing.quantizer.codes(latent))
+
+    def pass_over(
+        self, scale: Scale, batch: int, noise: Noise, device: torch.device, *, smooth: bool
+    ) -> None:
+        """The draws of a scale that does not run."""
+        noise.exponential(scale, (batch, scale.tokens, self.bits, 2), device)
+
+    def choices(self, logits: Tensor) -> Tensor:
+        """The likelier value of every bit, (rows, L, bits)."""
+        return sample_bits(logits)
+
+    def entropy(self, logits: Tensor) -> Tensor:
+        """Mean entropy of the bits of a token, (rows, L)."""
+        return choice_entropy(logits.unflatten(-1, (-1, 2))).mean(dim=-1) / NATS_PER_BIT
+
+    def flops(self, scale: Scale) -> float:
+        """0: all bits are drawn at once."""
+        return 0.0
+
+
+class TokenHead:
+    """Every token is a row of a codebook: one logit for each of ``vocab``.
+
+    ``smooth_filters``: smooth sampling goes by top-k and top-p, too. ``smooth_draws``: draws that it makes
+    per scale, of which the last is its Gumbel noise; with 2 the token is drawn by one of its own, as always.
+    """
+
+    def __init__(self, vocab: int, *, smooth_filters: bool, smooth_draws: int) -> None:
+        self.vocab, self.smooth_filters, self.smooth_draws = vocab, smooth_filters, smooth_draws
+
+    def check(self, *, smooth: bool) -> None:
+        """Both ways are known."""
+
+    def draw(self, drawing: Drawing) -> Drawn:
+        """Ids on the grid and their codes, with ``smooth`` mixtures of codes."""
+        quantizer, scale = drawing.quantizer, drawing.scale
+        rule = {"top_k": drawing.top_k, "top_p": drawing.top_p}
+        noise = drawing.exponential(self.vocab)
+        ids = quantizer.to_latent(sample_tokens(drawing.guided, **rule, noise=noise), scale)
+        if not drawing.smooth or noise is None:
+            return Drawn(ids, quantizer.codes(ids))
+        for _ in range(1, self.smooth_draws):
+            noise = drawing.exponential(self.vocab)
+        rule = rule if self.smooth_filters else {"top_k": 0, "top_p": 0.0}
+        shares = smooth_shares(drawing.guided, **rule, progress=drawing.progress, noise=noise)
+        return Drawn(ids, quantizer.mixture(shares, scale))
+
+    def pass_over(
+        self, scale: Scale, batch: int, noise: Noise, device: torch.device, *, smooth: bool
+    ) -> None:
+        """The draws of a scale that does not run."""
+        for _ in range(self.smooth_draws if smooth else 1):
+            noise.exponential(scale, (batch, scale.tokens, self.vocab), device)
+
+    def choices(self, logits: Tensor) -> Tensor:
+        """The most likely ids, (rows, L)."""
+        return sample_tokens(logits)
+
+    def entropy(self, logits: Tensor) -> Tensor:
+        """Entropy of the choice of a token, (rows, L)."""
+        return choice_entropy(logits) / NATS_PER_BIT
+
+    def flops(self, scale: Scale) -> float:
+        """0: all tokens are drawn at once."""
+        return 0.0
+
+
+def refinement(family: str, offered: Sequence[str], wanted: str) -> str | None:
+    """How a model's own network draws the fine scales, of the ways ``offered``; None draws them at once.
 
     Raises ``ValueError`` for a way that the model does not have.
     """
-    offered = getattr(model, "refinements", ())
     if wanted == "auto":
         return offered[0] if offered else None
     if wanted == "off":
@@ -114,48 +187,14 @@ def refinement(model: Any, wanted: str) -> str | None:
         return wanted
     if not offered:
         raise ValueError(
-            f"refine is {wanted!r}, but this {model.family} file has no sampler network; choose 'auto' or "
+            f"refine is {wanted!r}, but this {family} file has no sampler network; choose 'auto' or "
             "'off', or a file with one"
         )
     raise ValueError(f"refine is {wanted!r}; expected one of {['auto', 'off', *offered]}")
 
 
-def run_costs(model: Any, schedule: ScaleSchedule, wanted: str) -> UnitCosts:
-    """A model's costs in a run, with those of the network that draws the fine scales where it does."""
-    units, way = model.config.unit_costs, refinement(model, wanted)
-    if way is None:
-        return units
-    return replace(units, refine=tuple(model.refine_flops(scale, way) for scale in schedule))
-
-
-@dataclass(frozen=True)
-class HeadContext:
-    """What a head may use that draws the tokens of one scale in several passes of its own.
-
-    ``hidden``: the blocks' output (rows, L, C). ``guided``: what is sampled from otherwise (B, L, V).
-    ``guide``: logits of all rows to guided ones, with the strength of the last scale. ``codes``: ids (B, L)
-    to codes (B, L, dim). ``noise`` None: greedy.
-    """
-
-    scale: Scale
-    positions: Tensor | None
-    conditioned: Any
-    hidden: Tensor
-    guided: Tensor
-    guide: Callable[[Tensor], Tensor]
-    codes: Callable[[Tensor], Tensor]
-    dtype: torch.dtype
-    attention: AttentionFn
-    top_k: int
-    top_p: float
-    noise: Noise | None
-
-    def exponential(self, shape: Sequence[int]) -> Tensor:
-        """Draws of ``shape`` (B, ...) for one pass."""
-        return self.noise.exponential(self.scale, shape, self.guided.device)
-
-    def uniform(self, shape: Sequence[int]) -> Tensor | None:
-        """Draws of ``shape`` per image, (B, *shape); None where greedy."""
-        if self.noise is None:
-            return None
-        return self.noise.uniform(self.scale, (len(self.guided), *shape), self.guided.device)
+def run_costs(model: Transformer, schedule: ScaleSchedule, head: Head) -> UnitCosts:
+    """A model's costs in a run, with those of the passes that its head makes."""
+    passes = tuple(head.flops(scale) for scale in schedule)
+    units = model.config.unit_costs
+    return replace(units, refine=passes) if any(passes) else units

@@ -29,7 +29,7 @@ from ..network.layers import (
 )
 from ..network.rotary import rotary_angles
 from ..schedule import Scale, ScaleSchedule
-from .draws import sample_bits
+from .draws import BitHead, refinement
 from .guidance import per_scale
 
 
@@ -130,10 +130,9 @@ class CrossAttention(nn.Module):
         k, v = self.kv(text).chunk(2, dim=-1)
         return split_heads(k, self.heads), split_heads(v, self.heads)
 
-    def forward(self, x: Tensor, ctx: ScaleContext, layer: int) -> Tensor:
-        q = split_heads(self.q(x), self.heads)
-        k, v = ctx.conditioned.keys_values[layer]
-        return self.proj(merge_heads(ctx.attend_text(q, k, v, mask=ctx.conditioned.mask)))
+    def forward(self, x: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, attend: AttentionFn) -> Tensor:
+        """Attention of ``x`` (rows, L, C) to the text's keys and values, (rows, L, C)."""
+        return self.proj(merge_heads(attend(split_heads(self.q(x), self.heads), k, v, mask=mask)))
 
 
 class Block(nn.Module):
@@ -152,15 +151,20 @@ class Block(nn.Module):
         """(rows, L, C) in float32 to the same; matrix products run in the context's dtype."""
         gate1, gate2, scale1, scale2, shift1, shift2 = ctx.conditioned.block_ada[layer].unbind(dim=2)
 
-        def attend_self(h: Tensor, angles: Tensor) -> Tensor:
+        def attend_self(h: Tensor, angles: Tensor | None) -> Tensor:
             return self.self_attn(
-                h, ctx, layer, angles, lambda part: modulated_norm(part, scale1, shift1).to(ctx.dtype)
+                h,
+                ctx.attending(layer),
+                angles,
+                lambda part: modulated_norm(part, scale1, shift1).to(ctx.dtype),
             )
 
-        def attend_text(h: Tensor, angles: Tensor) -> Tensor:
-            return self.cross_attn(self.cross_norm(h.float()).to(ctx.dtype), ctx, layer)
+        def attend_text(h: Tensor, angles: Tensor | None) -> Tensor:
+            state = ctx.conditioned
+            text = self.cross_norm(h.float()).to(ctx.dtype)
+            return self.cross_attn(text, *state.keys_values[layer], state.mask, ctx.attend_text)
 
-        def feed_forward(h: Tensor, angles: Tensor) -> Tensor:
+        def feed_forward(h: Tensor, angles: Tensor | None) -> Tensor:
             return self.ffn(modulated_norm(h, scale2, shift2).to(ctx.dtype))
 
         x = ctx.residual(x, attend_self, layer, "self", gate1)
@@ -195,7 +199,9 @@ class Infinity(nn.Module):
 
     family = "infinity"
     text_family = "t5"
-    bitwise = True  # the head gives a pair of logits per bit
+    learned_null = True
+    classes = None
+    refinements = ()
 
     def __init__(
         self, config: InfinityConfig, *, operations=nn, dtype=None, device=None, compute_dtype=None
@@ -223,6 +229,24 @@ class Infinity(nn.Module):
     ) -> tuple[float, ...]:
         """The weight ``w`` of ``w * c + (1 - w) * u`` at every scale; 1 is unguided."""
         return per_scale("cfg", cfg_scale, len(schedule))
+
+    @property
+    def longest_text(self) -> int:
+        """Tokens of the learned null text, which stands against a prompt token by token."""
+        return self.config.null_rows
+
+    def check(self, schedule: ScaleSchedule) -> None:
+        """Raise ``ValueError`` for more scales than there are level embeddings."""
+        if len(schedule) > self.config.levels:
+            raise ValueError(
+                f"the schedule has {len(schedule)} scales; this model was trained on up to "
+                f"{self.config.levels}. Choose one of the sizes that it was trained on"
+            )
+
+    def drawing_head(self, refine: str = "auto") -> BitHead:
+        """Draws all bits of a scale at once."""
+        refinement(self.family, self.refinements, refine)
+        return BitHead(self.config.bits)
 
     def quantizer(self) -> BitwiseQuantizer:
         """The quantizer whose bits this transformer predicts."""
@@ -288,14 +312,6 @@ class Infinity(nn.Module):
         """Bit logits (rows, L, 2 * bits) in float32; the pair of a bit is (bit 0, bit 1)."""
         scale, shift = state.head_ada.unbind(dim=2)
         return self.head(modulated_norm(x, scale, shift))
-
-    def sample(self, logits: Tensor, *, top_k: int, top_p: float, noise: Tensor | None) -> Tensor:
-        """Bits per token (B, L, bits)."""
-        return sample_bits(logits, top_k=top_k, top_p=top_p, noise=noise)
-
-    def noise_shapes(self, batch: int, scale: Scale, *, smooth: bool) -> tuple[tuple[int, ...], ...]:
-        """Shapes of the exponential draws of one scale, in their order."""
-        return ((batch, scale.tokens, self.config.bits, 2),)
 
     def _check_texts(self, texts: list[Tensor], longest: int | None = None) -> None:
         for text in texts:

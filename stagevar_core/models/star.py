@@ -29,10 +29,10 @@ from ..network.layers import (
 )
 from ..network.rotary import normalised_angles
 from ..schedule import Scale, ScaleSchedule
-from .draws import HeadContext, Noise, sample_tokens, smooth_shares
+from .draws import TokenHead, refinement
 from .guidance import ramped
 from .star_config import STARConfig
-from .star_sampler import FIRST_SCALE, MODES, InnerSampler, pass_over, refine_flops
+from .star_sampler import MODES, InnerSampler, SamplerHead
 
 
 @dataclass
@@ -72,10 +72,10 @@ class CrossAttention(nn.Module):
         k, v = (split_heads(part, self.heads) for part in self.kv(text).chunk(2, dim=-1))
         return unit(k).to(v.dtype), v
 
-    def forward(self, x: Tensor, ctx: ScaleContext, layer: int) -> Tensor:
-        k, v = ctx.conditioned.keys_values[layer]
+    def forward(self, x: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, attend: AttentionFn) -> Tensor:
+        """Attention of ``x`` (images, L, C) to the text's keys and values, (images, L, C)."""
         q = scaled_unit(self.q(x).unflatten(-1, (self.heads, -1)), self.log_scale).to(v.dtype).transpose(1, 2)
-        return self.proj(merge_heads(ctx.attend_text(q, k, v, scale=1.0, mask=ctx.conditioned.mask)))
+        return self.proj(merge_heads(attend(q, k, v, scale=1.0, mask=mask)))
 
 
 class Block(nn.Module):
@@ -91,14 +91,18 @@ class Block(nn.Module):
     def forward(self, x: Tensor, ctx: ScaleContext, layer: int) -> Tensor:
         """(rows, L, C) in float32 to the same; matrix products run in the context's dtype."""
 
-        def attend_self(h: Tensor, angles: Tensor) -> Tensor:
-            return self.self_attn(h, ctx, layer, angles, lambda part: plain_norm(part).to(ctx.dtype))
+        def attend_self(h: Tensor, angles: Tensor | None) -> Tensor:
+            return self.self_attn(
+                h, ctx.attending(layer), angles, lambda part: plain_norm(part).to(ctx.dtype)
+            )
 
-        def attend_text(h: Tensor, angles: Tensor) -> Tensor:
+        def attend_text(h: Tensor, angles: Tensor | None) -> Tensor:
+            state = ctx.conditioned
             # The conditional rows come first; where they stopped running, the others read the prompt.
-            return self.cross_attn(plain_norm(h[: ctx.conditioned.images]).to(ctx.dtype), ctx, layer)
+            first = plain_norm(h[: state.images]).to(ctx.dtype)
+            return self.cross_attn(first, *state.keys_values[layer], state.mask, ctx.attend_text)
 
-        def feed_forward(h: Tensor, angles: Tensor) -> Tensor:
+        def feed_forward(h: Tensor, angles: Tensor | None) -> Tensor:
             return self.ffn(plain_norm(h).to(ctx.dtype))
 
         x = ctx.residual(x, attend_self, layer, "self")
@@ -115,8 +119,9 @@ class STAR(nn.Module):
 
     family = "star"
     text_family = "clip"
-    bitwise = False  # the head gives one logit per row of the codebook
-    refined_from = FIRST_SCALE
+    learned_null = False
+    classes = None
+    longest_text = None
 
     def __init__(
         self, config: STARConfig, *, operations=nn, dtype=None, device=None, compute_dtype=None
@@ -181,13 +186,8 @@ class STAR(nn.Module):
         return torch.stack([text[-1] for text in texts])
 
     def positions(self, schedule: ScaleSchedule, scale: Scale, device: torch.device) -> Tensor:
-        """Rotary angles of one scale; raises ``ValueError`` for one that the model has no level of."""
+        """Rotary angles of one scale."""
         config = self.config
-        if scale.index >= config.levels:
-            raise ValueError(
-                f"the schedule has {len(schedule)} scales; this model was trained on {config.levels}. Choose "
-                "the size that it was trained on"
-            )
         return normalised_angles(scale, config.head_dim, config.rope_norm, config.rope_base, device)
 
     def first_tokens(self, state: TextState) -> Tensor:
@@ -206,34 +206,26 @@ class STAR(nn.Module):
         """Logits of the codebook's rows, (rows, L, vocab), in float32."""
         return self.head(plain_norm(x))
 
-    def sample(self, logits: Tensor, *, top_k: int, top_p: float, noise: Tensor | None) -> Tensor:
-        """Token ids (B, L)."""
-        return sample_tokens(logits, top_k=top_k, top_p=top_p, noise=noise)
-
-    def smooth(self, logits: Tensor, *, top_k: int, top_p: float, progress: float, noise: Tensor) -> Tensor:
-        """Shares of all tokens (B, L, vocab) in place of one; the official code does not filter here."""
-        return smooth_shares(logits, top_k=0, top_p=0.0, progress=progress, noise=noise)
-
-    def noise_shapes(self, batch: int, scale: Scale, *, smooth: bool) -> tuple[tuple[int, ...], ...]:
-        """Shapes of the exponential draws of one scale; smooth sampling makes no other draw."""
-        return ((batch, scale.tokens, self.config.vocab),)
-
     @property
     def refinements(self) -> tuple[str, ...]:
-        """Ways in which the inner sampler network can draw the scales from ``refined_from``; none without."""
+        """Ways in which the inner sampler network can draw the fine scales; none without it."""
         return () if self.sampler is None else MODES
 
-    def refine(self, ctx: HeadContext, mode: str) -> Tensor:
-        """Token ids (B, L) of one scale from the inner sampler network."""
-        return self.sampler.draw(ctx, ctx.conditioned.sampler_text, mode)
+    def check(self, schedule: ScaleSchedule) -> None:
+        """Raise ``ValueError`` for more scales than the model has levels of."""
+        if len(schedule) > self.config.levels:
+            raise ValueError(
+                f"the schedule has {len(schedule)} scales; this model was trained on {self.config.levels}. "
+                "Choose the size that it was trained on"
+            )
 
-    def pass_over(self, noise: Noise, scale: Scale, batch: int, mode: str, device: torch.device) -> None:
-        """Make the draws of :meth:`refine` for a scale that does not run."""
-        pass_over(noise, scale, (batch, scale.tokens, self.config.vocab), mode, device)
-
-    def refine_flops(self, scale: Scale, mode: str) -> float:
-        """What :meth:`refine` computes at a scale, FLOPs per row."""
-        return refine_flops(self.config, scale, mode)
+    def drawing_head(self, refine: str = "auto") -> TokenHead | SamplerHead:
+        """Draws tokens, unfiltered where smooth; fine scales by the sampler network where there is one."""
+        plain = TokenHead(self.config.vocab, smooth_filters=False, smooth_draws=1)
+        way = refinement(self.family, self.refinements, refine)
+        if way is None or self.sampler is None:
+            return plain
+        return SamplerHead(plain, self.sampler, self.config, way)
 
     def _counterparts(self, conditioning: TextConditioning) -> Sequence[Tensor]:
         if conditioning.negative is not None:

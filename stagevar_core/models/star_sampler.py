@@ -5,7 +5,6 @@ file may have this network or not; without it every scale is drawn at once.
 """
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +12,9 @@ from torch import Tensor, nn
 from ..network.attention import AttentionFn
 from ..network.layers import CosineAttention, FeedForward, cast, merge_heads, plain_norm
 from ..schedule import Scale
-from .draws import HeadContext, Noise, filter_logits
-
-if TYPE_CHECKING:
-    from .star_config import STARConfig
+from .contract import Drawing, Drawn, Noise
+from .draws import TokenHead, filter_logits
+from .star_config import STARConfig
 
 FIRST_SCALE = 9  # the scales from this one on are drawn in passes
 MODES = ("mixed", "full")
@@ -43,19 +41,7 @@ def pass_counts(tokens: int, count: int) -> list[int]:
     return shares.tolist()
 
 
-def pass_over(noise: Noise, scale: Scale, shape: tuple[int, int, int], mode: str, device) -> None:
-    """The draws of a scale that does not run, so that the later ones see those of the dense run.
-
-    ``shape``: of its logits, (B, L, vocab).
-    """
-    for place in range(passes(scale.index, mode)):
-        noise.uniform(scale, (shape[0], 2, shape[1]), device)
-        noise.exponential(scale, shape, device)
-        if place < _EARLY_PASSES:
-            noise.uniform(scale, shape[:2], device)
-
-
-def refine_flops(config: "STARConfig", scale: Scale, mode: str) -> float:
+def refine_flops(config: STARConfig, scale: Scale, mode: str) -> float:
     """FLOPs per row of the passes of one scale, 0 for those that are drawn at once.
 
     Per token and pass ``4 C^2`` to merge, ``8 C^2 + 4 C F`` and ``4 C`` per visible token in every block, and
@@ -72,7 +58,7 @@ def refine_flops(config: "STARConfig", scale: Scale, mode: str) -> float:
 class SamplerBlock(nn.Module):
     """Self-attention within one scale and feed-forward."""
 
-    def __init__(self, config: "STARConfig", *, operations=nn, dtype=None, device=None) -> None:
+    def __init__(self, config: STARConfig, *, operations=nn, dtype=None, device=None) -> None:
         super().__init__()
         factory = {"operations": operations, "dtype": dtype, "device": device}
         self.self_attn = CosineAttention(config.width, config.heads, **factory)
@@ -89,7 +75,7 @@ class SamplerBlock(nn.Module):
 class InnerSampler(nn.Module):
     """Logits of a scale's tokens from the blocks' output and the tokens that are decided already."""
 
-    def __init__(self, config: "STARConfig", *, operations=nn, dtype=None, device=None) -> None:
+    def __init__(self, config: STARConfig, *, operations=nn, dtype=None, device=None) -> None:
         super().__init__()
         width, precise = config.width, {"dtype": torch.float32, "device": device}
         self.start = nn.Parameter(torch.empty(width, **precise))
@@ -108,7 +94,7 @@ class InnerSampler(nn.Module):
         start = self.text_proj(pooled)
         return start + cast(self.start, start)
 
-    def forward(self, ctx: HeadContext, text: Tensor, codes: Tensor) -> Tensor:
+    def forward(self, ctx: Drawing, text: Tensor, codes: Tensor) -> Tensor:
         """Logits (rows, L, vocab). ``codes``: of the decided tokens (B, L, dim), zero where undecided."""
         rows, text = len(ctx.hidden), text.unsqueeze(1)
         level = cast(self.level_embed, text)[ctx.scale.index]
@@ -122,7 +108,7 @@ class InnerSampler(nn.Module):
             x = block(x, angles, ctx.attention, ctx.dtype)
         return self.head(plain_norm(x))[:, 1:]
 
-    def draw(self, ctx: HeadContext, text: Tensor, mode: str) -> Tensor:
+    def draw(self, ctx: Drawing, text: Tensor, mode: str) -> Tensor:
         """Token ids (B, L) of one scale, decided over several passes.
 
         The first passes fix random tokens, the later ones those drawn with the highest probability. Without
@@ -133,26 +119,33 @@ class InnerSampler(nn.Module):
         decided = torch.zeros(batch, length, dtype=torch.bool, device=ctx.guided.device)
         for place, count in enumerate(pass_counts(length, passes(ctx.scale.index, mode))):
             early = place < _EARLY_PASSES
-            ctx.uniform((2, length))  # the official code draws a mask here that it never uses
+            ctx.uniform(2, length)  # the official code draws a mask here that it never uses
             if own_pass(place, ctx.scale.index, mode):
-                codes = ctx.codes(chosen) * decided.unsqueeze(-1)
+                codes = codes_of(ctx, chosen) * decided.unsqueeze(-1)
                 ids, confidence = _draw(ctx, ctx.guide(self(ctx, text, codes)))
             else:
                 ids, confidence = _draw(ctx, ctx.guided)
                 chosen, decided = _decide(ids, confidence, count, chosen, decided)
-            drawn = ctx.uniform((length,)) if early else None
+            drawn = ctx.uniform(length) if early else None
             wanted = confidence if drawn is None else drawn
             chosen, decided = _decide(ids, wanted.masked_fill(decided, -1.0), count, chosen, decided)
         return chosen
 
 
-def _draw(ctx: HeadContext, logits: Tensor) -> tuple[Tensor, Tensor]:
+def codes_of(ctx: Drawing, ids: Tensor) -> Tensor:
+    """Ids (B, L) to codes (B, L, dim)."""
+    quantizer = ctx.quantizer
+    return quantizer.codes(quantizer.to_latent(ids, ctx.scale)).flatten(2).transpose(1, 2)
+
+
+def _draw(ctx: Drawing, logits: Tensor) -> tuple[Tensor, Tensor]:
     """Ids (B, L) and their probabilities after filtering, (B, L)."""
-    if ctx.noise is None:
+    draws = ctx.exponential(logits.shape[-1])
+    if draws is None:
         race = shares = logits.softmax(dim=-1)  # after filtering all greedy choices would be equally sure
     else:
         shares = filter_logits(logits, ctx.top_k, ctx.top_p).softmax(dim=-1)
-        race = shares / ctx.exponential(logits.shape)
+        race = shares / draws
     ids = race.argmax(dim=-1, keepdim=True)
     return ids.squeeze(-1), shares.gather(-1, ids).squeeze(-1)
 
@@ -163,3 +156,46 @@ def _decide(
     """The ``count`` most wanted positions of every image take their id, where none is decided yet."""
     picked = torch.zeros_like(decided).scatter(1, wanted.topk(count, dim=1).indices, True)
     return torch.where(picked & ~decided, ids, chosen), decided | picked
+
+
+class SamplerHead:
+    """Draws the coarse scales at once, by ``plain``, and those from ``FIRST_SCALE`` on by the network."""
+
+    def __init__(self, plain: TokenHead, network: InnerSampler, config: STARConfig, mode: str) -> None:
+        self.plain, self.network, self.config, self.mode = plain, network, config, mode
+
+    def check(self, *, smooth: bool) -> None:
+        """Both ways are known; the network's scales are never smooth."""
+
+    def draw(self, drawing: Drawing) -> Drawn:
+        """Ids on the grid and their codes."""
+        if drawing.scale.index < FIRST_SCALE:
+            return self.plain.draw(drawing)
+        ids = self.network.draw(drawing, drawing.conditioned.sampler_text, self.mode)
+        latent = drawing.quantizer.to_latent(ids, drawing.scale)
+        return Drawn(latent, drawing.quantizer.codes(latent))
+
+    def pass_over(
+        self, scale: Scale, batch: int, noise: Noise, device: torch.device, *, smooth: bool
+    ) -> None:
+        """The draws of a scale that does not run, pass by pass."""
+        if scale.index < FIRST_SCALE:
+            self.plain.pass_over(scale, batch, noise, device, smooth=smooth)
+            return
+        for place in range(passes(scale.index, self.mode)):
+            noise.uniform(scale, (batch, 2, scale.tokens), device)
+            noise.exponential(scale, (batch, scale.tokens, self.config.vocab), device)
+            if place < _EARLY_PASSES:
+                noise.uniform(scale, (batch, scale.tokens), device)
+
+    def choices(self, logits: Tensor) -> Tensor:
+        """The most likely ids of the transformer's own head, (rows, L)."""
+        return self.plain.choices(logits)
+
+    def entropy(self, logits: Tensor) -> Tensor:
+        """Entropy of the choice of a token by the transformer's own head, (rows, L)."""
+        return self.plain.entropy(logits)
+
+    def flops(self, scale: Scale) -> float:
+        """FLOPs per row of the passes of a scale, 0 for those that are drawn at once."""
+        return refine_flops(self.config, scale, self.mode)

@@ -1,15 +1,16 @@
 """The one-pass forward over known codes, as training runs it: all scales at once, block-causal."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..conditioning.types import ClassConditioning, TextConditioning
+from ..conditioning.types import Conditioning
 from ..network.attention import AttentionFn, sdpa
 from ..network.context import ScaleContext
 from ..schedule import ScaleSchedule
+from .contract import Transformer
 
 
 @dataclass
@@ -35,13 +36,13 @@ class TeacherContext(ScaleContext):
 
 
 def teacher_forced(
-    model: Any,
-    conditioning: TextConditioning | ClassConditioning,
+    model: Transformer,
+    conditioning: Conditioning,
     inputs: Tensor,
     schedule: ScaleSchedule,
     *,
     attention: AttentionFn = sdpa,
-    monitor: Any = None,
+    monitor: Callable[[int, Tensor], object] | None = None,
 ) -> Tensor:
     """Logits (B, L, V) of all scales for known inputs.
 
@@ -61,10 +62,12 @@ def teacher_forced(
             monitor(layer, x)
         return x
 
+    model.check(schedule)
     positions = [model.positions(schedule, scale, device) for scale in schedule]
+    angles = [each for each in positions if each is not None]
     ctx = TeacherContext(
         scale=schedule.final,
-        positions=None if positions[0] is None else torch.cat(positions, dim=1),
+        positions=torch.cat(angles, dim=1) if angles else None,
         conditioned=state,
         dtype=model.compute_dtype,
         attention=attention,

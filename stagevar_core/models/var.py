@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from ..autoencoders.vq import VectorQuantizer
 from ..conditioning.types import ClassConditioning, require
 from ..costs import UnitCosts
-from ..network.attention import AttentionFn
+from ..network.attention import Attend, AttentionFn
 from ..network.cache import KVCache
 from ..network.context import ScaleContext
 from ..network.layers import CosineAttention, FeedForward, cast, merge_heads, modulated_norm, split_heads
 from ..schedule import SIDES_256, SIDES_512, Scale, ScaleSchedule
-from .draws import sample_tokens, smooth_shares
+from .draws import TokenHead, refinement
 from .guidance import ramped
 
 
@@ -45,6 +45,7 @@ class VARConfig:
     cosine: bool = True
 
     patch = 1  # latent pixels per token side
+    text_width = 0  # it reads no text
 
     @classmethod
     def released(cls, depth: int, sides: tuple[int, ...], *, shared: bool = False) -> "VARConfig":
@@ -114,10 +115,11 @@ class PlainAttention(nn.Module):
         self.proj = operations.Linear(width, width, dtype=dtype, device=device)
 
     def forward(
-        self, x: Tensor, ctx: ScaleContext, layer: int, angles: None, norm: Callable[[Tensor], Tensor]
+        self, x: Tensor, attend: Attend, angles: Tensor | None, norm: Callable[[Tensor], Tensor]
     ) -> Tensor:
+        """Attention of ``norm(x)``, ``x`` (rows, L, C), over all tokens so far, (rows, L, C)."""
         q, k, v = (split_heads(part, self.heads) for part in self.qkv(norm(x)).chunk(3, dim=-1))
-        return self.proj(merge_heads(ctx.attend(layer, q * (0.25 / q.shape[-1] ** 0.5), k, v)))
+        return self.proj(merge_heads(attend(q * (0.25 / q.shape[-1] ** 0.5), k, v)))
 
 
 class Block(nn.Module):
@@ -142,12 +144,15 @@ class Block(nn.Module):
         """(rows, L, C) in float32 to the same; matrix products run in the context's dtype."""
         gate1, gate2, scale1, scale2, shift1, shift2 = ctx.conditioned.block_ada[layer].unbind(dim=2)
 
-        def attend_self(h: Tensor, angles: None) -> Tensor:
+        def attend_self(h: Tensor, angles: Tensor | None) -> Tensor:
             return self.self_attn(
-                h, ctx, layer, angles, lambda part: modulated_norm(part, scale1, shift1).to(ctx.dtype)
+                h,
+                ctx.attending(layer),
+                angles,
+                lambda part: modulated_norm(part, scale1, shift1).to(ctx.dtype),
             )
 
-        def feed_forward(h: Tensor, angles: None) -> Tensor:
+        def feed_forward(h: Tensor, angles: Tensor | None) -> Tensor:
             return self.ffn(modulated_norm(h, scale2, shift2).to(ctx.dtype))
 
         x = ctx.residual(x, attend_self, layer, "self", gate1)
@@ -162,7 +167,10 @@ class VAR(nn.Module):
     """
 
     family = "var"
-    bitwise = False  # the head gives one logit per row of the codebook
+    text_family = None
+    learned_null = True
+    longest_text = None
+    refinements = ()
 
     def __init__(
         self, config: VARConfig, *, operations=nn, dtype=None, device=None, compute_dtype=None
@@ -192,6 +200,26 @@ class VAR(nn.Module):
         """The weight ``w`` of ``w * c + (1 - w) * u`` at every scale; 1 is unguided."""
         return ramped(cfg_scale, schedule)
 
+    @property
+    def classes(self) -> int:
+        """Classes that it knows."""
+        return self.config.classes
+
+    def check(self, schedule: ScaleSchedule) -> None:
+        """Raise ``ValueError`` for scales that the learned positions do not have."""
+        sides = self.config.sides
+        for scale in schedule:
+            if scale.index >= len(sides) or scale.grid != (sides[scale.index],) * 2:
+                raise ValueError(
+                    f"scale {scale.index} is {scale.height} x {scale.width} tokens; this model was trained "
+                    f"on squares with the sides {list(sides)} only. Choose the size that it was trained on"
+                )
+
+    def drawing_head(self, refine: str = "auto") -> TokenHead:
+        """Draws a token, and for smooth sampling its mixture by a draw of its own, filtered alike."""
+        refinement(self.family, self.refinements, refine)
+        return TokenHead(self.config.vocab, smooth_filters=True, smooth_draws=2)
+
     def quantizer(self) -> VectorQuantizer:
         """Raises: the codebook is part of the tokenizer."""
         raise ValueError("VAR needs the codebook of its tokenizer; pass quantizer=tokenizer.quantizer()")
@@ -219,13 +247,7 @@ class VAR(nn.Module):
         return ClassState(start, self._modulations(active), self.head_ada(active).unflatten(-1, (1, 2, -1)))
 
     def positions(self, schedule: ScaleSchedule, scale: Scale, device: torch.device) -> None:
-        """None: no rotary angles. Raises ``ValueError`` for scales that the learned positions do not have."""
-        sides = self.config.sides
-        if scale.index >= len(sides) or scale.grid != (sides[scale.index],) * 2:
-            raise ValueError(
-                f"scale {scale.index} is {scale.height} x {scale.width} tokens; this model was trained on "
-                f"squares with the sides {list(sides)} only. Choose the size that it was trained on"
-            )
+        """None: positions are learned and added to the tokens."""
 
     def first_tokens(self, state: ClassState) -> Tensor:
         """The start token of every row, (rows, 1, C), without level and position."""
@@ -244,18 +266,6 @@ class VAR(nn.Module):
         """Logits of all rows of the codebook (rows, L, vocab) in float32."""
         scale, shift = state.head_ada.unbind(dim=2)
         return self.head(modulated_norm(x, scale, shift))
-
-    def sample(self, logits: Tensor, *, top_k: int, top_p: float, noise: Tensor | None) -> Tensor:
-        """Token ids (B, L)."""
-        return sample_tokens(logits, top_k=top_k, top_p=top_p, noise=noise)
-
-    def smooth(self, logits: Tensor, *, top_k: int, top_p: float, progress: float, noise: Tensor) -> Tensor:
-        """Shares of all tokens (B, L, vocab) in place of one; the official code filters first."""
-        return smooth_shares(logits, top_k=top_k, top_p=top_p, progress=progress, noise=noise)
-
-    def noise_shapes(self, batch: int, scale: Scale, *, smooth: bool) -> tuple[tuple[int, ...], ...]:
-        """Shapes of the exponential draws of one scale: of the draw, which is always made, and of Gumbel."""
-        return ((batch, scale.tokens, self.config.vocab),) * (2 if smooth else 1)
 
     def _rows(self, labels: list[int]) -> list[int]:
         classes = self.config.classes

@@ -18,6 +18,12 @@ PROBES = 64  # keys that a row's largest score is estimated from
 FEW = 2**12  # scores per head up to which the steps of a block cost more than they save
 
 
+class Attend(Protocol):
+    """Self-attention of the new tokens of one block to all tokens so far, (rows, heads, L, head_dim)."""
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor: ...
+
+
 class AttentionFn(Protocol):
     """Attention over (rows, heads, length, head_dim).
 

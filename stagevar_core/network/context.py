@@ -3,16 +3,20 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..schedule import Scale, ScaleSchedule
-from .attention import AttentionFn
+from .attention import Attend, AttentionFn
 from .cache import KVCache
 from .local import LocalWindow, WindowTable, local_attention
 from .tokens import Site, TokenReduction, in_parts
+
+Branch = Callable[[Tensor, Tensor | None], Tensor]
+"""A residual branch: tokens (rows, L, C) and their rotary positions to what is added, (rows, L, C)."""
 
 
 class Turn(NamedTuple):
@@ -36,18 +40,18 @@ class ScaleContext:
     """
 
     scale: Scale
+    schedule: ScaleSchedule
     positions: Tensor | None  # whatever the family's positions() returns for this scale
     conditioned: Any  # the family's own state of the conditioning
     dtype: torch.dtype
     attention: AttentionFn
-    cache: KVCache
+    cache: KVCache | None  # None where rows run in turn, or nothing is stored
     reduction: TokenReduction | None = None
     window: LocalWindow | None = None
     store: bool = True
     kv_budget: int | None = None
     after_block: Callable[[int, Tensor], Tensor] = field(default=lambda layer, x: x)
     work: Counter = field(default_factory=Counter)
-    schedule: ScaleSchedule | None = None
     tables: dict[tuple[Scale, ...], WindowTable] = field(default_factory=dict)
     turns: Sequence[Turn] = ()
     half: int | None = None
@@ -69,7 +73,7 @@ class ScaleContext:
     def residual(
         self,
         x: Tensor,
-        branch: Callable[[Tensor, Tensor | None], Tensor],
+        branch: Branch,
         layer: int,
         part: str,
         gate: Tensor | None = None,
@@ -91,23 +95,28 @@ class ScaleContext:
                 y = y.repeat(h.shape[0] // y.shape[0], 1, 1)
             return h + y if gate is None else torch.addcmul(h, y, gate)
 
-        if self.reduction is None:
-            return compute(x, self.positions)
         return self._reduced(x, compute, Site(self.scale, range(layer, layer + 1), part, self.half))
+
+    def attending(self, layer: int) -> Attend:
+        """:meth:`attend` of one block."""
+        return partial(self.attend, layer)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention of the new tokens to all tokens so far; the cache keeps the new ones."""
         whole = k.shape[2] == self.scale.tokens
-        k, v = self.cache.append(layer, k, v, self.scale if whole else None, keep=self.store)
-        segments = self.cache.segments(layer) if self.window is not None and whole else None
-        if segments is not None:
+        cache = self.cache
+        if cache is None:
+            raise RuntimeError("rows that run in turn have a cache each; this context is of all rows")
+        k, v = cache.append(layer, k, v, self.scale if whole else None, keep=self.store)
+        segments = cache.segments(layer) if self.window is not None and whole else None
+        if segments is not None and self.window is not None:
             segments = segments if self.store else [*segments, self.scale]
             y, pairs = local_attention(q, k, v, segments, self.window, self.attention, self.tables)
         else:
             y, pairs = self.attention(q, k, v, scale=1.0), q.shape[2] * k.shape[2]
         self.work["pairs"] += q.shape[0] * pairs
         if self.kv_budget is not None and self.store:
-            self.cache.compress(layer, q, self.kv_budget)
+            cache.compress(layer, q, self.kv_budget)
         return y
 
     def attend_text(
@@ -156,9 +165,12 @@ class ScaleContext:
             )
         return halves
 
-    def _reduced(self, x: Tensor, compute: Callable[[Tensor, Tensor | None], Tensor], site: Site) -> Tensor:
+    def _reduced(self, x: Tensor, compute: Branch, site: Site) -> Tensor:
         """``compute(x, positions)`` on the tokens that the reduction leaves, restored to all of them."""
-        tokens = self.reduction.reduce(x, site)
+        reduction = self.reduction
+        if reduction is None:
+            return compute(x, self.positions)
+        tokens = reduction.reduce(x, site)
         if tokens is None:
             y = compute(x, self.positions)
         elif tokens.count == 0:
@@ -167,4 +179,4 @@ class ScaleContext:
             if tokens.matrix is not None:
                 self.work["reduction"] += 2 * tokens.matrix.numel() * x.shape[-1]
             y = compute(tokens.apply(x), tokens.positions(self.positions))
-        return self.reduction.restore(x, y, tokens, site)
+        return reduction.restore(x, y, tokens, site)

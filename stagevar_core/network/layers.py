@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .context import ScaleContext
+from .attention import Attend
 from .rotary import rotate
 from .tokens import in_parts
 
@@ -93,15 +93,10 @@ class CosineAttention(nn.Module):
         return tuple(part.transpose(1, 2) for part in in_parts(compute, x, angles))
 
     def forward(
-        self,
-        x: Tensor,
-        ctx: "ScaleContext",
-        layer: int,
-        angles: Tensor | None,
-        norm: Callable[[Tensor], Tensor],
+        self, x: Tensor, attend: Attend, angles: Tensor | None, norm: Callable[[Tensor], Tensor]
     ) -> Tensor:
         """Attention of ``norm(x)``, ``x`` (rows, L, C), over all tokens so far, (rows, L, C)."""
-        return self.proj(merge_heads(ctx.attend(layer, *self.project(x, angles, norm))))
+        return self.proj(merge_heads(attend(*self.project(x, angles, norm))))
 
 
 class FeedForward(nn.Module):

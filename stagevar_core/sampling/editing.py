@@ -4,25 +4,16 @@ The rules of VAR's demo (demo_zero_shot_edit.ipynb of FoundationVision/VAR); the
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..models.contract import Quantizer
 from ..schedule import Scale, ScaleSchedule
 
 WHOLE = 3  # tokens of a scale up to which all of it stays: it is the tone of the picture
-
-
-def rectangle(
-    grid: tuple[int, int], top: float, left: float, bottom: float, right: float, *, inside: bool
-) -> Tensor:
-    """A mask (h, w) that is 1 inside a rectangle, or outside of it, given in fractions of the sides."""
-    height, width = grid
-    mask = torch.zeros(grid)
-    mask[round(top * height) : round(bottom * height), round(left * width) : round(right * width)] = 1.0
-    return mask if inside else 1.0 - mask
 
 
 def scale_masks(keep: Tensor, schedule: ScaleSchedule) -> list[Tensor]:
@@ -45,11 +36,6 @@ def scale_masks(keep: Tensor, schedule: ScaleSchedule) -> list[Tensor]:
     return [at(scale) for scale in schedule]
 
 
-def source_codes(tokenizer: Any, image: Tensor, schedule: ScaleSchedule, patch: int = 1) -> list[Tensor]:
-    """The codes of an image (B, 3, H, W) in [-1, 1] at every scale, as ``generate`` takes known ones."""
-    return tokenizer.quantizer(patch).encode(tokenizer.encode(image).float(), schedule)[0]
-
-
 class Known(NamedTuple):
     """Codes of one scale that are given, where the mask is True (None: everywhere)."""
 
@@ -63,13 +49,13 @@ class Known(NamedTuple):
             mask = mask[index : index + 1]
         return Known(self.codes[index : index + 1], mask)
 
-    def alone(self, quantizer: Any, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    def alone(self, quantizer: Quantizer, device: torch.device) -> tuple[Tensor, Tensor | None]:
         """The given codes (B, C, h, w) of a scale that does not run, and that they alone count."""
         codes = quantizer.codes(self.codes.to(device))
         return codes, None if self.mask is None else self.mask.to(codes).unsqueeze(1)
 
     def over(
-        self, drawn: Tensor, codes: Tensor, weights: Tensor | None, quantizer: Any
+        self, drawn: Tensor, codes: Tensor, weights: Tensor | None, quantizer: Quantizer
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """What was drawn, its codes (B, C, h, w) and their weights, replaced where they are given."""
         given = self.codes.to(device=drawn.device, dtype=drawn.dtype).reshape(drawn.shape)
@@ -82,11 +68,21 @@ class Known(NamedTuple):
         return torch.where(kept, given, drawn), codes, weights
 
 
-def known_codes(known: Sequence[Tensor], masks: Sequence[Tensor], scales: int) -> list[Known]:
-    """Pairs of given codes and masks; ``ValueError`` where their numbers do not fit."""
-    if len(known) > scales or len(masks) not in (0, len(known)):
+def known_codes(
+    known: Sequence[Tensor], masks: Sequence[Tensor], schedule: ScaleSchedule, quantizer: Quantizer
+) -> list[Known]:
+    """Pairs of given codes and masks; ``ValueError`` where their numbers or grids do not fit the schedule."""
+    if len(known) > len(schedule) or len(masks) not in (0, len(known)):
         raise ValueError(
-            f"known codes of {len(known)} scales and {len(masks)} masks; this schedule has {scales} scales, "
-            "give at most as many codes, and no masks or one for each"
+            f"known codes of {len(known)} scales and {len(masks)} masks; this schedule has {len(schedule)} "
+            "scales, give at most as many codes, and no masks or one for each"
         )
+    for scale, *given in zip(schedule, known, masks or known, strict=False):
+        grid = quantizer.latent_grid(scale)
+        for what, tensor in zip(("codes", "mask"), given, strict=True):
+            if tuple(tensor.shape[-2:]) != grid:
+                raise ValueError(
+                    f"the known {what} of scale {scale.index} have the grid {tuple(tensor.shape[-2:])}; this "
+                    f"schedule has {grid} there. Encode the picture, and make its masks, for this schedule"
+                )
     return [Known(code, masks[index] if masks else None) for index, code in enumerate(known)]

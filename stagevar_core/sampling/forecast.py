@@ -72,8 +72,7 @@ def forecast(
         keys = _with_one_layer(kept * stored, every * schedule.tokens, units)
         tokens = every * schedule.final.tokens
         load = Load(tokens, tokens, info.batch * schedule.final.tokens, turns, reduced=True)
-        regions = len(run.spans) if hasattr(run, "memory") else 0
-        return Forecast(keys, (load,), regions * tokens, tuple(flops.total for flops in dense))
+        return Forecast(keys, (load,), run.regions * tokens, tuple(flops.total for flops in dense))
     return _planned(run, info, units, text_tokens, turns=turns, offload=offload)
 
 

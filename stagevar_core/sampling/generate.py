@@ -1,17 +1,16 @@
 """One generation: how its images are divided into runs."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..acceleration.policy import AccelerationPolicy, DensePolicy
-from ..conditioning.types import ClassConditioning, TextConditioning
-from ..models.draws import Noise
+from ..conditioning.types import Conditioning
+from ..models.contract import Noise, Quantizer, Transformer, check_contract
 from ..network.attention import AttentionFn, attend
 from ..schedule import ScaleSchedule
-from .editing import known_codes
+from .editing import Known, known_codes
 from .loop import Run
 from .result import Generation, Monitor
 from .settings import SamplingSettings
@@ -20,13 +19,13 @@ from .trace import joined
 
 @torch.inference_mode()
 def generate(  # noqa: PLR0913 - independent collaborators, each with one owner
-    model: Any,
-    conditioning: TextConditioning | ClassConditioning,
+    model: Transformer,
+    conditioning: Conditioning,
     schedule: ScaleSchedule,
     settings: SamplingSettings,
     *,
     noise: Noise | None,
-    quantizer: Any = None,
+    quantizer: Quantizer | None = None,
     policy: AccelerationPolicy | None = None,
     attention: AttentionFn = attend,
     monitor: Monitor | None = None,
@@ -49,15 +48,15 @@ def generate(  # noqa: PLR0913 - independent collaborators, each with one owner
     """
     if offload is not None and not sequential:
         raise ValueError(f"offload is {str(offload)!r}, but all rows run together; pass sequential=True, too")
+    check_contract(model)
+    model.check(schedule)
     settings.validate(len(schedule), model.config.depth)
     if noise is None and not settings.greedy:
         raise ValueError("sampling needs a noise source; pass one, or settings with greedy=True")
     policy, monitor = policy or DensePolicy(), monitor or Monitor()
     quantizer = quantizer or model.quantizer()
-    if settings.smooth and model.bitwise:
-        raise ValueError("smooth sampling mixes the rows of a codebook, which bitwise models do not have")
-    given, batch = known_codes(known, masks, len(schedule)), conditioning.batch
-    images = [(conditioning, noise, given)]
+    given, batch = known_codes(known, masks, schedule, quantizer), conditioning.batch
+    images: list[tuple[Conditioning, Noise | None, list[Known]]] = [(conditioning, noise, given)]
     if policy.per_image and batch > 1:
         monitor.restart(batch)
         images = [

@@ -1,11 +1,11 @@
 """What a run needs beside the weights, in bytes."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from ..costs import kv_bytes
+from ..models.contract import Config
 from .forecast import Forecast, Load
 
 MARGIN = 1.1  # what an allocator cannot use, and what is too small to list here
@@ -24,7 +24,7 @@ class MemoryEstimate:
 
 
 def estimate_memory(
-    config: Any, expected: Forecast, text_tokens: int, compute: torch.dtype
+    config: Config, expected: Forecast, text_tokens: int, compute: torch.dtype
 ) -> MemoryEstimate:
     """What a run on a GPU holds at its peak; ``text_tokens`` of all rows together.
 
@@ -33,11 +33,11 @@ def estimate_memory(
     cache = kv_bytes(config, expected.keys + text_tokens, rows=1, itemsize=compute.itemsize)
     most = max(_load(config, load, compute.itemsize) for load in expected.loads)
     most += 4 * config.width * expected.remembered  # of the residual stream
-    most += 4 * 4 * getattr(config, "text_width", 0) * text_tokens  # float32 features, what they become
+    most += 4 * 4 * config.text_width * text_tokens  # float32 features, what they become
     return MemoryEstimate(cache, int(MARGIN * most))
 
 
-def _load(config: Any, load: Load, itemsize: int) -> int:
+def _load(config: Config, load: Load, itemsize: int) -> int:
     """The largest of what one scale holds at once: in its blocks, when they are restored, at its head."""
     width, hidden, logits = config.width, config.hidden, round(config.unit_costs.head / (2 * config.width))
     # The stream in float32 as it entered the model, the region and the block.

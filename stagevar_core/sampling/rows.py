@@ -1,6 +1,17 @@
-"""Which rows of guidance run."""
+"""Which rows of guidance run, with all that they own: conditioning, KV cache, what a policy remembers."""
 
 from dataclasses import dataclass
+
+import torch
+
+from ..acceleration.policy import PolicyRun
+from ..conditioning.types import Conditioning
+from ..models.contract import Conditioned, Transformer
+from ..network.attention import AttentionFn
+from ..network.cache import CachePair, KVCache
+from ..network.context import Turn
+
+KEPT = {"both": (True, True), "conditional": (True, False), "unconditional": (False, True)}
 
 
 @dataclass(frozen=True)
@@ -16,24 +27,100 @@ class GuidanceRows:
 
     @property
     def count(self) -> int:
+        """Rows that run."""
         return self.batch * (self.conditional + self.unconditional)
+
+    @property
+    def both(self) -> bool:
+        """Whether every image has two."""
+        return self.conditional and self.unconditional
 
     def narrow(self, kept: str) -> tuple["GuidanceRows", slice | None]:
         """The rows after ``kept`` ('both', 'conditional', 'unconditional'), and the slice that leaves them.
 
         The slice is None when nothing changes. Raises ``ValueError`` when rows that were dropped are wanted.
         """
-        wanted = {
-            "both": (True, True),
-            "conditional": (True, False),
-            "unconditional": (False, True),
-        }
-        if kept not in wanted:
-            raise ValueError(f"guidance rows are one of {sorted(wanted)}, got {kept!r}")
-        conditional, unconditional = wanted[kept]
+        if kept not in KEPT:
+            raise ValueError(f"guidance rows are one of {sorted(KEPT)}, got {kept!r}")
+        conditional, unconditional = KEPT[kept]
         if (conditional and not self.conditional) or (unconditional and not self.unconditional):
             raise ValueError(f"the plan wants {kept} rows, which are not part of this run any more")
         narrowed = GuidanceRows(self.batch, conditional, unconditional)
         if narrowed == self:
             return self, None
         return narrowed, slice(0, self.batch) if conditional else slice(self.batch, 2 * self.batch)
+
+
+class Rows:
+    """The rows of one run and what belongs to them; nothing else is dropped when rows are.
+
+    ``conditioned``: the family's state of the conditioning. ``cache``: keys and values of all rows.
+    ``turns``: the conditional and the unconditional ones, where every block runs them one after the other, each with a
+    cache of its own (``sequential``). ``offload``: where the keys and values of the unconditional ones wait.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        conditioning: Conditioning,
+        device: torch.device,
+        attention: AttentionFn,
+        *,
+        guided: bool,
+        sequential: bool = False,
+        offload: torch.device | str | None = None,
+    ) -> None:
+        self.guided, self.device = guided, device
+        self.running = GuidanceRows(conditioning.batch, unconditional=guided)
+        self._model, self._conditioning, self._attention = model, conditioning, attention
+        self.conditioned: Conditioned = model.condition(conditioning, guided, device, attention)
+        self.turns: list[Turn] = []
+        self.cache: KVCache | CachePair
+        if sequential and guided:
+            self.cache = self._divided(offload)
+        else:
+            self.cache = model.new_cache(self.running.count, device)
+
+    @property
+    def batch(self) -> int:
+        """Images."""
+        return self.running.batch
+
+    def narrow(self, kept: str, room: int, policy_run: PolicyRun) -> None:
+        """Drop the rows that a plan no longer wants, with their share of the cache and of what is remembered.
+
+        ``room``: tokens that the cache makes room for. Unguided, the conditional rows are all there is.
+        """
+        if not self.guided:
+            kept = "conditional"
+        self.running, remaining = self.running.narrow(kept)
+        if remaining is None:
+            return
+        if kept == "unconditional" and self._conditioning.negative is not None:
+            # The other rows followed the negative prompt. The null text goes on from what was drawn for the
+            # prompt, so that the image is never finished under the text that it should avoid.
+            remaining = slice(0, self.batch)
+            self.conditioned = self._null()
+        else:
+            self.conditioned = self.conditioned.narrow(remaining)
+        self.turns = []
+        self.cache = self.cache.narrow(remaining, room)
+        policy_run.narrow(remaining)
+
+    def _null(self) -> Conditioned:
+        """The state of the model's own null text or class."""
+        nulled = self._conditioning.nulled(self._model.longest_text)
+        state = self._model.condition(nulled, True, self.device, self._attention)
+        return state.narrow(slice(self.batch, None))
+
+    def _divided(self, offload: torch.device | str | None) -> CachePair:
+        """Turns for the conditional and the unconditional rows, and the caches of both."""
+        batch = self.batch
+        caches = [self._model.new_cache(batch, self.device) for _ in range(2)]
+        if offload is not None:
+            caches[1].keep_on(offload)
+        rows = slice(0, batch), slice(batch, 2 * batch)
+        self.turns = [
+            Turn(self.conditioned.narrow(half), cache) for half, cache in zip(rows, caches, strict=True)
+        ]
+        return CachePair(*caches)

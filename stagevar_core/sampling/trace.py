@@ -4,16 +4,15 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from ..acceleration.policy import ScalePlan
 from ..costs import Flops, UnitCosts, counted, schedule_flops
-from ..network.cache import KVCache
+from ..devices import synchronise
+from ..network.cache import CachePair, KVCache
 from ..schedule import Scale, ScaleSchedule
-
-if TYPE_CHECKING:
-    from ..acceleration.policy import ScalePlan
 
 VERSION = 1
 
@@ -175,19 +174,27 @@ class Recorder:
         self._rows, self._last = rows, started
         self._dense = schedule_flops(units, schedule, rows=rows, text_tokens=text_tokens, images=images)
 
-    def skipped(self, scale: Scale, plan: "ScalePlan", cache: KVCache) -> None:
+    def skipped(self, scale: Scale, plan: ScalePlan, cache: KVCache | CachePair) -> None:
         """A scale that did not run."""
         self._add(scale, plan, Counter(), cache, "", ran=False)
 
-    def ran(self, scale: Scale, plan: "ScalePlan", work: Counter, cache: KVCache, guidance: str) -> None:
+    def ran(
+        self, scale: Scale, plan: ScalePlan, work: Counter, cache: KVCache | CachePair, guidance: str
+    ) -> None:
         """A scale that did; ``guidance`` names the rows that took part and how they were mixed."""
         self._add(scale, plan, work, cache, guidance, ran=True)
 
     def _add(
-        self, scale: Scale, plan: "ScalePlan", work: Counter, cache: KVCache, guidance: str, *, ran: bool
+        self,
+        scale: Scale,
+        plan: ScalePlan,
+        work: Counter,
+        cache: KVCache | CachePair,
+        guidance: str,
+        *,
+        ran: bool,
     ) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        synchronise(self._device)
         now, depth = time.perf_counter(), self._units.depth
         units, rows = self._units, cache.rows if ran else 0
         single = min(rows, self.trace.images)  # rows of the branches that run once per image

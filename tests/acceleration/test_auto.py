@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from torch import Tensor
 
 from stagevar_core.acceleration.auto import AutoPolicy, AutoRun, AutoSettings
 from stagevar_core.acceleration.policy import RunInfo, Seen
 from stagevar_core.acceleration.presets import PRESETS, preset
 from stagevar_core.acceleration.staged import StageSettings
+from stagevar_core.models.draws import BitHead
 from stagevar_core.sampling.noise import SeededNoise
 from stagevar_core.sampling.result import Generation
 from stagevar_core.sampling.settings import SamplingSettings
@@ -20,6 +20,7 @@ from tests.support.tiny import SQUARE, TALL, prompts, run, same_codes, tiny_infi
 MEGAPIXEL = infinity_aspect_table().schedule(1.0, "1M")  # sides 16, 20, 24, 32, 40, 48 and 64 at the end
 LONG = ScaleSchedule.of([(1, 1), (2, 2), (4, 4), (6, 6), (8, 8), (10, 10), (12, 12)], (64, 64))
 BITS = 10
+HEAD = BitHead(BITS)
 # Stops guidance and structure at the first chance, or never before the last scale.
 SOON = {"disagreement": 1.0, "change": math.inf, "entropy": 1.0, "guidance_from": 0.0, "earliest": 0.0}
 NEVER = {"disagreement": 0.0, "change": 0.0, "entropy": 0.0, "latest": 1.0}
@@ -33,11 +34,6 @@ def started(schedule: ScaleSchedule = MEGAPIXEL, guided: bool = True, **settings
     return policy.start(RunInfo(schedule, 32, 1, guided, False, (0,)))
 
 
-def decide(logits: Tensor) -> Tensor:
-    """The most likely bits."""
-    return logits.unflatten(-1, (-1, 2)).argmax(dim=-1)
-
-
 def outcome(
     scale: Scale, differing: float = 1.0, change: float = 1.0, sure: float = 20.0, guided: bool = True
 ) -> Seen:
@@ -49,7 +45,7 @@ def outcome(
     bits[1, : round(differing * bits.shape[1])] = 1
     raw = sure * torch.nn.functional.one_hot(bits, 2).float().reshape(2, scale.tokens, 2 * BITS)
     f_hat = torch.ones(1, 4, 8, 8)
-    return Seen(scale, f_hat, change * f_hat, raw[: 1 + guided], raw[:1], True, decide)
+    return Seen(scale, f_hat, change * f_hat, raw[: 1 + guided], raw[:1], HEAD.choices, HEAD.entropy)
 
 
 def feed(tried: AutoRun, **found) -> list:
@@ -215,6 +211,10 @@ def test_what_is_remembered_loses_the_rows_that_guidance_dropped() -> None:
             found.append({len(value) for _, value in self.memory._found.values()})
             return plan
 
+        def narrow(self, rows: slice) -> None:
+            super().narrow(rows)
+            found[-1] = {len(value) for _, value in self.memory._found.values()}
+
     class Watching(AutoPolicy):
         def start(self, info: RunInfo) -> AutoRun:
             return Watched(self.settings, info)
@@ -236,7 +236,7 @@ class Measured(AutoPolicy):
         def measured(seen: Seen) -> None:
             observe(tried, seen)
             if seen.scale.index == 4:
-                conditional, unconditional = seen.decide(seen.raw).chunk(2)
+                conditional, unconditional = seen.choices(seen.raw).chunk(2)
                 tried.notes.append(str(float((conditional != unconditional).float().mean())))
 
         tried.observe = measured

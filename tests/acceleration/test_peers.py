@@ -206,7 +206,7 @@ def test_fastvar_adds_the_anchor_scales_branch_output_to_the_tokens_it_drops(par
         scale, plan = WIDE[index], started.plan(WIDE[index])
         x = torch.randn(4, scale.tokens, 6, generator=generator)
         ctx = ScaleContext(
-            scale, None, None, torch.float32, attention=None, cache=None, reduction=plan.reduction
+            scale, WIDE, None, None, torch.float32, attention=None, cache=None, reduction=plan.reduction
         )
         return x, ctx.residual(x, branch, 1, part)
 
@@ -334,7 +334,7 @@ def test_skipvar_decides_by_the_latent_after_the_structure_stage(share: float, s
     for scale in LONG.scales[:4]:
         assert started.plan(scale).run and started.plan(scale).rows == "both"
         old = scale.index == 2
-        started.observe(Seen(scale, 0.0 * latent if old else latent, latent, None, None, True, None))
+        started.observe(Seen(scale, 0.0 * latent if old else latent, latent, *(None,) * 4))
     plans = [started.plan(scale) for scale in LONG.scales[4:]]
     assert [plan.run for plan in plans] == [True] * (3 - skip) + [False] * skip
     assert [plan.rows for plan in plans] == ["conditional" if drop else "both"] * 3

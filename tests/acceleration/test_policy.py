@@ -33,6 +33,7 @@ class Planned:
     name = "planned"
     per_image = False
     notes = ()
+    regions = 0
 
     def start(self, info: RunInfo) -> "Planned":
         return type(self)(self.plans, self.otherwise, info)
@@ -44,6 +45,9 @@ class Planned:
         return sum(later.tokens for later in self.info.schedule.scales[scale.index :])
 
     def observe(self, seen: Seen) -> None:
+        pass
+
+    def narrow(self, rows: slice) -> None:
         pass
 
 
@@ -275,4 +279,4 @@ def test_the_policy_sees_every_scale_that_ran() -> None:
     for seen in found:
         assert seen.raw.shape == (2, seen.scale.tokens, 8) and seen.guided.shape == (1, seen.scale.tokens, 8)
         codes = result.codes[seen.scale.index].flatten(2).transpose(1, 2)
-        assert torch.equal(seen.decide(seen.guided), codes)
+        assert torch.equal(seen.choices(seen.guided), codes)

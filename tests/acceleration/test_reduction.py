@@ -10,11 +10,11 @@ from stagevar_core.acceleration.reduction import Memory, Reduction, best, neares
 from stagevar_core.acceleration.scores import (
     SCORES,
     History,
-    choice_entropy,
     detail,
     spread_order,
     token_scores,
 )
+from stagevar_core.models.draws import BitHead, TokenHead
 from stagevar_core.network.rotary import rotary_angles, rotate
 from stagevar_core.network.tokens import Site, TokenMap, resize_tokens
 from stagevar_core.schedule import Scale
@@ -266,9 +266,9 @@ def test_tokens_are_drawn_by_their_squared_norm() -> None:
 
 
 def history(scale: Scale, images: int) -> History:
-    found = History()
+    found, head = History(), BitHead(4)
     logits, change = drawn(images, scale.tokens, 8, seed=4), drawn(images, 3, 8, 10, seed=5)
-    found.observe(Seen(scale, change, change, logits, logits, True, lambda x: x))
+    found.observe(Seen(scale, change, change, logits, logits, head.choices, head.entropy))
     return found
 
 
@@ -314,11 +314,12 @@ def test_any_number_of_grid_tokens_is_spread_evenly() -> None:
 
 
 def test_entropy_is_that_of_the_choices() -> None:
-    assert choice_entropy(torch.zeros(1, 1, 8), binary=True).item() == pytest.approx(1.0)
-    assert choice_entropy(torch.zeros(1, 1, 8), binary=False).item() == pytest.approx(3.0)
+    bits, tokens = BitHead(4), TokenHead(8, smooth_filters=True, smooth_draws=1)
+    assert bits.entropy(torch.zeros(1, 1, 8)).item() == pytest.approx(1.0)
+    assert tokens.entropy(torch.zeros(1, 1, 8)).item() == pytest.approx(3.0)
     certain = torch.tensor([[[90.0, -90.0, 0.0, 0.0]]])
-    assert choice_entropy(certain, binary=True).item() == pytest.approx(0.5)
-    assert choice_entropy(certain, binary=False).item() == pytest.approx(0.0, abs=1e-6)
+    assert bits.entropy(certain).item() == pytest.approx(0.5)
+    assert tokens.entropy(certain).item() == pytest.approx(0.0, abs=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 4), (3, 4)])

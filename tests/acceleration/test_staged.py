@@ -264,6 +264,10 @@ class Watched(StagedRun):
         self.found.append(("plan", scale.index, *self.remembered()))
         return plan
 
+    def narrow(self, rows: slice) -> None:
+        super().narrow(rows)
+        self.found[-1] = (*self.found[-1][:2], *self.remembered())  # right after the plan
+
     def observe(self, seen: Seen) -> None:
         super().observe(seen)
         self.found.append(("ran", seen.scale.index, *self.remembered()))

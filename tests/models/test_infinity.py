@@ -308,7 +308,7 @@ def test_a_finished_run_keeps_only_its_result() -> None:
 def test_tokens_and_latent_grid_are_inverses(patch: int) -> None:
     quantizer, scale = BitwiseQuantizer(3, patch), Scale(2, 3, 5)
     tokens = torch.randn(
-        2, scale.tokens, quantizer.bits_per_token, generator=torch.Generator().manual_seed(0)
+        2, scale.tokens, quantizer.dim * patch**2, generator=torch.Generator().manual_seed(0)
     )
     latent = quantizer.to_latent(tokens, scale)
     assert latent.shape == (2, 3, 3 * patch, 5 * patch)

@@ -10,7 +10,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from stagevar_core.acceleration.presets import PRESETS
 from stagevar_core.conditioning.clip import CLIPTextEncoder, read_tokenizer
 from stagevar_core.conditioning.types import ClassConditioning
-from stagevar_core.costs import condition_flops
 from stagevar_core.models.star import STAR
 from stagevar_core.models.star_sampler import pass_counts
 from stagevar_core.models.teacher import teacher_forced
@@ -231,7 +230,7 @@ def test_the_counted_work_is_what_pytorch_counts() -> None:
     model = tiny_star(levels=6)
     with FlopCounterMode(display=False) as counter:
         trace = run(model, encoded(1), SHORT, attention=plain_attention).trace
-    once = condition_flops(model.config, text_tokens=5)
+    once = model.config.condition_flops(2, 5)
     embedded = 2 * (SHORT.tokens - 1) * DIM * model.config.width  # before it is doubled for both rows
     phi = sum(2 * 9 * DIM**2 * SHORT.final.tokens for _ in SHORT)
     difference = counter.get_total_flops() - once - embedded - phi

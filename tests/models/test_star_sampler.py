@@ -8,7 +8,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from stagevar_core.acceleration.policy import DensePolicyRun, RunInfo, ScalePlan
 from stagevar_core.acceleration.presets import PRESETS
-from stagevar_core.costs import condition_flops
 from stagevar_core.models.draws import run_costs
 from stagevar_core.models.star_config import STARConfig
 from stagevar_core.models.star_sampler import refine_flops
@@ -88,7 +87,7 @@ def test_the_counted_work_has_the_passes(mode: str) -> None:
     with FlopCounterMode(display=False) as counter:
         trace = run(model, ODD, replace(SETTINGS, refine=mode), attention=plain_attention).trace
     width, count, text = model.config.width, 3 if mode == "mixed" else 8, 5
-    once = condition_flops(model.config, text_tokens=text) + 2 * 2 * model.config.text_width * width
+    once = model.config.condition_flops(2, text) + 2 * 2 * model.config.text_width * width
     embedded = 2 * (ODD.tokens - 1) * DIM * width
     embedded += sum(count * 2 * scale.tokens * DIM * width for scale in ODD.scales[9:])  # of decided tokens
     phi = sum(2 * 9 * DIM**2 * ODD.final.tokens for _ in ODD)
@@ -110,8 +109,8 @@ def test_passes_cost_more_than_the_blocks_of_the_last_scale_of_the_1024_model() 
 def test_the_forecast_has_the_passes(name: str) -> None:
     model = tiny_star(sampler=1)
     info = RunInfo(SQUARES, model.config.depth, 1, True, False, (3,))
-    units = run_costs(model, SQUARES, "auto")
-    assert run_costs(model, SQUARES, "off") == model.config.unit_costs
+    units = run_costs(model, SQUARES, model.drawing_head("auto"))
+    assert run_costs(model, SQUARES, model.drawing_head("off")) == model.config.unit_costs
     found = forecast(PRESETS[name], info, units, 5).flops
     trace = run(model, policy=PRESETS[name]).trace
     for planned, scale in zip(found, trace.scales, strict=True):
@@ -122,13 +121,13 @@ def test_the_forecast_has_the_passes(name: str) -> None:
 def test_reused_guidance_reaches_the_passes() -> None:
     """At a scale with one row the sampler draws from its own logits and a share of the last guidance."""
     model, guided = tiny_star(sampler=1), {}
-    refine = model.refine
+    draw = model.sampler.draw
 
-    def watch(ctx, mode):
+    def watch(ctx, text, mode):
         guided[ctx.scale.index] = ctx.guide(torch.zeros(len(ctx.hidden), *ctx.guided.shape[1:]))
-        return refine(ctx, mode)
+        return draw(ctx, text, mode)
 
-    model.refine = watch
+    model.sampler.draw = watch
     plans = {13: ScalePlan(rows="conditional", reuse=0.5)}
     result = run(model, settings=replace(SETTINGS, refine="full"), policy=Plans(plans))
     assert result.trace.scales[13].guidance == "conditional + 0.5 reused"

@@ -12,16 +12,16 @@ from stagevar_core.autoencoders.conv import PixelAttention
 from stagevar_core.autoencoders.costs import decode_flops
 from stagevar_core.autoencoders.vq import phi_index
 from stagevar_core.conditioning.types import ClassConditioning
-from stagevar_core.costs import condition_flops
 from stagevar_core.models.draws import filter_logits, sample_tokens, smooth_shares
 from stagevar_core.models.guidance import ramped
 from stagevar_core.models.teacher import teacher_forced
 from stagevar_core.models.var import VARConfig
-from stagevar_core.sampling.editing import rectangle, scale_masks, source_codes
+from stagevar_core.sampling.editing import scale_masks
 from stagevar_core.sampling.generate import generate
 from stagevar_core.sampling.noise import SeededNoise
 from stagevar_core.sampling.settings import SamplingSettings
 from stagevar_core.schedule import SIDES_256, SIDES_512, Scale, ScaleSchedule
+from tests.support.editing import rectangle, source_codes
 from tests.support.tiny import Logits, prompts, randomize, same_codes, tiny_infinity
 from tests.support.tiny_var import CLASSES, DIM, SQUARES, VOCAB, labels, squares, tiny_var, tiny_vq
 from tests.test_costs import plain_attention
@@ -233,7 +233,7 @@ def test_the_counted_work_is_what_pytorch_counts() -> None:
     model, tokenizer = tiny_var(), tiny_vq()
     with FlopCounterMode(display=False) as counter:
         trace = run(model, labels(1), GREEDY, attention=plain_attention).trace
-    once = condition_flops(model.config, text_tokens=0)
+    once = model.config.condition_flops(2, 0)
     embedded = 2 * (SQUARES.tokens - 1) * DIM * model.config.width
     phi = sum(2 * 9 * DIM**2 * SQUARES.final.tokens for _ in SQUARES)
     assert counter.get_total_flops() - once - embedded - phi == trace.flops == trace.dense_flops

@@ -6,9 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from stagevar_core.conditioning.types import TextConditioning
+from stagevar_core.models.contract import Drawing, Drawn
 from stagevar_core.models.infinity import Infinity
 from stagevar_core.sampling.result import Monitor
 from stagevar_core.schedule import Scale
+
+from .heads import WatchedHead
 
 
 class Probe(Monitor):
@@ -23,7 +26,6 @@ class Probe(Monitor):
         self._handles: list = []
         self._place = ""
         self._word_input: Tensor | None = None
-        self._sample = model.sample
 
     def __enter__(self) -> "Probe":
         model = self.model
@@ -37,7 +39,8 @@ class Probe(Monitor):
             watch(block.register_forward_pre_hook(self._block_in))
             watch(block.register_forward_hook(self._block_out))
         # The drawn bits are not always those of the result: leaked bits replace them.
-        model.sample = self._sampled
+        head = WatchedHead(model.drawing_head(), self._drawn)
+        model.drawing_head = lambda refine: head
         return self
 
     def __exit__(
@@ -45,7 +48,7 @@ class Probe(Monitor):
     ) -> None:
         for handle in self._handles:
             handle.remove()
-        del self.model.sample
+        del self.model.drawing_head
 
     def logits(self, scale: Scale, raw: Tensor, guided: Tensor) -> None:
         self.seen[f"{self._place}logits_raw"] = raw
@@ -83,7 +86,5 @@ class Probe(Monitor):
     def _block_out(self, module: nn.Module, arguments: tuple, output: Tensor) -> None:
         self.seen[f"{self._place}block{arguments[2]:02d}_out"] = output
 
-    def _sampled(self, logits: Tensor, **options) -> Tensor:
-        bits = self._sample(logits, **options)
-        self.seen[f"{self._place}bits"] = bits
-        return bits
+    def _drawn(self, drawing: Drawing, drawn: Drawn) -> None:
+        self.seen[f"{self._place}bits"] = drawing.quantizer.to_tokens(drawn.kept)

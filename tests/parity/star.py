@@ -17,12 +17,14 @@ from stagevar_core.autoencoders.vq import VQTokenizer
 from stagevar_core.checkpoints import build
 from stagevar_core.conditioning.types import TextConditioning
 from stagevar_core.models import star_sampler
+from stagevar_core.models.contract import Drawing, Head
 from stagevar_core.models.star import STAR
 from stagevar_core.models.teacher import teacher_forced
 from stagevar_core.sampling.generate import generate
 from stagevar_core.sampling.settings import SamplingSettings
 from stagevar_core.schedule import ScaleSchedule
 
+from .heads import WatchedHead
 from .infinity import OneStreamNoise
 from .report import Report, UnreadableFolder, UnreleasedOption, compare_all
 from .var import IMAGE, LATENT, LOGITS, SMOOTH, Probe, decodes, detected, load_tokenizer, schedule_of
@@ -178,11 +180,18 @@ class StarProbe(Probe):
 
         return record
 
-    def _sample(self, logits: Tensor, **options) -> Tensor:
-        if self._old:  # of the official version "old"
-            options["top_p"] = 0.8
-            options["top_k"] = (100 if self._index >= 12 else 300) if self._index >= 9 else options["top_k"]
-        return super()._sample(logits, **options)
+    def watched(self, head: Head) -> Head:
+        """What draws at once is watched; the sampler's passes are by their functions."""
+        if isinstance(head, star_sampler.SamplerHead):
+            head.plain = WatchedHead(head.plain, self._drawn, self._changed)
+            return head
+        return WatchedHead(head, self._drawn, self._changed)
+
+    def _changed(self, drawing: Drawing) -> Drawing:
+        if not self._old:  # of the official version "old"
+            return drawing
+        late = 100 if self._index >= 12 else 300
+        return replace(drawing, top_p=0.8, top_k=late if self._index >= 9 else drawing.top_k)
 
     def _count(self, tokens: int, count: int) -> list[int]:
         counts = self._functions[2](tokens, count)
@@ -193,7 +202,7 @@ class StarProbe(Probe):
     def _sampler_head(self, module: object, arguments: tuple, output: Tensor) -> None:
         self.seen[f"{_pass(self._index, self._passes + 1)}.sampler_logits_pre"] = output
 
-    def _draw(self, ctx: star_sampler.HeadContext, logits: Tensor) -> tuple[Tensor, Tensor]:
+    def _draw(self, ctx: Drawing, logits: Tensor) -> tuple[Tensor, Tensor]:
         ids, confidence = self._functions[0](ctx, logits)
         self._passes, self._decisions = self._passes + 1, 0
         place = _pass(self._index, self._passes)

@@ -13,14 +13,17 @@ from stagevar_core.checkpoints import Checkpoint, build, prepare
 from stagevar_core.checkpoints.convert import convert
 from stagevar_core.checkpoints.families_var import VQ_KEYS
 from stagevar_core.conditioning.types import ClassConditioning
+from stagevar_core.models.contract import Drawing, Drawn, Head
 from stagevar_core.models.teacher import teacher_forced
 from stagevar_core.models.var import VAR
-from stagevar_core.sampling.editing import rectangle, scale_masks, source_codes
+from stagevar_core.sampling.editing import scale_masks
 from stagevar_core.sampling.generate import generate
 from stagevar_core.sampling.result import Monitor
 from stagevar_core.sampling.settings import SamplingSettings
 from stagevar_core.schedule import Scale, ScaleSchedule
+from tests.support.editing import rectangle, source_codes
 
+from .heads import WatchedHead
 from .infinity import OneStreamNoise
 from .report import Report, UnreadableFolder, UnreleasedOption, compare_all
 
@@ -190,14 +193,20 @@ class Probe(Monitor):
         for block in self.model.blocks:
             self._handles.append(block.register_forward_pre_hook(self._block_in))
             self._handles.append(block.register_forward_hook(self._block_out))
-        self._originals = self.model.sample, self.model.smooth, self.quantizer.add
-        self.model.sample, self.model.smooth, self.quantizer.add = self._sample, self._smooth, self._add
+        self._originals = self.quantizer.mixture, self.quantizer.add
+        self.quantizer.mixture, self.quantizer.add = self._mixture, self._add
+        make = self.model.drawing_head
+        self.model.drawing_head = lambda refine: self.watched(make(refine))
         return self
+
+    def watched(self, head: Head) -> Head:
+        """The head of the run with its draws written down."""
+        return WatchedHead(head, self._drawn)
 
     def __exit__(self, *error: object) -> None:
         for handle in self._handles:
             handle.remove()
-        del self.model.sample, self.model.smooth, self.quantizer.add
+        del self.model.drawing_head, self.quantizer.mixture, self.quantizer.add
 
     def logits(self, scale: Scale, raw: Tensor, guided: Tensor) -> None:
         self.seen[f"{self._place}logits_pre"], self.seen[f"{self._place}logits_post"] = raw, guided
@@ -214,17 +223,16 @@ class Probe(Monitor):
     def _block_out(self, module: object, arguments: tuple, output: Tensor) -> None:
         self.seen[f"{self._place}dbg.block{arguments[2]}"] = output
 
-    def _sample(self, logits: Tensor, **options) -> Tensor:
-        self.seen[f"{self._place}idx"] = ids = self._originals[0](logits, **options)
-        return ids
+    def _drawn(self, drawing: Drawing, drawn: Drawn) -> None:
+        self.seen[f"{self._place}idx"] = drawn.kept.flatten(1)
 
-    def _smooth(self, logits: Tensor, **options) -> Tensor:
-        self.seen[f"{self._place}smooth_prob"] = shares = self._originals[1](logits, **options)
-        return shares
+    def _mixture(self, shares: Tensor, scale: Scale) -> Tensor:
+        self.seen[f"{self._place}smooth_prob"] = shares
+        return self._originals[0](shares, scale)
 
     def _add(self, f_hat: Tensor, codes: Tensor, *where) -> Tensor:
         self.seen[f"{self._place}h"] = codes
-        return self._originals[2](f_hat, codes, *where)
+        return self._originals[1](f_hat, codes, *where)
 
 
 def labels_of(model: VAR, labels: list[int]) -> ClassConditioning:

@@ -145,7 +145,7 @@ def test_half_of_the_cache_waits_elsewhere() -> None:
 
     class Watch(Monitor):
         def block(self, scale: Scale, layer: int) -> None:
-            first, second = current.cache.halves
+            first, second = current.rows.cache.halves
             kept = sum(t.nbytes for t in (*second._keys, *second._values))
             sizes.append((first.bytes, second.bytes - kept))
 
@@ -215,7 +215,7 @@ def test_positions_of_reduced_tokens_follow_their_rows() -> None:
     own = torch.arange(2.0 * 2 * 4).view(2, 2, 4, 1)
     for positions, expected in ((own, own.split(1, dim=1)), (own[:, 0], [own[:, 0]] * 2)):
         seen.clear()
-        ctx = ScaleContext(SQUARE[1], positions, dtype=torch.float32, turns=turns, **rest)
+        ctx = ScaleContext(SQUARE[1], SQUARE, positions, dtype=torch.float32, turns=turns, **rest)
         ctx.run([block], torch.zeros(2, 4, 1))
         assert all(torch.equal(found, wanted) for found, wanted in zip(seen, expected, strict=True))
 

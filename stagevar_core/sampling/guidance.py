@@ -1,0 +1,69 @@
+"""From the head's output for all rows to the logits that are sampled from."""
+
+from torch import Tensor
+
+from ..acceleration.policy import ScalePlan
+from ..models.guidance import mix
+from ..network.tokens import resize_tokens
+from ..schedule import Scale
+from .rows import GuidanceRows
+
+
+class Guide:
+    """Guidance of one run; remembers the last output with both rows, for plans that reuse it.
+
+    ``weights``: ``w`` of ``w * c + (1 - w) * u`` at every scale, 1 is unguided. ``temperature``: likewise.
+    ``layers``: of the settings; 0 mixes the logits, negative numbers hidden states after a block.
+    """
+
+    def __init__(
+        self, weights: tuple[float, ...], temperature: tuple[float, ...], layers: tuple[int, ...]
+    ) -> None:
+        self.weights, self.temperature, self.layers = weights, temperature, layers
+        self._last: tuple[Scale, Tensor] | None = None
+
+    @property
+    def guided(self) -> bool:
+        """Whether any scale has guidance."""
+        return any(weight != 1.0 for weight in self.weights)
+
+    def mixing(self, rows: GuidanceRows, scale: Scale) -> bool:
+        """Whether both rows run and count at a scale."""
+        return rows.both and self.weights[scale.index] != 1.0
+
+    def logits(self, raw: Tensor, rows: GuidanceRows, scale: Scale, plan: ScalePlan) -> Tensor:
+        """What is sampled from (B, L, V), from the head's output (rows, L, V)."""
+        weight = self.weights[scale.index]
+        tempered = raw * (1.0 / self.temperature[scale.index])
+        if rows.both:
+            self._last = (scale, raw)
+        if self.mixing(rows, scale) and 0 in self.layers:
+            return mix(*tempered.chunk(2), weight)
+        guided = tempered[: rows.batch]
+        return guided if rows.both else self._steered(guided, rows, scale, plan, weight)
+
+    def of_pass(self, raw: Tensor, rows: GuidanceRows, scale: Scale, plan: ScalePlan) -> Tensor:
+        """The same for a pass of a head's own network, with the strength of the last scale."""
+        tempered = raw * (1.0 / self.temperature[scale.index])
+        if rows.both:
+            return mix(*tempered.chunk(2), self.weights[-1])
+        return self._steered(tempered, rows, scale, plan, self.weights[-1])
+
+    def described(self, rows: GuidanceRows, scale: Scale, plan: ScalePlan) -> str:
+        """How a scale was guided, for the trace."""
+        if rows.both:
+            return f"cfg {self.weights[scale.index]:g}"
+        if not rows.conditional:
+            return "unconditional"
+        return f"conditional + {plan.reuse:g} reused" if plan.reuse and self._last else "conditional"
+
+    def _steered(
+        self, logits: Tensor, rows: GuidanceRows, scale: Scale, plan: ScalePlan, weight: float
+    ) -> Tensor:
+        """Logits (B, L, V) of one row per image, with the share of the last guidance that the plan reuses."""
+        if not plan.reuse or not rows.conditional or self._last is None:
+            return logits
+        earlier, raw = self._last
+        conditional, unconditional = (raw / self.temperature[scale.index]).chunk(2)
+        reused = resize_tokens(conditional - unconditional, earlier, scale, "bilinear")
+        return logits + plan.reuse * (weight - 1.0) * reused
