@@ -36,9 +36,9 @@ def conditioning_of(
     """
     given = [("positive", positive), *([] if negative is None else [("negative", negative)])]
     entries = [_entry(field, conditioning) for field, conditioning in given]
-    if hasattr(network.config, "text_width"):
+    if network.classes is None:
         return _texts(network, entries, batch)
-    return _classes(network.family, network.config.classes, entries, batch)
+    return _classes(network.family, network.classes, entries, batch)
 
 
 def _entry(field: str, conditioning: HostConditioning) -> Entry:
@@ -76,7 +76,7 @@ def _texts(network: Transformer, entries: list[Entry], batch: int) -> TextCondit
                 f"{field}: found a class label; this {network.family} model is conditioned on text. Connect "
                 "CLIP Text Encode instead of Class Label"
             )
-    null = None if hasattr(network, "null_text") else _null_text(network, entries[0])
+    null = None if network.learned_null else _null_text(network, entries[0])
     return TextConditioning(*(_prompts(network, entry, batch) for entry in entries), null=null)
 
 
@@ -97,8 +97,7 @@ def _prompts(network: Transformer, entry: Entry, batch: int) -> tuple[Tensor, ..
     """One (tokens, width) tensor per image: the prompts in turn, as ComfyUI fills batches."""
     _check_width(entry, network.config.text_width)
     rows = _without_padding(entry.features, entry.extra)
-    limit = getattr(network.config, "null_rows", None)
-    texts = [_trim(entry.field, row, limit) for row in rows]
+    texts = [_trim(entry.field, row, network.longest_text) for row in rows]
     if len(texts) > batch:
         _LOG.warning(
             "StageVAR: %s holds %d prompts for %d images; the rest is ignored",

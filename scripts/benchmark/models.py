@@ -104,8 +104,7 @@ def full_size(
         stored = {"dtype": FP8, "compute_dtype": dtype, "operations": Fp8Operations}
     transformer = pack(fill(spec.module(config, device="meta", **stored), device))
     tokenizer = fill(paired.module(codes, dtype=dtype, device="meta"), device)
-    width = getattr(config, "text_width", None)
-    text = None if width is None else RandomText(width, text_tokens, device)
+    text = RandomText(config.text_width, text_tokens, device) if config.text_width else None
     sizes, defaults = spec.sizes(config), spec.defaults
     return MeasuredPipeline(transformer, tokenizer, text, sizes, defaults=defaults, device=device)
 
