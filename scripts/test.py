@@ -11,9 +11,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from bootstrap import Setup, bootstrap
-from chromium import ensure_chromium
-from environment import ROOT, SetupError, log
+from testbed.bootstrap import Setup, bootstrap
+from testbed.chromium import ensure_chromium
+from testbed.environment import ROOT, SetupError, log
 
 Command = list[str | Path]
 

@@ -161,7 +161,7 @@ class CompiledContext(ScaleContext):
 
 
 class _InPlaceOf(nn.Module):
-    """Used in place of ``network``: shares its weights and does not change it; what it lacks is the network's."""
+    """Stands for ``network``: shares its weights, does not change it; what it lacks is the network's."""
 
     def __getattr__(self, name: str) -> Any:
         try:
