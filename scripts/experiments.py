@@ -34,7 +34,9 @@ from stagevar_core.acceleration.scores import SCORES  # noqa: E402
 from stagevar_core.acceleration.settings import Guidance, StageSettings, Tokens, share_at  # noqa: E402
 from stagevar_core.acceleration.staged import StagedPolicy  # noqa: E402
 from stagevar_core.commands.compare import footer, measure  # noqa: E402
+from stagevar_core.devices import hardware  # noqa: E402
 from stagevar_core.evaluation import report as compare_report  # noqa: E402
+from stagevar_core.evaluation import tables as compare_tables  # noqa: E402
 from stagevar_core.evaluation.compare import Job  # noqa: E402
 from stagevar_core.evaluation.score import held_out  # noqa: E402
 from stagevar_core.pipeline import Pipeline  # noqa: E402
@@ -216,14 +218,14 @@ def run(key: str, lab: Lab, job: Job, out: Path) -> dict[str, Any]:
         "experiment": experiment.question,
         "command": shlex.join(["python", "scripts/experiments.py", *sys.argv[1:]]),
         "dtype": str(lab.pipeline.transformer.compute_dtype).removeprefix("torch."),
-        "hardware": compare_report.hardware(lab.pipeline.device),
+        "hardware": hardware(lab.pipeline.device),
     }
     return compare_report.report(found, policies, about, BASE)
 
 
 def tables(values: dict[str, Any]) -> str:
     """What goes between the markers."""
-    parts = (compare_report.overview(values), compare_report.differences(values, BASE), footer(values))
+    parts = (compare_tables.overview(values), compare_tables.differences(values, BASE), footer(values))
     return "\n\n".join(parts)
 
 

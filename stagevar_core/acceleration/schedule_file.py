@@ -7,7 +7,6 @@ What a file leaves out stays as the preset has it.
 """
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TypeGuard
 
 from ..checks import refuse
+from ..files import replaced
 from ..network.local import LocalWindow
 from .changes import changed
 from .policy import AccelerationPolicy
@@ -63,10 +63,8 @@ class StageSchedule:
 
     def save(self, path: Path | str) -> None:
         """Write the file in one step, so that nobody reads half of it."""
-        path = Path(path)
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(self.to_json(), encoding="utf-8")
-        os.replace(partial, path)
+        with replaced(Path(path)) as partial:
+            partial.write_text(self.to_json(), encoding="utf-8")
 
     def to_dict(self) -> dict[str, object]:
         """Plain values for JSON."""

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from tqdm import tqdm
 
 from ..acceleration.schedule_file import StageSchedule
 from ..evaluation.calibrate import Calibration, Request
+from ..files import replaced
 from ..plots.schedules import curves
 from ..schedule import ScaleSchedule
 from .options import add_model_options, check_seed, load_pipeline, settings_of
@@ -89,9 +89,8 @@ def measure(work: Calibration, state: Path) -> None:
 
 def write_state(work: Calibration, path: Path) -> None:
     """Replace the state file in one step."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(work.state()), encoding="utf-8")
-    os.replace(partial, path)
+    with replaced(path) as partial:
+        partial.write_text(json.dumps(work.state()), encoding="utf-8")
 
 
 def resume(work: Calibration, path: Path) -> None:

@@ -14,7 +14,8 @@ from tqdm import tqdm
 from ..acceleration.policy import AccelerationPolicy
 from ..acceleration.presets import DEFAULT, PRESETS, adjusted, preset
 from ..checks import inside
-from ..evaluation import report
+from ..devices import hardware
+from ..evaluation import report, tables
 from ..evaluation.album import Album, grid
 from ..evaluation.compare import REFERENCE, Comparison, Job, compare
 from ..evaluation.lpips import LPIPS
@@ -122,7 +123,7 @@ def run(arguments: argparse.Namespace) -> None:
         "command": shlex.join(["python", "-m", "stagevar_core", *sys.argv[1:]]),
         "models": {name: getattr(arguments, name).name for name in ("transformer", "tokenizer")},
         "dtype": str(pipeline.transformer.compute_dtype).removeprefix("torch."),
-        "hardware": report.hardware(pipeline.device),
+        "hardware": hardware(pipeline.device),
     }
     write(arguments, found, report.report(found, policies, about, arguments.against or REFERENCE))
     if arguments.grid is not None:
@@ -190,13 +191,13 @@ def measure(  # noqa: PLR0913 - what compare() takes, with a bar
 
 def write(arguments: argparse.Namespace, found: Comparison, values: dict[str, Any]) -> None:
     """Print the tables, write the files."""
-    tables = report.markdown(values, arguments.against or REFERENCE)
-    print(tables)
+    text = tables.markdown(values, arguments.against or REFERENCE)
+    print(text)
     for name in found.variants:
         for note in values["variants"][name]["notes"]:
             print(f"{name}: {note}")
     if arguments.markdown is not None:
-        arguments.markdown.write_text(f"{tables}\n{footer(values)}\n", encoding="utf-8")
+        arguments.markdown.write_text(f"{text}\n{footer(values)}\n", encoding="utf-8")
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 

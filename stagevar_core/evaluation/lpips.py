@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..checkpoints.files import read
-from .metrics import _check
+from .metrics import check_pictures
 
 _PARTS = re.compile(r"(?:net\.slice\d\.|features\.)(\d+)\.(weight|bias)|lin(\d)\.(?:model\.1\.)?weight")
 
@@ -72,7 +72,7 @@ class LPIPS:
     @torch.inference_mode()
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
         """Distances (B,) of uint8 pictures (B, H, W, 3)."""
-        _check(a, b, smallest=32)
+        check_pictures(a, b, smallest=32)
         total = torch.zeros(len(a), device=a.device)
         for x, y, head in zip(self._features(a), self._features(b), self._heads, strict=True):
             total += F.conv2d((x - y).square(), head).flatten(1).mean(dim=1)

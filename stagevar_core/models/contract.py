@@ -374,6 +374,11 @@ class TextEncoder(Protocol):
     @property
     def device(self) -> torch.device: ...
     @property
+    def model(self) -> nn.Module:
+        """The network, whose weights tell one encoder from another."""
+        ...
+
+    @property
     def width(self) -> int:
         """Channels of the features."""
         ...

@@ -16,12 +16,11 @@ from stagevar_core.commands import calibrate as calibrate_command
 from stagevar_core.evaluation import calibrate
 from stagevar_core.evaluation.calibrate import (
     Calibration,
-    Moments,
     Request,
     energy_rank,
     find_boundaries,
-    psnr,
 )
+from stagevar_core.evaluation.moments import Moments
 from stagevar_core.pipeline import Pipeline
 from tests.support.tiny import randomize, tiny_infinity
 from tests.support.tiny_files import command, write_models
@@ -85,12 +84,6 @@ def test_running_moments_equal_those_of_numpy() -> None:
         if known.size:
             assert curve["mean"][index[0]][index[1]] == pytest.approx(known.mean(), abs=1e-6)
             assert curve["std"][index[0]][index[1]] == pytest.approx(known.std(ddof=1), abs=1e-6)
-
-
-def test_psnr_of_equal_pictures_is_the_limit() -> None:
-    image = torch.zeros(1, 4, 4, 3, dtype=torch.uint8)
-    assert psnr(image, image) == calibrate.PSNR_LIMIT
-    assert psnr(image, image + 1) == pytest.approx(20 * math.log10(255))
 
 
 def test_watching_changes_nothing(pipeline) -> None:

@@ -15,6 +15,7 @@ from stagevar_core.commands.compare import chosen_policies
 from stagevar_core.evaluation import metrics
 from stagevar_core.evaluation import report as compare_report
 from stagevar_core.evaluation import score as evaluate
+from stagevar_core.evaluation import tables as compare_tables
 from stagevar_core.evaluation.compare import Job, compare
 from tests.support.tiny_files import command
 
@@ -80,7 +81,7 @@ def test_prompts_outside_the_grammar_are_not_scored(pipeline):
     found = compare(pipeline, POLICIES, Job(("an astronaut",)))
     assert found.tasks is None and set(found.measures["off"]) == {"psnr", "ssim"}
     values = compare_report.report(found, POLICIES, ABOUT, "balanced")
-    assert "strict" not in compare_report.markdown(values, "balanced")
+    assert "strict" not in compare_tables.markdown(values, "balanced")
 
 
 class Stop(KeyboardInterrupt):
@@ -97,7 +98,7 @@ def test_an_interrupted_comparison_goes_on_where_it_ended(pipeline, tmp_path):
 
     with pytest.raises(Stop):
         compare(pipeline, POLICIES, job, store=tmp_path, keep=keep)
-    assert len(list(tmp_path.glob("*.npz"))) == 1 and not list(tmp_path.glob("*.tmp"))
+    assert len(list(tmp_path.glob("*.npz"))) == 1 and not list(tmp_path.glob("*.part"))
     done, again = [], []
     found = compare(
         pipeline,
@@ -151,7 +152,7 @@ def test_a_report_holds_every_value_of_every_picture(pipeline):
 def test_tables_have_a_row_for_each_variant(pipeline):
     found = compare(pipeline, POLICIES, Job(CAPTIONS))
     values = compare_report.report(found, POLICIES, ABOUT, "balanced")
-    tables = compare_report.markdown(values, "balanced").strip().split("\n\n")
+    tables = compare_tables.markdown(values, "balanced").strip().split("\n\n")
     names = [[line[2:].split(" | ")[0] for line in table.splitlines()] for table in tables]
     rows = ["---", "off", "balanced", "first five"]
     assert names == [["preset", *rows], ["strict by task", *rows], ["balanced minus", "---", "first five"]]
