@@ -62,7 +62,8 @@ def check_clones(model: Any) -> None:
 
 def check_changes(model: Any) -> None:
     """The node's inputs change a preset as ``preset`` does, and are refused with the same words."""
-    from pack.nodes.acceleration import AS_PRESET, Accelerate, policy_of
+    from pack.nodes.acceleration import AS_PRESET, Accelerate
+    from pack.nodes.host.attached import policy_of
     from pack.stagevar_core.acceleration.presets import PRESETS, preset
     from pack.stagevar_core.acceleration.schedule_file import StageSchedule
 
