@@ -1,45 +1,19 @@
 """The node that makes a model cheaper to sample."""
 
-import logging
-from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from comfy_api.latest import io
 
-from ..stagevar_core.acceleration.policy import AccelerationPolicy
-from ..stagevar_core.acceleration.presets import DEFAULT, OFF, PRESETS
+from ..stagevar_core.acceleration.presets import DEFAULT, OFF, PRESETS, adjusted
 from ..stagevar_core.acceleration.reduction import RESTORATIONS
-from ..stagevar_core.acceleration.schedule_file import StageSchedule
-from ..stagevar_core.acceleration.staged import GUIDANCE, TOKENS, StageSettings
-from ..stagevar_core.acceleration.stages import StageBoundaries
+from ..stagevar_core.acceleration.schedule_file import StageSchedule, identity
+from ..stagevar_core.acceleration.settings import GUIDANCE, TOKENS
 from .host.attached import Patcher, attach
 from .host.schema import CATEGORY, Node, StageScheduleType, VarModel, describe
 
-_LOG = logging.getLogger(__name__)
 AS_PRESET = "as in the preset"
 _UNSET = -1.0  # of number inputs: as in the preset
 _SHARE = {"default": _UNSET, "min": _UNSET, "max": 1.0, "step": 0.05, "round": 0.0001, "advanced": True}
-
-
-def changed(policy: AccelerationPolicy, overrides: Mapping[str, Any]) -> AccelerationPolicy:
-    """A policy with some of its stage settings replaced; ``ValueError`` for methods without any."""
-    if not overrides:
-        return policy
-    settings = getattr(policy, "settings", None)
-    if not isinstance(settings, StageSettings):
-        raise ValueError(
-            f"{next(iter(overrides))}: preset {policy.name!r} is a method with rules of its own and takes no "
-            f"changes; set this input back to {AS_PRESET!r} (numbers: -1), or choose another preset"
-        )
-    values = dict(overrides)
-    if "structure_end" in values:
-        end = values.pop("structure_end")
-        values["boundaries"] = StageBoundaries(min(settings.boundaries.semantic_end, end), end)
-    found = replace(settings, **values)
-    if found.tokens == "dense" and "keep" in values:
-        _LOG.warning("StageVAR: keep has no effect: all tokens run with tokens 'dense'")
-    return replace(policy, name=f"{policy.name} (changed)", settings=found)
 
 
 class Accelerate(Node):
@@ -96,7 +70,7 @@ class Accelerate(Node):
         if policy is OFF:  # whatever the other inputs say: this is how one compares
             return io.NodeOutput(attach(model, OFF))
         if schedule is not None:
-            schedule.check(model.model)
+            schedule.check(identity(model.model.family, model.model.config.to_dict()))
             policy = schedule.apply(policy)
         texts = {"guidance": guidance, "tokens": tokens, "restoration": restoration}
         numbers = {
@@ -107,7 +81,7 @@ class Accelerate(Node):
         }
         overrides = {name: value for name, value in texts.items() if value != AS_PRESET}
         overrides |= {name: value for name, value in numbers.items() if value >= 0}
-        return io.NodeOutput(attach(model, changed(policy, overrides)))
+        return io.NodeOutput(attach(model, adjusted(policy, overrides) if overrides else policy))
 
 
 def _preset_inputs() -> list[io.Input]:

@@ -9,7 +9,7 @@ from comfy_api.latest import io, ui
 
 from ..stagevar_core.acceleration.presets import BALANCED
 from ..stagevar_core.acceleration.schedule_file import StageSchedule, resolve
-from ..stagevar_core.acceleration.staged import share_at
+from ..stagevar_core.acceleration.settings import share_at
 from ..stagevar_core.acceleration.stages import StageBoundaries
 from ..stagevar_core.plots import schedules as plots
 from .host.pictures import stacked, to_image
@@ -131,7 +131,7 @@ class Schedule(Node):
 def _inputs() -> list[io.Input]:
     fraction = {"min": 0.0, "max": 1.0, "step": 0.0025, "round": 0.00001}
     share = {"min": 0.0, "max": 1.0, "step": 0.05, "round": 0.0001}
-    first, middle, last = (share_at(BALANCED.settings.keep, area, 0.5) for area in AREAS)
+    first, middle, last = (share_at(BALANCED.settings.tokens.keep, area, 0.5) for area in AREAS)
     area = "Area of a scale, as a fraction of the final grid (0 to 1), up to which"
     runs = "Share of the tokens that run, 0 to 1, at scales of"
     between = "Between these points it changes evenly. Work falls about in step with it; 0 skips a scale."

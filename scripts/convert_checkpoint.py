@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from stagevar_core.checkpoints import CheckpointError, RawCheckpoint, prepare, read, save  # noqa: E402
 from stagevar_core.checkpoints.errors import NeedsCodeError  # noqa: E402
 from stagevar_core.checkpoints.load import read_vocabulary  # noqa: E402
+from stagevar_core.devices import DTYPES  # noqa: E402
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 KINDS = ("transformer", "tokenizer", "text_encoder")
 
 

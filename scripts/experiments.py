@@ -18,7 +18,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,16 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from stagevar_core.acceleration.changes import changed  # noqa: E402
 from stagevar_core.acceleration.policy import AccelerationPolicy, FirstScales  # noqa: E402
 from stagevar_core.acceleration.presets import BALANCED, FAST  # noqa: E402
 from stagevar_core.acceleration.scores import SCORES  # noqa: E402
-from stagevar_core.acceleration.staged import StagedPolicy, StageSettings, share_at  # noqa: E402
+from stagevar_core.acceleration.settings import Guidance, StageSettings, Tokens, share_at  # noqa: E402
+from stagevar_core.acceleration.staged import StagedPolicy  # noqa: E402
 from stagevar_core.commands.compare import footer, measure  # noqa: E402
+from stagevar_core.devices import hardware  # noqa: E402
 from stagevar_core.evaluation import report as compare_report  # noqa: E402
+from stagevar_core.evaluation import tables as compare_tables  # noqa: E402
 from stagevar_core.evaluation.compare import Job  # noqa: E402
 from stagevar_core.evaluation.score import held_out  # noqa: E402
 from stagevar_core.pipeline import Pipeline  # noqa: E402
@@ -41,7 +45,9 @@ from stagevar_core.sampling.noise import SeededNoise  # noqa: E402
 from stagevar_core.schedule import Scale  # noqa: E402
 
 BASE = "a quarter"
-QUARTER = StageSettings(guidance="reuse", tokens="gather", keep=0.25, score="change", code_weight=0.0)
+QUARTER = StageSettings(
+    guidance=Guidance("reuse"), tokens=Tokens("gather", keep=0.25, score="change", code_weight=0.0)
+)
 SEED = 1000
 TOLERANCE = 0.005  # relative difference in FLOPs that counts as equal
 Variants = dict[str, AccelerationPolicy]
@@ -61,7 +67,7 @@ class Lab:
 
     def share(self, scale: Scale) -> float:
         """The share of tokens that the plain design keeps at a scale."""
-        return share_at(self.base.keep, self.schedule.area_fraction(scale), 0.5)
+        return share_at(self.base.tokens.keep, self.schedule.area_fraction(scale), 0.5)
 
     def shares(self, first: Any, last: Any) -> tuple:
         """``keep`` with these shares at the two fidelity scales."""
@@ -105,7 +111,7 @@ class Lab:
         first, last = (self.share(scale) for scale in self.fidelity)
         top = max(first, last)
         return self.equal(
-            lambda x: replace(settings, keep=self.shares(first / top * x, last / top * x)), target
+            lambda x: changed(settings, keep=self.shares(first / top * x, last / top * x)), target
         )
 
 
@@ -121,9 +127,9 @@ def tokens(lab: Lab) -> Variants:
     # As in the paper: all codes count, and what did not run gets the state of the scale before.
     paper = {"tokens": "projection", "restoration": "state", "code_weight": 1.0}
     found = named(
-        stage__gather_with_all_codes=replace(base, code_weight=1.0),
-        stage__projection_as_in_the_paper=lab.equalled(replace(base, **paper)),
-        first_scale_only__gather=replace(base, skip=1),
+        stage__gather_with_all_codes=changed(base, code_weight=1.0),
+        stage__projection_as_in_the_paper=lab.equalled(changed(base, **paper)),
+        first_scale_only__gather=changed(base, skip=1),
     )
     return found | {"both scales skipped": FirstScales(lab.fidelity[0].index)}
 
@@ -132,9 +138,9 @@ def guidance(lab: Lab) -> Variants:
     """(b) Which rows run, with all tokens."""
     ways = {name: {"guidance": name} for name in ("conditional", "unconditional")}
     ways |= {f"reuse {decay:g}": {"guidance": "reuse", "reuse": decay} for decay in (0.5, 1.0)}
-    dense = replace(lab.base, tokens="dense")
+    dense = changed(lab.base, tokens="dense", keep=1.0)
     return {
-        f"all tokens, {name}": StagedPolicy(f"all tokens, {name}", replace(dense, **change))
+        f"all tokens, {name}": StagedPolicy(f"all tokens, {name}", changed(dense, **change))
         for name, change in ways.items()
     }
 
@@ -145,7 +151,7 @@ def restoration(lab: Lab) -> Variants:
     The score is the same for all, so that the tokens are.
     """
     return {
-        name: StagedPolicy(name, replace(lab.base, restoration=name, score="detail", code_weight=1.0))
+        name: StagedPolicy(name, changed(lab.base, restoration=name, score="detail", code_weight=1.0))
         for name in ("delta", "state", "anchor")
     }
 
@@ -153,7 +159,7 @@ def restoration(lab: Lab) -> Variants:
 def code_weight(lab: Lab) -> Variants:
     """(d) How much the codes of tokens count that did not run."""
     weights = {f"code weight {weight:g}": weight for weight in (0.25, 0.5, 1.0)}
-    return {name: StagedPolicy(name, replace(lab.base, code_weight=w)) for name, w in weights.items()}
+    return {name: StagedPolicy(name, changed(lab.base, code_weight=w)) for name, w in weights.items()}
 
 
 def budget(lab: Lab) -> Variants:
@@ -161,12 +167,12 @@ def budget(lab: Lab) -> Variants:
     base = lab.base
 
     def last(end: float) -> StageSettings:
-        early = replace(base, guidance_end=end)
-        return lab.equal(lambda x: replace(early, keep=lab.shares(0.0, x)))
+        early = changed(base, guidance_end=end)
+        return lab.equal(lambda x: changed(early, keep=lab.shares(0.0, x)))
 
     return named(
-        more_at_the_first=lab.equal(lambda x: replace(base, keep=lab.shares(0.4, x))),
-        all_at_the_first=lab.equal(lambda x: replace(base, keep=lab.shares(x, 0.0))),
+        more_at_the_first=lab.equal(lambda x: changed(base, keep=lab.shares(0.4, x))),
+        all_at_the_first=lab.equal(lambda x: changed(base, keep=lab.shares(x, 0.0))),
         all_at_the_last=last(1.0),
         all_at_the_last__guidance_until_6x6=last(0.2),
         all_at_the_last__guidance_until_4x4=last(0.1),
@@ -175,11 +181,11 @@ def budget(lab: Lab) -> Variants:
 
 def score(lab: Lab) -> Variants:
     """(f) What the tokens are chosen by, in `balanced`, and in `fast` for how evenly."""
-    settings = {f"by {name}": replace(BALANCED.settings, score=name, evenness=0.0) for name in SCORES}
+    settings = {f"by {name}": changed(BALANCED.settings, score=name, evenness=0.0) for name in SCORES}
     for share in (0.3, 0.6):
-        settings[f"by change, evenness {share:g}"] = replace(BALANCED.settings, evenness=share)
+        settings[f"by change, evenness {share:g}"] = changed(BALANCED.settings, evenness=share)
     for share in (0.0, 0.6):
-        settings[f"fast, by change, evenness {share:g}"] = replace(FAST.settings, evenness=share)
+        settings[f"fast, by change, evenness {share:g}"] = changed(FAST.settings, evenness=share)
     return {name: StagedPolicy(name, value) for name, value in settings.items()}
 
 
@@ -212,14 +218,14 @@ def run(key: str, lab: Lab, job: Job, out: Path) -> dict[str, Any]:
         "experiment": experiment.question,
         "command": shlex.join(["python", "scripts/experiments.py", *sys.argv[1:]]),
         "dtype": str(lab.pipeline.transformer.compute_dtype).removeprefix("torch."),
-        "hardware": compare_report.hardware(lab.pipeline.device),
+        "hardware": hardware(lab.pipeline.device),
     }
     return compare_report.report(found, policies, about, BASE)
 
 
 def tables(values: dict[str, Any]) -> str:
     """What goes between the markers."""
-    parts = (compare_report.overview(values), compare_report.differences(values, BASE), footer(values))
+    parts = (compare_tables.overview(values), compare_tables.differences(values, BASE), footer(values))
     return "\n\n".join(parts)
 
 

@@ -1,8 +1,21 @@
-"""Where to run and in which dtype, when the caller does not say."""
+"""Where to run and in which dtype when the caller does not say, and what the machine is."""
+
+import os
+import platform
+import re
+from pathlib import Path
+from typing import Any
 
 import torch
 
 SMALL = 50_000_000  # parameters up to which float32 costs nothing worth saving
+
+# What users call the dtypes to compute in, and those that weights may have besides.
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+WEIGHT_DTYPES = {**DTYPES, "fp8_e4m3fn": torch.float8_e4m3fn}
+
+# The CPU's allocator and the backends beside CUDA raise a plain RuntimeError with one of these.
+_OUT_OF_MEMORY = ("out of memory", "not enough memory", "allocate memory")
 
 
 def default_device() -> torch.device:
@@ -26,3 +39,37 @@ def synchronise(device: torch.device) -> None:
     """Wait until the device has finished, so that a clock read next is right."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on any device."""
+    if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
+
+
+def hardware(device: torch.device) -> dict[str, Any]:
+    """What measured times belong to, as plain values; ``gpu_bytes`` is the memory of the GPU."""
+    found = {
+        "device": str(device),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": platform.system(),
+    }
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        found |= {"gpu": properties.name, "gpu_bytes": properties.total_memory}
+    return found
+
+
+def _processor() -> str:
+    """The CPU's own name where the system tells."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        found = re.search(r"model name\s*:\s*(.+)", info.read_text(encoding="utf-8", errors="replace"))
+        if found:
+            return found[1].strip()
+    return platform.processor() or platform.machine()

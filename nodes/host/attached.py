@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 import torch
-from torch import nn
 
 from ...stagevar_core.acceleration.policy import AccelerationPolicy
 from ...stagevar_core.acceleration.presets import OFF
@@ -76,7 +75,7 @@ def network_of(model: Patcher) -> Transformer:
     compiler = options_of(model.model_options).get(_COMPILER)
     if not isinstance(compiler, Compiler):
         return model.model
-    compiled = CompiledTransformer(cast(nn.Module, model.model), compiler)
+    compiled = CompiledTransformer(model.model, compiler)
     return cast(Transformer, compiled)  # what it lacks itself it has of the network
 
 

@@ -14,6 +14,7 @@ from comfy.cli_args import args
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
+from ...stagevar_core import devices
 from ...stagevar_core.checkpoints.detect import spec_of
 from ...stagevar_core.checkpoints.load import Checkpoint
 from ...stagevar_core.devices import SMALL, default_dtype, fast_bfloat16
@@ -22,11 +23,10 @@ from .attached import HostTransformer, Patcher
 
 _LOG = logging.getLogger(__name__)
 DEFAULT = "default"
+# Without float16, which overflows in these models.
 WEIGHT_DTYPES = {
     DEFAULT: None,
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "fp8_e4m3fn": torch.float8_e4m3fn,
+    **{name: devices.WEIGHT_DTYPES[name] for name in ("float32", "bfloat16", "fp8_e4m3fn")},
 }
 
 
@@ -165,15 +165,9 @@ def free_memory(device: torch.device) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on any device."""
-    if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
-        return True
+    """Whether an error says that memory ran out, on any device that the core or ComfyUI knows."""
     newer = getattr(mm, "is_oom", None)
-    if newer is not None and newer(error):
-        return True
-    return isinstance(error, RuntimeError) and any(
-        words in str(error) for words in ("out of memory", "not enough memory", "can't allocate memory")
-    )
+    return devices.is_out_of_memory(error) or (newer is not None and newer(error))
 
 
 def show_text(text: str, node_id: str | None) -> None:

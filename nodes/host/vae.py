@@ -47,7 +47,7 @@ class CompiledHostTokenizer(HostTokenizer):
 
     def __init__(self, plain: HostTokenizer, compiler: Compiler) -> None:
         super().__init__(plain.tokenizer, plain.decode_dtype)
-        self.compiled = CompiledTokenizer(cast(nn.Module, plain.tokenizer), compiler)
+        self.compiled = CompiledTokenizer(plain.tokenizer, compiler)
 
     def decode(self, f_hat: Tensor) -> Tensor:
         """As without a compiler."""

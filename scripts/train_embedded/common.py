@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from pathlib import Path
 
 import torch
+
+from stagevar_core.files import replaced
 
 
 class Log:
@@ -29,9 +30,8 @@ class Log:
 
 def save_checkpoint(path: Path, **state) -> None:
     """Write all or nothing."""
-    temporary = path.with_suffix(".tmp")
-    torch.save(state, temporary)
-    os.replace(temporary, path)
+    with replaced(path) as partial:
+        torch.save(state, partial)
 
 
 def load_checkpoint(path: Path) -> dict | None:

@@ -15,7 +15,8 @@ from optim import EMA, Optimizer, split_parameters
 from torch import Tensor, nn
 
 from stagevar_core.autoencoders.bsq import BSQTokenizer, BSQTokenizerConfig, resize_latent
-from stagevar_core.scenes import score, summarise
+from stagevar_core.evaluation.score import summarise
+from stagevar_core.scenes import score
 from stagevar_core.scenes.grammar import SHAPES
 from stagevar_core.schedule import ScaleSchedule
 

@@ -21,12 +21,13 @@ from torch import Tensor, nn
 from stagevar_core.acceleration.policy import FirstScales
 from stagevar_core.autoencoders.bsq import BSQTokenizer
 from stagevar_core.conditioning.types import TextConditioning
+from stagevar_core.evaluation.score import summarise
 from stagevar_core.models.infinity import Infinity, InfinityConfig, TextState
 from stagevar_core.models.teacher import TeacherContext
 from stagevar_core.sampling.generate import generate
 from stagevar_core.sampling.noise import SeededNoise
 from stagevar_core.sampling.settings import SamplingSettings
-from stagevar_core.scenes import caption, is_held_out, parse, sample_caption, score, summarise
+from stagevar_core.scenes import caption, is_held_out, parse, sample_caption, score
 from stagevar_core.schedule import ScaleSchedule
 
 CONFIG = InfinityConfig(

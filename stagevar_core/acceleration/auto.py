@@ -6,10 +6,13 @@ part of its norm. Where the codes of a scale are still nearly all undecided (ent
 """
 
 from dataclasses import dataclass, field
+from math import inf
 
+from ..checks import number
 from ..schedule import Scale
 from .policy import RunInfo, Seen
-from .staged import StagedRun, StageSettings
+from .settings import StageSettings
+from .staged import StagedRun
 
 
 @dataclass(frozen=True)
@@ -36,11 +39,9 @@ class AutoSettings:
 
     def __post_init__(self) -> None:
         for name in ("disagreement", "entropy", "guidance_from", "earliest", "latest"):
-            value = getattr(self, name)
-            if not 0.0 <= value <= 1.0:
-                raise ValueError(f"{name} is {value}; expected a number from 0 to 1")
-        if not self.change >= 0.0:
-            raise ValueError(f"change is {self.change}; expected 0 or more")
+            number(name, getattr(self, name), 0.0, 1.0)
+        if self.change != inf:  # settled whatever a scale changes
+            number("change", self.change, 0.0)
         if self.earliest > self.latest:
             raise ValueError(f"earliest is {self.earliest}, after latest {self.latest}; swap them")
 
@@ -54,6 +55,7 @@ class AutoPolicy:
     per_image = True
 
     def start(self, info: RunInfo) -> "AutoRun":
+        """Fresh state of one image."""
         return AutoRun(self.settings, info)
 
 
@@ -67,21 +69,25 @@ class AutoRun(StagedRun):
         super().__init__(settings.stages, info)
 
     def stage(self, scale: Scale) -> str:
+        """Fidelity from where it was found to begin; the other boundary goes by area, for the report."""
         if scale.index >= max(1, self._fidelity_from):
             return "fidelity"
         by_area = self.settings.boundaries.stage(self.info.schedule, scale)
         return "semantic" if by_area == "semantic" else "structure"
 
     def guided(self, scale: Scale) -> bool:
+        """Both rows run until they agree, and never in the fidelity stage."""
         return scale.index <= self._guided_until and self.stage(scale) != "fidelity"
 
     def room(self, scale: Scale) -> int:
         """Up to where the fidelity stage usually begins; the cache grows when it begins later."""
+        # 0.3: a quarter of the area, where `balanced` begins it, and some rounding of the grids.
         later = self.info.schedule.scales[scale.index :]
         usual = [other.tokens for other in later if self.info.schedule.area_fraction(other) <= 0.3]
         return sum(usual) or scale.tokens
 
     def observe(self, seen: Seen) -> None:
+        """Move the boundaries by what the scale showed; waits for the device."""
         super().observe(seen)
         scale, last = seen.scale, len(self.info.schedule) - 1
         if scale.index >= last or self.stage(scale) == "fidelity":
@@ -104,9 +110,10 @@ class AutoRun(StagedRun):
             self._begin(scale, "no later start is allowed")
 
     def _begin(self, scale: Scale, reason: str) -> None:
+        """The fidelity stage begins after ``scale``."""
         self._fidelity_from = scale.index + 1
         self.notes.append(f"structure ended after {scale.height}x{scale.width}: {reason}")
 
     def _restored_from(self, scale: Scale) -> bool:
         """Any scale may turn out to be the last before the fidelity stage."""
-        return self.settings.tokens != "dense" and scale.index + 1 < len(self.info.schedule)
+        return self.settings.tokens.mode != "dense" and scale.index + 1 < len(self.info.schedule)

@@ -8,12 +8,15 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from ..checks import number, one_of, whole
 from ..network.tokens import Site, TokenMap
 from ..schedule import Scale
 from .policy import DensePolicyRun, RunInfo, ScalePlan
 from .reduction import Memory, Reduction, best, watch
 from .scores import History, token_scores
 from .stages import StageBoundaries
+
+PARTS = ("self", "cross", "ffn")
 
 
 @dataclass(frozen=True)
@@ -28,13 +31,15 @@ class PruningSetting:
     prune: tuple[float, ...]
     skip: int
     layers: tuple[float, float] = (0.0, 1.0)
-    parts: tuple[str, ...] = ("self", "cross", "ffn")
+    parts: tuple[str, ...] = PARTS
 
     def __post_init__(self) -> None:
         for name in ("prune", "layers"):
-            for share in getattr(self, name):
-                if not 0.0 <= share <= 1.0:
-                    raise ValueError(f"{name} holds {share!r}; expected numbers from 0 to 1")
+            for index, share in enumerate(getattr(self, name)):
+                number(f"{name}[{index}]", share, 0.0, 1.0)
+        whole("skip", self.skip, 0)
+        for part in self.parts:
+            one_of("parts", part, PARTS)
 
 
 ON_INFINITY = PruningSetting(prune=(0.4, 0.5), skip=2, layers=(3 / 32, 28 / 32))
@@ -52,6 +57,7 @@ class FastVAR:
     per_image = False
 
     def start(self, info: RunInfo) -> "FastVARRun":
+        """Fresh state; every schedule can be run, one of a single scale dense."""
         return FastVARRun(self, info)
 
 
@@ -80,6 +86,7 @@ class FastVARRun(DensePolicyRun):
         self.layers = range(*(round(fraction * info.depth) for fraction in self.setting.layers))
 
     def plan(self, scale: Scale) -> ScalePlan:
+        """Dense up to the anchor, whose branches are remembered, then pruned, then skipped."""
         stage = self.stages[scale.index]
         if scale.index >= self.end:
             return ScalePlan(run=False, stage=stage, note="skipped")

@@ -87,12 +87,14 @@ class PolicyRun(Protocol):
 
     def plan(self, scale: Scale) -> ScalePlan:
         """What to do at ``scale``; called once per scale, in order."""
+        ...
 
     def room(self, scale: Scale) -> int:
         """Keys per row to make room for from ``scale`` until the rows change; at most too many.
 
         The last scale's keys and values are never stored, since nothing attends to them later.
         """
+        ...
 
     def observe(self, seen: Seen) -> None:
         """Look at the result of a scale; no other hook may wait for the device."""
@@ -108,11 +110,14 @@ class AccelerationPolicy(Protocol):
     a run of its own.
     """
 
-    name: str
-    per_image: bool
+    @property
+    def name(self) -> str: ...
+    @property
+    def per_image(self) -> bool: ...
 
     def start(self, info: RunInfo) -> PolicyRun:
         """Fresh state for one generation; ``ValueError`` when the method cannot run on this schedule."""
+        ...
 
 
 class DensePolicy:

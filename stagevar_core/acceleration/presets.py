@@ -1,20 +1,22 @@
 """The presets by name."""
 
-from dataclasses import fields, replace
-from typing import Any
+from collections.abc import Mapping
 
+from ..checks import one_of
 from .auto import AutoPolicy, AutoSettings
+from .changes import changed
 from .fastvar import FASTVAR
 from .policy import AccelerationPolicy, DensePolicy
+from .settings import Guidance, StageSettings, Tokens
 from .skipvar import SKIPVAR
 from .sparsevar import SPARSEVAR
-from .staged import StagedPolicy, StageSettings
+from .staged import StagedPolicy
 from .stagevar import PAPER, PAPER_RELEASED
 
 OFF = DensePolicy()
 """No acceleration: bit-identical to the official computation."""
 
-QUALITY = StagedPolicy("quality", StageSettings(guidance="reuse"))
+QUALITY = StagedPolicy("quality", StageSettings(guidance=Guidance("reuse")))
 """All tokens of all scales; in the fidelity stage the conditional rows alone, with decaying reused guidance.
 
 1.69 times fewer transformer FLOPs on Infinity-2B at 1024 px.
@@ -29,14 +31,8 @@ def _last(share: float) -> tuple[tuple[float, float], ...]:
 BALANCED = StagedPolicy(
     "balanced",
     StageSettings(
-        guidance="reuse",
-        guidance_end=0.2,
-        reuse=0.5,
-        tokens="gather",
-        keep=_last(0.67),
-        score="change",
-        evenness=0.3,
-        code_weight=0.0,
+        guidance=Guidance("reuse", end=0.2, reuse=0.5),
+        tokens=Tokens("gather", keep=_last(0.67), score="change", evenness=0.3, code_weight=0.0),
     ),
 )
 """Structure without the unconditional rows in its last scale, then 67% of the tokens of the last scale alone.
@@ -46,10 +42,10 @@ As many FLOPs as a quarter of the tokens at all fidelity scales, 3.75 times fewe
 on the tokens that changed most at the last structure scale, and no codes from tokens that did not run.
 """
 
-FAST = StagedPolicy("fast", replace(BALANCED.settings, keep=_last(0.42), evenness=0.6))
+FAST = StagedPolicy("fast", changed(BALANCED.settings, keep=_last(0.42), evenness=0.6))
 """``balanced`` with 42% of the last scale: 4.61 times fewer FLOPs, the budget of StageVAR's ranks."""
 
-TURBO = StagedPolicy("turbo", replace(BALANCED.settings, keep=_last(0.295), evenness=0.6))
+TURBO = StagedPolicy("turbo", changed(BALANCED.settings, keep=_last(0.295), evenness=0.6))
 """``balanced`` with 29.5% of the last scale: 5.16 times fewer FLOPs, the budget of StageVAR's public code."""
 
 AUTO = AutoPolicy("auto", AutoSettings(stages=BALANCED.settings))
@@ -65,17 +61,26 @@ PRESETS: dict[str, AccelerationPolicy] = {
 DEFAULT = BALANCED.name
 
 
-def preset(name: str, **overrides: Any) -> AccelerationPolicy:
-    """A preset, with some of its :class:`StageSettings` replaced; ``ValueError`` for unknown names."""
-    if name not in PRESETS:
-        raise ValueError(f"preset is {name!r}; expected one of {list(PRESETS)}")
-    policy = PRESETS[name]
-    if not overrides:
-        return policy
-    known = {item.name for item in fields(StageSettings)}
-    unknown = sorted(set(overrides) - known)
-    if unknown:
-        raise ValueError(f"{unknown[0]} is no setting of a preset; expected one of {sorted(known)}")
+def preset(name: str, /, **overrides: object) -> AccelerationPolicy:
+    """A preset, with some of its settings replaced by the names of :mod:`.changes`.
+
+    ``ValueError`` for unknown names and for values that cannot be used.
+    """
+    policy = PRESETS[one_of("preset", name, PRESETS)]
+    return adjusted(policy, overrides) if overrides else policy
+
+
+def adjusted(policy: AccelerationPolicy, changes: Mapping[str, object], schedule: str = "") -> StagedPolicy:
+    """A preset with some of its settings replaced; ``schedule``: the file that they come from.
+
+    ``ValueError`` for methods without stages, which have no such settings, unknown names, and values that
+    cannot be used.
+    """
     if not isinstance(policy, StagedPolicy):
-        raise ValueError(f"preset {name!r} is a fixed method and takes no {sorted(overrides)[0]}")
-    return StagedPolicy(f"{name} (changed)", replace(policy.settings, **overrides))
+        staged = [name for name, known in PRESETS.items() if isinstance(known, StagedPolicy)]
+        what = "schedule" if schedule else next(iter(changes), "change")
+        raise ValueError(
+            f"preset {policy.name!r} is a fixed method and takes no {what}; expected one of {staged}, or no "
+            f"{what}"
+        )
+    return StagedPolicy(f"{policy.name} ({schedule or 'changed'})", changed(policy.settings, **changes))

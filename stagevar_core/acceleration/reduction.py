@@ -39,7 +39,7 @@ class Memory:
 
 
 class Reduction:
-    """A :class:`~stagevar_core.layers.TokenReduction` for one scale.
+    """A :class:`~stagevar_core.network.tokens.TokenReduction` for one scale.
 
     ``choose``: tokens of a region, called with its input and site; None everywhere only watches.
     ``restoration`` of the tokens that did not run: 'delta' adds what the region added to them at the last
@@ -65,15 +65,18 @@ class Reduction:
         self._memory, self._choose, self._images = memory, choose, images
         self._where = where or (lambda site: True)
         self._restoration, self._remember, self._code_weight = restoration, remember, code_weight
-        self._regions, self._runs = 0, None
+        self._regions = 0
+        self._runs: Tensor | None = None  # (rows, L), regions in which a token ran
 
     def reduce(self, x: Tensor, site: Site) -> TokenMap | None:
+        """The tokens of a region with the input ``x`` (rows, L, C); None runs all."""
         tokens = self._choose(x, site) if self._where(site) else None
         if self._code_weight != 1.0 and not site.half:  # the conditional rows come first, and alone count
             self._count(x, tokens)
         return tokens
 
     def restore(self, x: Tensor, y: Tensor, tokens: TokenMap | None, site: Site) -> Tensor:
+        """``y`` (rows, r, C) at the tokens that ran and what the others get, (rows, L, C); remembers it."""
         past = None if tokens is None else self._memory.get(site)
         full = y if tokens is None else placed(self._untouched(x, y, tokens, site, past), tokens, y)
         if self.remembers(site):
@@ -85,6 +88,7 @@ class Reduction:
         return self._remember and self._restoration != "anchor" and self._where(site)
 
     def code_weights(self) -> Tensor | None:
+        """(B, L): 1 for tokens that ran in every region, ``code_weight`` for those that ran in none."""
         if self._runs is None:
             return None
         share = self._runs[: self._images] / self._regions
@@ -101,6 +105,7 @@ class Reduction:
         return placed(past, tokens, y.to(x.dtype) - gather_tokens(x, tokens.keep))
 
     def _untouched(self, x: Tensor, y: Tensor, tokens: TokenMap, site: Site, past: Tensor | None) -> Tensor:
+        """What tokens get that did not run, (rows, L, C); at those that did it is not used."""
         if self._restoration == "anchor" and tokens.count:
             added = y.to(x.dtype) - gather_tokens(x, tokens.keep)
             return x + gather_tokens(added, nearest(tokens.keep, site.scale))

@@ -11,6 +11,9 @@ from ..network.tokens import Site, resize_tokens
 from ..schedule import Scale
 from .policy import Seen
 
+# 1/g and 1/g^2 of the plane's golden ratio g, the real root of g^3 = g + 1: the R2 sequence of M. Roberts,
+# "The Unreasonable Effectiveness of Quasirandom Sequences" (2018).
+R2 = (0.7548776662466927, 0.5698402909980532)
 SCORES = ("norm", "distance", "detail", "change", "codes", "entropy", "grid", "random")
 
 
@@ -82,10 +85,10 @@ def token_scores(
 def spread_order(scale: Scale, device: torch.device) -> Tensor:
     """Scores (1, L) by which any number of the best tokens covers the grid evenly.
 
-    The R2 sequence (the plane's golden ratio) as a threshold mask: neighbours in value are far apart.
+    The :data:`R2` sequence as a threshold mask: neighbours in value are far apart.
     """
     rows, columns = torch.arange(scale.height).double(), torch.arange(scale.width).double()
-    mask = (rows[:, None] * 0.7548776662466927 + columns[None, :] * 0.5698402909980532) % 1.0
+    mask = (rows[:, None] * R2[0] + columns[None, :] * R2[1]) % 1.0
     return mask.flatten().float().unsqueeze(0).to(device)
 
 

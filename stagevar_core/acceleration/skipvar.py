@@ -24,8 +24,8 @@ def edges(grid: Tensor) -> Tensor:
     """Magnitude of the Sobel gradient of a map (B, C, h, w), all channels together, (B, h, w)."""
     kernel = torch.tensor(SOBEL, device=grid.device).repeat(grid.shape[1], 1, 1, 1)
     padded = F.pad(grid.float(), (1, 1, 1, 1), mode="replicate")
-    slopes = [F.conv2d(padded, each, groups=grid.shape[1]) for each in (kernel, kernel.mT.contiguous())]
-    return sum(slope.square().sum(dim=1) for slope in slopes).sqrt()
+    across, down = (F.conv2d(padded, k, groups=grid.shape[1]) for k in (kernel, kernel.mT.contiguous()))
+    return (across.square().sum(dim=1) + down.square().sum(dim=1)).sqrt()
 
 
 def high_frequencies(grid: Tensor) -> Tensor:
@@ -136,6 +136,7 @@ class SkipVAR:
     per_image = True  # the decisions depend on the image
 
     def start(self, info: RunInfo) -> "SkipVARRun":
+        """Fresh state; every schedule can be run, too short ones dense."""
         return SkipVARRun(self, info)
 
 
@@ -155,6 +156,7 @@ class SkipVARRun(DensePolicyRun):
             self.notes.append("the decisions need two scales before the fidelity stage; all run dense")
 
     def plan(self, scale: Scale) -> ScalePlan:
+        """Everything until the decisions, then what they leave of the last scales."""
         stage, left = self.stages[scale.index], self.count - scale.index
         if left <= self.skip:
             return ScalePlan(run=False, stage=stage, note="skipped")
@@ -165,11 +167,12 @@ class SkipVARRun(DensePolicyRun):
         return sum(later.tokens for later in self.info.schedule.scales[scale.index : self.count - self.skip])
 
     def observe(self, seen: Seen) -> None:
+        """Decide after the last structure scale, by it and the one before."""
         if self.judged < 1 or not self.fidelity:
             return
         if seen.scale.index == self.judged - 1:
             self.older = seen.f_hat
-        if seen.scale.index == self.judged:
+        if seen.scale.index == self.judged and self.older is not None:
             self.decide(features(self.older, seen.f_hat)[0].tolist())
             self.older = None
 

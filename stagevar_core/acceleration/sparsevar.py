@@ -12,13 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..checks import number, whole
 from ..network.tokens import Site, TokenMap, gather_tokens, resize_tokens
 from ..schedule import Scale
 from .policy import DensePolicyRun, RunInfo, ScalePlan, Seen
 from .staged import chunks
 from .stages import StageBoundaries
 
-NEAREST_ANCHORS = 4
+NEAREST_ANCHORS = 4  # of which a dropped token may copy one: the corners of its cell of the lattice
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,14 @@ class SparseVAR:
     per_image = True  # how many tokens run depends on the image
 
     def __post_init__(self) -> None:
-        if not isinstance(self.window, int) or self.window < 1:
-            raise ValueError(f"window is {self.window!r}; expected a distance of at least 1 token")
-        if not 0 <= self.chunk < self.chunks:
-            raise ValueError(f"chunk is {self.chunk}; expected 0 to {self.chunks - 1}")
+        number("threshold", self.threshold)
+        number("similarity", self.similarity)
+        whole("window", self.window, 1, what="a distance of at least 1 token")
+        whole("chunks", self.chunks, 1)
+        whole("chunk", self.chunk, 0, self.chunks - 1, f"0 to {self.chunks - 1}")
 
     def start(self, info: RunInfo) -> "SparseVARRun":
+        """Fresh state; every schedule can be run, too short ones dense."""
         return SparseVARRun(self, info)
 
 
@@ -94,9 +97,11 @@ class _Sparse:
         self.change: Tensor | None = None  # (L,), mean over guidance rows
 
     def reduce(self, x: Tensor, site: Site) -> TokenMap | None:
+        """The chosen tokens, the same for every guidance row of ``x`` (rows, L, C)."""
         return None if self._choice is None else TokenMap(self._choice.keep.expand(len(x), -1))
 
     def restore(self, x: Tensor, y: Tensor, tokens: TokenMap | None, site: Site) -> Tensor:
+        """Others keep their state ``x``, at the end that of the token that they copy; notes the change."""
         full = y
         if tokens is not None:
             index = tokens.keep.unsqueeze(-1).expand(-1, -1, x.shape[-1])
@@ -108,6 +113,7 @@ class _Sparse:
         return full
 
     def code_weights(self) -> Tensor | None:
+        """(1, L): 0 for tokens that neither ran nor copy one."""
         return None if self._choice is None else self._choice.weights.unsqueeze(0)
 
 
@@ -133,19 +139,22 @@ class SparseVARRun(DensePolicyRun):
         self._choice: Choice | None = None
 
     def plan(self, scale: Scale) -> ScalePlan:
+        """From the last scale before the fidelity stage on, which runs in full, what was chosen after it."""
         stage, budget = self.stages[scale.index], ()
         if scale.index < self.first - 1 or self.first > self.last:
             return ScalePlan(stage=stage)
-        if scale.index >= self.first:
+        if self._choice is not None:
             budget = (len(self._choice.keep),)
         self._reduction = _Sparse(self.spans, self.middle, self._choice)
         return ScalePlan(stage=stage, reduction=self._reduction, budget=budget)
 
     def observe(self, seen: Seen) -> None:
-        if not self.first - 1 <= seen.scale.index < self.last:
+        """Choose the tokens of the next scale by what the middle blocks changed at this one."""
+        change = None if self._reduction is None else self._reduction.change
+        if change is None or not self.first - 1 <= seen.scale.index < self.last:
             return
         following = self.info.schedule[seen.scale.index + 1]
-        self._choice = choose(self._reduction.change, seen.guided[0], seen.scale, following, self.settings)
+        self._choice = choose(change, seen.guided[0], seen.scale, following, self.settings)
 
 
 SPARSEVAR = SparseVAR()

@@ -1,132 +1,29 @@
 """Stage-aware acceleration: everything up to a quarter of the area intact, the fidelity stage cut.
 
-One set of choices serves our presets and the paper's; see ``StageSettings``.
+One set of choices serves our presets and the paper's; see :class:`~.settings.StageSettings`.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..network.local import LocalWindow
 from ..network.tokens import Site, TokenMap
 from ..schedule import Scale
 from .policy import RunInfo, ScalePlan, Seen
-from .reduction import RESTORATIONS, Memory, Reduction, best, random_projection, watch
-from .scores import SCORES, History, evened, token_scores
-from .stages import ROUNDING, StageBoundaries
+from .reduction import Memory, Reduction, best, random_projection, watch
+from .scores import History, evened, token_scores
+from .settings import StageSettings, share_at
+from .stages import ROUNDING
 
-GUIDANCE = ("both", "conditional", "unconditional", "reuse")
-TOKENS = ("dense", "gather", "projection")
-ATTENTION = ("dense", "local")
-STORES = ("append", "none")
-ROUND_FROM = 1024  # tokens of a scale from which budgets are multiples of ROUND_TO, whole tiles of a GPU
+# From 32x32 tokens on budgets are multiples of 64, the rows that a GPU's matrix kernels take at once (tiles
+# of 64 or 128 in cuBLAS and CUTLASS): tokens of a part-filled tile cost as much as those of a whole one. On
+# smaller grids that would round away too much.
+ROUND_FROM = 1024
 ROUND_TO = 64
-
-Share = float | tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class StageSettings:
-    """What happens in the fidelity stage.
-
-    ``guidance``: 'both' rows, the 'conditional' or the 'unconditional' one alone, or 'reuse': conditional
-    plus ``reuse ** n`` of the last guidance at its n-th scale. ``guidance_end``: area fraction up to which
-    both rows run; the first scale always has them, the fidelity stage never.
-    ``tokens``: 'dense', 'gather' by ``score`` or random 'projection'. ``evenness``: 0 takes the best tokens,
-    1 takes them evenly spread, in between by both. ``keep``: share of tokens that run, one
-    number, or (area fraction, share) points between which it is interpolated; a share may be a tuple over
-    the depth. ``spans``: chunks of blocks that reduce and restore on their own; 1 is the whole scale.
-    ``restoration``, ``code_weight``: see :class:`Reduction`. ``resize``: of what is remembered.
-    ``attention``: 'dense' or 'local' (``window``; only with dense tokens). ``kv``: 'append', 'none', or the
-    share of the tokens so far that stays. ``skip``: last scales that do not run; one fidelity scale always
-    does. A scale without tokens to run, whose codes would count 0, does not run either.
-    """
-
-    boundaries: StageBoundaries = field(default_factory=StageBoundaries)
-    guidance: str = "conditional"
-    guidance_end: float = 1.0
-    reuse: float = 0.5
-    tokens: str = "dense"
-    keep: float | tuple[tuple[float, Share], ...] = 1.0
-    score: str = "change"
-    evenness: float = 0.0
-    spans: int = 1
-    restoration: str = "delta"
-    code_weight: float = 1.0
-    resize: str = "area"
-    attention: str = "dense"
-    window: LocalWindow = field(default_factory=LocalWindow)
-    kv: str | float = "append"
-    skip: int = 0
-
-    def __post_init__(self) -> None:
-        choices = {
-            "guidance": GUIDANCE,
-            "tokens": TOKENS,
-            "score": SCORES,
-            "restoration": RESTORATIONS,
-            "resize": ("area", "bilinear", "nearest"),
-            "attention": ATTENTION,
-        }
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {list(known)}")
-        points = self.keep if isinstance(self.keep, tuple) else ((1.0, self.keep),)
-        areas = [area for area, _ in points]
-        if not areas or areas != sorted(set(areas)) or () in [share for _, share in points]:
-            raise ValueError(
-                f"keep is {self.keep!r}; expected a share, or points (area fraction, share) by rising area"
-            )
-        shares = [
-            ("reuse", self.reuse),
-            ("guidance_end", self.guidance_end),
-            ("evenness", self.evenness),
-            ("code_weight", self.code_weight),
-        ]
-        shares += [("keep", share) for share in _numbers(self.keep)]
-        if self.kv not in STORES:
-            shares.append(("kv", self.kv))
-        for name, share in shares:
-            if not isinstance(share, int | float) or not 0.0 <= share <= 1.0:
-                raise ValueError(f"{name} is {share!r}; expected a number from 0 to 1")
-        if not isinstance(self.spans, int) or not 1 <= self.spans <= 256:
-            raise ValueError(f"spans is {self.spans!r}; expected 1 to 256 chunks of blocks")
-        if not isinstance(self.skip, int) or not 0 <= self.skip <= 64:
-            raise ValueError(f"skip is {self.skip!r}; expected 0 to 64 scales")
-
-
-def _numbers(keep: float | tuple) -> list[float]:
-    """All shares in a ``keep``."""
-    if not isinstance(keep, tuple):
-        return [keep]
-    shares = [share for _, share in keep]
-    return [number for share in shares for number in (share if isinstance(share, tuple) else (share,))]
-
-
-def interpolate(points: Sequence[tuple[float, float]], at: float) -> float:
-    """Piecewise linear through (position, value) points, flat beyond the ends."""
-    if at <= points[0][0]:
-        return points[0][1]
-    for (x0, y0), (x1, y1) in zip(points[:-1], points[1:], strict=True):
-        if at <= x1:
-            return y0 + (y1 - y0) * (at - x0) / (x1 - x0)
-    return points[-1][1]
-
-
-def share_at(keep: float | tuple[tuple[float, Share], ...], area: float, depth: float) -> float:
-    """The share of tokens at an area fraction and at a relative depth of the blocks, both 0..1."""
-    if not isinstance(keep, tuple):
-        return float(keep)
-
-    def value(share: Share) -> float:
-        if not isinstance(share, tuple):
-            return float(share)
-        centres = [((i + 0.5) / len(share), number) for i, number in enumerate(share)]
-        return interpolate(centres, depth)
-
-    return interpolate([(fraction, value(share)) for fraction, share in keep], area)
+# Odd and 2^64 over the golden ratio (Knuth, TAOCP 3, 6.4; the step of SplitMix64): seeds that follow each
+# other end up far apart. The second number only tells these draws from the sampling's: ASCII "Stage".
+GOLDEN, STAGE = 0x9E3779B97F4A7C15, 0x5374616765
 
 
 def chunks(depth: int, count: int) -> tuple[range, ...]:
@@ -145,51 +42,59 @@ class StagedPolicy:
     per_image = False
 
     def start(self, info: RunInfo) -> "StagedRun":
+        """Fresh state; every schedule can be run, one without a fidelity stage dense."""
         return StagedRun(self.settings, info)
 
 
 class StagedRun:
-    """One generation."""
+    """One generation: plans from the areas of the scales, and what the regions left for the next scale."""
 
     def __init__(self, settings: StageSettings, info: RunInfo) -> None:
         self.settings, self.info = settings, info
         self.notes: list[str] = []
-        self.memory, self.history = Memory(settings.resize), History()
-        self.spans = chunks(info.depth, settings.spans)
+        self.memory, self.history = Memory(settings.tokens.resize), History()
+        self.spans = chunks(info.depth, settings.tokens.spans)
         self.regions = len(self.spans)
         self._generators = [torch.Generator().manual_seed(_derived(seed)) for seed in info.seeds]
         self._chosen: TokenMap | None = None
         if not self.fidelity():
             area = settings.boundaries.structure_end
             self.notes.append(f"no scale of this schedule has more than {area:g} of the area; all run dense")
-        elif settings.guidance == "unconditional" and not info.guided:
+        elif settings.guidance.mode == "unconditional" and not info.guided:
             self.notes.append("without guidance there are no unconditional rows; the conditional ones run on")
+        if settings.tokens.mode == "dense" and settings.tokens.keep != 1.0:
+            self.notes.append("keep has no effect: all tokens run with tokens 'dense'")
 
     def fidelity(self) -> list[Scale]:
         """The scales of the fidelity stage."""
         return [scale for scale in self.info.schedule if self.stage(scale) == "fidelity"]
 
     def stage(self, scale: Scale) -> str:
+        """The name of a scale's stage."""
         return self.settings.boundaries.stage(self.info.schedule, scale)
 
     def skipped(self, scale: Scale) -> bool:
-        """Whether a scale does not run."""
+        """Whether a scale does not run: one of the last ``skip``, or without tokens whose codes count.
+
+        The first fidelity scale always runs, unless the settings leave it no tokens.
+        """
         fidelity = self.fidelity()
         first = max(1, len(fidelity) - self.settings.skip)
         if scale not in fidelity:
             return False
         return scale in fidelity[first:] or (
-            self.settings.code_weight == 0.0 and not any(self.budgets(scale))
+            self.settings.tokens.code_weight == 0.0 and not any(self.budgets(scale))
         )
 
     def guided(self, scale: Scale) -> bool:
         """Whether both rows run."""
-        if self.settings.guidance == "both":
+        if self.settings.guidance.mode == "both":
             return True
-        within = self.info.schedule.area_fraction(scale) <= self.settings.guidance_end * ROUNDING
+        within = self.info.schedule.area_fraction(scale) <= self.settings.guidance.end * ROUNDING
         return self.stage(scale) != "fidelity" and (within or scale.index == 0)
 
     def plan(self, scale: Scale) -> ScalePlan:
+        """All tokens before the fidelity stage, watched where it needs that; the settings' share in it."""
         stage, settings = self.stage(scale), self.settings
         if self.skipped(scale):
             return ScalePlan(run=False, stage=stage, note="skipped")
@@ -206,8 +111,8 @@ class StagedRun:
             rows=rows,
             reuse=reuse,
             reduction=reduction,
-            window=settings.window if settings.attention == "local" else None,
-            store=settings.kv != "none",
+            window=settings.cache.window if settings.cache.attention == "local" else None,
+            store=settings.cache.kv != "none",
             kv_budget=self._kv_budget(scale),
             stage=stage,
             budget=budgets,
@@ -215,15 +120,15 @@ class StagedRun:
 
     def budgets(self, scale: Scale) -> tuple[int, ...]:
         """Tokens that run in every span of a fidelity scale."""
-        settings, tokens = self.settings, scale.tokens
-        if settings.tokens == "dense":
+        settings, tokens = self.settings.tokens, scale.tokens
+        if settings.mode == "dense":
             return (tokens,)
         area, depth, found = self.info.schedule.area_fraction(scale), self.info.depth, []
         for span in self.spans:
             wanted = tokens * share_at(settings.keep, area, (span.start + span.stop) / 2 / depth)
             if wanted >= tokens:
                 found.append(tokens)
-            elif settings.tokens == "projection":
+            elif settings.mode == "projection":
                 found.append(min(tokens, int(wanted) + 1))
             elif tokens >= ROUND_FROM and wanted >= ROUND_TO:
                 found.append(min(tokens, max(1, round(wanted / ROUND_TO)) * ROUND_TO))
@@ -243,14 +148,16 @@ class StagedRun:
             if self.stage(other) != "fidelity":
                 length += other.tokens
                 longest = max(longest, length)
-            elif self.settings.kv != "none" and not self.skipped(other):
+            elif self.settings.cache.kv != "none" and not self.skipped(other):
                 length += 0 if other == self.info.schedule.final else max(self.budgets(other))
                 longest = max(longest, length)
                 length = min(length, self._kv_budget(other) or length)
         return longest - start
 
     def observe(self, seen: Seen) -> None:
-        if self.settings.tokens == "gather" and self.settings.score in ("entropy", "codes"):
+        """Remember what the scores need of a scale's outputs."""
+        tokens = self.settings.tokens
+        if tokens.mode == "gather" and tokens.score in ("entropy", "codes"):
             self.history.observe(seen)
 
     def narrow(self, rows: slice) -> None:
@@ -263,9 +170,10 @@ class StagedRun:
             return "both", 0.0
         earlier = self.info.schedule.scales[: scale.index]
         nth = 1 + sum(not self.guided(s) and not self.skipped(s) for s in earlier)
-        reusing = self.settings.guidance == "reuse"
-        rows = "conditional" if reusing else self.settings.guidance
-        return rows, self.settings.reuse**nth if reusing else 0.0
+        guidance = self.settings.guidance
+        reusing = guidance.mode == "reuse"
+        rows = "conditional" if reusing else guidance.mode
+        return rows, guidance.reuse**nth if reusing else 0.0
 
     def _reduces(self, scale: Scale) -> bool:
         """Whether a scale runs on fewer tokens."""
@@ -280,16 +188,17 @@ class StagedRun:
         """Remembers what the regions do at a scale that runs on all tokens."""
         if not self._restored_from(scale):
             return None
-        return Reduction(self.spans, self.memory, watch, restoration=self.settings.restoration)
+        return Reduction(self.spans, self.memory, watch, restoration=self.settings.tokens.restoration)
 
     def _reduction(self, budgets: dict[range, int], scale: Scale) -> Reduction:
-        settings = self.settings
+        """Every span of blocks on its budget of tokens."""
+        settings = self.settings.tokens
 
         def choose(x: Tensor, site: Site) -> TokenMap | None:
             budget = budgets[site.layers]
             if budget >= scale.tokens:
                 return None
-            if settings.tokens == "projection":
+            if settings.mode == "projection":
                 return random_projection(x, budget, self._generators, raster_positions=True)
             # The same tokens in every span that runs as many: they then have a state of their own.
             if self._chosen is None or self._chosen.count != budget:
@@ -319,12 +228,13 @@ class StagedRun:
 
     def _kv_budget(self, scale: Scale) -> int | None:
         """Keys that stay after a scale, a share of the tokens up to it."""
-        if isinstance(self.settings.kv, str):
+        share = self.settings.cache.kv
+        if isinstance(share, str):
             return None
         seen = sum(s.tokens for s in self.info.schedule.scales[: scale.index + 1])
-        return max(1, round(self.settings.kv * seen))
+        return max(1, round(share * seen))
 
 
 def _derived(seed: int) -> int:
     """The seed of a policy's own draws, so that they differ from those of the sampling."""
-    return (seed * 0x9E3779B97F4A7C15 + 0x5374616765) % 2**64
+    return (seed * GOLDEN + STAGE) % 2**64

@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 
+from ..checks import number
 from ..schedule import Scale, ScaleSchedule
 
 STAGES = ("semantic", "structure", "fidelity")
+FRACTION = "a fraction of the final area from 0 to 1"
 ROUNDING = 1.05  # grids are whole numbers, so an area may pass a boundary by 5%
 
 
@@ -20,9 +22,7 @@ class StageBoundaries:
 
     def __post_init__(self) -> None:
         for name in ("semantic_end", "structure_end"):
-            value = getattr(self, name)
-            if not 0.0 <= value <= 1.0:
-                raise ValueError(f"{name} is {value}; expected a fraction of the final area, 0 to 1")
+            number(name, getattr(self, name), 0.0, 1.0, FRACTION)
         if self.semantic_end > self.structure_end:
             raise ValueError(
                 f"semantic_end is {self.semantic_end}, after structure_end {self.structure_end}; the stages "

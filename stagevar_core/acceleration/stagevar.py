@@ -4,7 +4,9 @@ In the fidelity stage the null prompt runs alone, every chunk of blocks works on
 tokens, and the results are written over tokens drawn by their norm in the chunk's output at the scale before.
 """
 
-from .staged import StagedPolicy, StageSettings
+from .changes import changed
+from .settings import Guidance, StageSettings, Tokens
+from .staged import StagedPolicy
 
 # Ratios r / tokens of the 8 chunks at an energy share of 0.96, by area fraction of scales 40, 48 and 64 of 64
 # (the published table; it was measured on Infinity-2B and is used for all models).
@@ -15,13 +17,8 @@ RANKS = (
 )
 
 _SETTINGS = StageSettings(
-    guidance="unconditional",
-    tokens="projection",
-    keep=RANKS,
-    spans=8,
-    restoration="state",
-    code_weight=1.0,
-    resize="area",
+    guidance=Guidance("unconditional"),
+    tokens=Tokens("projection", keep=RANKS, spans=8, restoration="state", code_weight=1.0, resize="area"),
 )
 
 PAPER = StagedPolicy("paper", _SETTINGS)
@@ -33,7 +30,7 @@ fraction between the published ones, any grid and batch runs, and the null text 
 gives a negative prompt.
 """
 
-PAPER_RELEASED = StagedPolicy("paper-released", StageSettings(**{**vars(_SETTINGS), "skip": 2}))
+PAPER_RELEASED = StagedPolicy("paper-released", changed(_SETTINGS, skip=2))
 """What the public code runs: the first fidelity scale as above, the last two scales not at all.
 
 The code tests for grid widths 48 and 64; here it is the last two scales, except that one fidelity scale

@@ -84,7 +84,7 @@ class BitwiseQuantizer:
     ) -> Tensor:
         """``f_hat`` plus the codes of one scale, times ``weights`` (B, 1, h, w), on the final grid."""
         counted = codes if weights is None else codes * weights.to(codes.dtype)
-        return f_hat + resize_latent(counted, tuple(f_hat.shape[-2:]))
+        return f_hat + resize_latent(counted, (f_hat.shape[2], f_hat.shape[3]))
 
     def next_input(self, f_hat: Tensor, scale: Scale) -> Tensor:
         """What the transformer sees at ``scale``: the accumulated latent there, as (B, L, bits)."""

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..network.layers import cast
+from ..network.layers import cast, stacked
 from ..schedule import Scale, ScaleSchedule
 from .conv import Decoder, Encoder, clamp_image
 
@@ -77,7 +77,7 @@ class VectorQuantizer(nn.Module):
     def __init__(self, vocab: int, dim: int, phis: int, *, device=None) -> None:
         super().__init__()
         self.codebook = nn.Parameter(torch.empty(vocab, dim, dtype=torch.float32, device=device))
-        self.phi = nn.ModuleList(
+        self.phi = stacked(
             nn.Conv2d(dim, dim, 3, padding=1, dtype=torch.float32, device=device) for _ in range(phis)
         )
 
@@ -124,11 +124,12 @@ class VectorQuantizer(nn.Module):
         ``weights``: on the same grid, of the convolution's bias, which is the share of every pixel's code.
         """
         conv = self.phi[phi_index(schedule, scale, len(self.phi))]
-        weight, bias = cast(conv.weight, codes), cast(conv.bias, codes)
+        weight, bias = cast(conv.weight, codes), None if conv.bias is None else cast(conv.bias, codes)
         if weights is None:
             convolved = F.conv2d(codes, weight, bias, padding=1)
         else:
-            convolved = F.conv2d(codes, weight, padding=1) + bias.view(-1, 1, 1) * weights
+            convolved = F.conv2d(codes, weight, padding=1)
+            convolved = convolved if bias is None else convolved + bias.view(-1, 1, 1) * weights
         return codes * (1.0 - PHI_SHARE) + convolved * PHI_SHARE
 
     def add(

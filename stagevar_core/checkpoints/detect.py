@@ -54,7 +54,9 @@ LOOKALIKES: tuple[tuple[str, str], ...] = (
 def recognise(keys: Sequence[str], source: str) -> FamilySpec | None:
     """The first specification that these keys match; raises for a known file with unreleased options."""
     spec = next((spec for spec in SPECS if spec.matches(keys)), None)
-    for pattern, meaning in spec.unsupported if spec else ():
+    if spec is None:
+        return None
+    for pattern, meaning in spec.unsupported:
         if key := first_match(pattern, keys):
             raise CheckpointError(
                 f"{source}: the key {key} stands for {meaning}, an option that no released {spec.title} "

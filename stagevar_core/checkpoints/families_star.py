@@ -88,8 +88,9 @@ def star_config(shapes: Shapes) -> STARConfig:
 def _told_sides(shapes: Shapes, levels: int) -> tuple[int, ...]:
     """The schedule in the settings that a training checkpoint carries, empty where there is none."""
     told = shapes.settings.get("patch_nums")
-    valid = isinstance(told, list | tuple) and len(told) == levels
-    if not valid or not all(isinstance(side, int) and 1 <= side <= 1024 for side in told):
+    if not isinstance(told, list | tuple) or len(told) != levels:
+        return ()
+    if not all(isinstance(side, int) and 1 <= side <= 1024 for side in told):
         return ()
     return tuple(told)
 

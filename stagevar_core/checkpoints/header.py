@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any
+from typing import Any, TypeGuard
 
 from ..schedule import AspectTable, infinity_aspect_table
 from .errors import CheckpointError, listed
@@ -108,11 +108,11 @@ def read_config(config_type: type, values: Mapping[str, Any], source: str) -> An
     return config_type.from_dict(dict(values))
 
 
-def _is_size(value: Any) -> bool:
+def _is_size(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _LIMIT
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -155,7 +155,8 @@ def _defaults(values: Any, source: str) -> dict[str, Any]:
             low, high = _DEFAULT_RANGES[name]
             whole = isinstance(low, int)
             per_scale = isinstance(value, list) and name in ("cfg", "temperature")
-            for number in value if per_scale else [value]:
+            given: list[Any] = list(value) if per_scale else [value]
+            for number in given:
                 if not _is_number(number) or (whole and number != int(number)) or not low <= number <= high:
                     kind = "a whole number" if whole else "a number"
                     raise _bad(source, f"defaults.{name}", _short(value), f"{kind} from {low} to {high}")

@@ -231,7 +231,7 @@ def _choose(found: list[Group], source: str, kind: str | None) -> tuple[Group, F
         largest = max(found, key=lambda group: len(group.tensors), default=Group((), {}))
         raise unknown(list(largest.tensors), source)
     wanted = [(group, spec) for group, spec in known if kind in (None, spec.kind)]
-    if not wanted:
+    if kind is not None and not wanted:
         raise CheckpointError(
             f"{source}: this is {_article(known[0][1].title)}, expected {KINDS[kind]}. "
             "Load it with the loader of its kind, and choose another file here"

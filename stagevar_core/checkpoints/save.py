@@ -1,16 +1,17 @@
-"""Writing our own files: one safetensors file with the header of :mod:`.metadata`, tensor by tensor."""
+"""Writing our own files: one safetensors file with the header of :mod:`.header`, tensor by tensor."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ..files import replaced
 from . import header as headers
 
-DTYPES = {
+# The names that the safetensors format has for them.
+_CODES = {
     torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
@@ -52,19 +53,14 @@ def save(
         kind = stored_dtype(tensors[name], dtype)
         stop = offset + tensors[name].numel() * kind.itemsize
         shape = list(tensors[name].shape)
-        table[name] = {"dtype": DTYPES[kind], "shape": shape, "data_offsets": [offset, stop]}
+        table[name] = {"dtype": _CODES[kind], "shape": shape, "data_offsets": [offset, stop]}
         offset = stop
     raw = json.dumps(table, separators=(",", ":")).encode()
     raw += b" " * (-len(raw) % 8)
-    temporary = path.with_name(f"{path.name}.part")
-    try:
-        with temporary.open("wb") as file:
-            file.write(len(raw).to_bytes(8, "little") + raw)
-            for name in order:
-                file.write(_bytes(name, tensors[name], dtype))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replaced(path) as partial, partial.open("wb") as file:
+        file.write(len(raw).to_bytes(8, "little") + raw)
+        for name in order:
+            file.write(_bytes(name, tensors[name], dtype))
     return path.stat().st_size
 
 
@@ -73,4 +69,4 @@ def _bytes(name: str, tensor: Tensor, dtype: torch.dtype | None) -> memoryview:
     stored = tensor.detach().to(device="cpu", dtype=target)
     if target == torch.float16 and tensor.dtype != target and not stored.isfinite().all():
         raise ValueError(f"{name} has values beyond the range of float16; choose bfloat16 or float32 instead")
-    return memoryview(stored.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return stored.contiguous().reshape(-1).view(torch.uint8).numpy().data

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -69,7 +69,7 @@ class Shapes:
             return None
         return [int(value) for value in buffer.flatten().tolist()]
 
-    def _fail(self, found: str) -> None:
+    def _fail(self, found: str) -> NoReturn:
         raise CheckpointError(
             f"{self.source}: its names are known, but {found}; expected a complete checkpoint. "
             "Get the file again, or convert it from the original"
@@ -101,7 +101,7 @@ class FamilySpec:
     unsupported: tuple[tuple[str, str], ...] = ()
     unseen: tuple[str, ...] = ()
     buffers: tuple[str, ...] = ()
-    sizes: Callable[[Any], AspectTable] | None = None
+    sizes: Callable[[Any], AspectTable | None] | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
     tokenizer: str = ""
 

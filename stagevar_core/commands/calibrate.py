@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from tqdm import tqdm
 
 from ..acceleration.schedule_file import StageSchedule
 from ..evaluation.calibrate import Calibration, Request
+from ..files import replaced
 from ..plots.schedules import curves
 from ..schedule import ScaleSchedule
 from .options import add_model_options, check_seed, load_pipeline, settings_of
@@ -89,9 +89,8 @@ def measure(work: Calibration, state: Path) -> None:
 
 def write_state(work: Calibration, path: Path) -> None:
     """Replace the state file in one step."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(work.state()), encoding="utf-8")
-    os.replace(partial, path)
+    with replaced(path) as partial:
+        partial.write_text(json.dumps(work.state()), encoding="utf-8")
 
 
 def resume(work: Calibration, path: Path) -> None:
@@ -136,6 +135,8 @@ def read_prompts(arguments: argparse.Namespace) -> list[str]:
 def table(schedule: StageSchedule) -> str:
     """The measured means as text, one line per scale."""
     measured, boundaries = schedule.measured, schedule.boundaries
+    if measured is None or boundaries is None:
+        raise ValueError("this schedule was not measured; expected one that the calibrate command made")
     found = {name: curve["mean"] for name, curve in measured["curves"].items()}
     grids = ScaleSchedule.of(measured["schedule"])
     lines = [

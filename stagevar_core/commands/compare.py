@@ -12,13 +12,15 @@ from typing import Any
 from tqdm import tqdm
 
 from ..acceleration.policy import AccelerationPolicy
-from ..acceleration.presets import DEFAULT, PRESETS, preset
-from ..acceleration.schedule_file import FORMAT, VERSION, StageSchedule
-from ..evaluation import report
+from ..acceleration.presets import DEFAULT, PRESETS, adjusted, preset
+from ..checks import inside
+from ..devices import hardware
+from ..evaluation import report, tables
 from ..evaluation.album import Album, grid
 from ..evaluation.compare import REFERENCE, Comparison, Job, compare
 from ..evaluation.lpips import LPIPS
 from ..pipeline import Pipeline
+from ..sampling.generate import generate
 from .options import add_model_options, check_request, load_pipeline, settings_of
 from .output import check_file, output_file
 from .prompts import DEFAULT_PROMPTS, Prompts, read_prompts
@@ -26,7 +28,7 @@ from .prompts import DEFAULT_PROMPTS, Prompts, read_prompts
 GRID_ROWS = 12
 
 
-_SAMPLING_LOG = logging.getLogger(f"{__package__.rpartition('.')[0]}.sampling")
+_SAMPLING_LOG = logging.getLogger(generate.__module__.rpartition(".")[0])
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
@@ -122,7 +124,7 @@ def run(arguments: argparse.Namespace) -> None:
         "command": shlex.join(["python", "-m", "stagevar_core", *sys.argv[1:]]),
         "models": {name: getattr(arguments, name).name for name in ("transformer", "tokenizer")},
         "dtype": str(pipeline.transformer.compute_dtype).removeprefix("torch."),
-        "hardware": report.hardware(pipeline.device),
+        "hardware": hardware(pipeline.device),
     }
     write(arguments, found, report.report(found, policies, about, arguments.against or REFERENCE))
     if arguments.grid is not None:
@@ -145,8 +147,9 @@ def chosen_policies(names: str, overrides: list[str]) -> dict[str, AccelerationP
             raise ValueError(f"--overrides has {text!r}; expected a preset of {list(policies)}")
         for target in [name] if colon else [name for name in policies if name != REFERENCE]:
             changes.setdefault(target, {})[key] = parsed(value)
-    for name, values in changes.items():
-        policies[name] = overridden(policies[name], values)
+    with inside("--overrides: "):
+        for name, values in changes.items():
+            policies[name] = adjusted(policies[name], values)
     return policies
 
 
@@ -156,14 +159,6 @@ def parsed(text: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError:
         return text
-
-
-def overridden(policy: AccelerationPolicy, values: Mapping[str, Any]) -> AccelerationPolicy:
-    """A preset with other settings, checked as those of a schedule file are."""
-    outer = {key: values[key] for key in ("boundaries", "keep") if key in values}
-    inner = {key: value for key, value in values.items() if key not in outer}
-    text = json.dumps({"format": FORMAT, "version": VERSION, **outer, "settings": inner})
-    return StageSchedule.parse(text, "--overrides").apply(policy)
 
 
 def measure(  # noqa: PLR0913 - what compare() takes, with a bar
@@ -197,13 +192,13 @@ def measure(  # noqa: PLR0913 - what compare() takes, with a bar
 
 def write(arguments: argparse.Namespace, found: Comparison, values: dict[str, Any]) -> None:
     """Print the tables, write the files."""
-    tables = report.markdown(values, arguments.against or REFERENCE)
-    print(tables)
+    text = tables.markdown(values, arguments.against or REFERENCE)
+    print(text)
     for name in found.variants:
         for note in values["variants"][name]["notes"]:
             print(f"{name}: {note}")
     if arguments.markdown is not None:
-        arguments.markdown.write_text(f"{tables}\n{footer(values)}\n", encoding="utf-8")
+        arguments.markdown.write_text(f"{text}\n{footer(values)}\n", encoding="utf-8")
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..acceleration.presets import PRESETS
+from ..acceleration.schedule_file import identity
 from ..pipeline import Pictures
 from ..plots.timeline import timeline
 from .options import add_model_options, check_request, load_pipeline, policy_of, settings_of
@@ -69,7 +70,8 @@ def run(arguments: argparse.Namespace) -> None:
     policy, stages = policy_of(arguments)
     pipeline = load_pipeline(arguments)
     if stages is not None:
-        stages.check(pipeline.transformer)
+        network = pipeline.transformer
+        stages.check(identity(network.family, network.config.to_dict()))
     found = pipeline(
         arguments.prompt,
         arguments.negative,

@@ -6,8 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-import torch
-
+from ..devices import is_out_of_memory
 from . import calibrate, compare, generate, score
 from .output import first_line
 
@@ -28,11 +27,6 @@ def parser() -> argparse.ArgumentParser:
     for command in (generate, score, calibrate, compare):
         command.add_parser(commands)
     return root
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether ``error`` says that memory is short; the CPU allocator raises a plain ``RuntimeError``."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,10 +8,9 @@ import torch
 from ..acceleration.policy import AccelerationPolicy
 from ..acceleration.presets import preset
 from ..acceleration.schedule_file import StageSchedule
+from ..devices import DTYPES
 from ..pipeline import EMBEDDED, MAX_BATCH, MAX_SEED, Pipeline
 from .output import first_line
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def numbers(text: str) -> float | list[float]:

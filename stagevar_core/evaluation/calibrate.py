@@ -5,7 +5,6 @@ are from the final ones, how often guidance changes a code, and how undecided th
 model is touched: a policy that reduces nothing watches the run.
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -17,16 +16,20 @@ import torch
 from torch import Tensor
 
 from ..acceleration.policy import DensePolicyRun, RunInfo, ScalePlan, Seen
-from ..acceleration.schedule_file import CURVES, StageSchedule, identity
+from ..acceleration.schedule_file import StageSchedule, identity
+from ..acceleration.schedule_reader import CURVES, Measured
 from ..acceleration.staged import chunks
 from ..acceleration.stages import StageBoundaries
-from ..network.tokens import Site
+from ..checks import refuse, whole
+from ..network.tokens import Site, TokenMap
 from ..pipeline import Pipeline
 from ..sampling.settings import SamplingSettings
 from ..schedule import Scale
+from . import fingerprint
+from .metrics import psnr
+from .moments import Moments
 
-SEMANTIC_COSINE, STRUCTURE_COSINE = 2 / 3, 5 / 6
-PSNR_LIMIT = 100.0  # dB of pictures without a difference
+SEMANTIC_COSINE, STRUCTURE_COSINE = 2 / 3, 5 / 6  # see find_boundaries
 _NO_ENERGY = 1e-10  # relative; what centring leaves of equal tokens in float32
 
 
@@ -46,9 +49,8 @@ class Request:
 
     def __post_init__(self) -> None:
         if not 0.0 < self.alpha < 1.0:
-            raise ValueError(f"alpha is {self.alpha}; expected a share of the energy between 0 and 1")
-        if not 1 <= self.chunks <= 256:
-            raise ValueError(f"chunks is {self.chunks}; expected 1 to 256 chunks of blocks")
+            refuse("alpha", self.alpha, "a share of the energy between 0 and 1")
+        whole("chunks", self.chunks, 1, 256, "1 to 256 chunks of blocks")
 
 
 def energy_rank(x: Tensor, alpha: float) -> int:
@@ -86,7 +88,7 @@ class _Watch:
     def reduce(self, x: Tensor, site: Site) -> None:
         self._ranks.append(energy_rank(x[0], self._alpha))
 
-    def restore(self, x: Tensor, y: Tensor, tokens: None, site: Site) -> Tensor:
+    def restore(self, x: Tensor, y: Tensor, tokens: TokenMap | None, site: Site) -> Tensor:
         return y
 
     def code_weights(self) -> None:
@@ -143,7 +145,7 @@ def measure(pipeline: Pipeline, prompt: str, seed: int, request: Request) -> dic
     ranks = np.array(found.ranks, float)
     tokens = np.array([[scale.tokens] for scale in pictures.schedule], float)
     ranks[tokens[:, 0] == 1] = math.nan  # one token has no rank beyond its mean
-    earlier = [psnr(pipeline.decode(latent), pictures.images) for latent in found.latents[:-1]]
+    earlier = [float(psnr(pipeline.decode(latent), pictures.images)) for latent in found.latents[:-1]]
     same_bits = [float(((latent > 0) == (final > 0)).float().mean()) for latent in found.latents]
     return {
         "rank": ranks,
@@ -157,12 +159,6 @@ def measure(pipeline: Pipeline, prompt: str, seed: int, request: Request) -> dic
         "disagreement": np.array(found.disagreement),
         "entropy": np.array(found.entropy),
     }
-
-
-def psnr(image: Tensor, reference: Tensor) -> float:
-    """Peak signal-to-noise ratio of 8-bit images in dB, at most ``PSNR_LIMIT``."""
-    error = float((image.double() - reference.double()).square().mean())
-    return min(PSNR_LIMIT, 10.0 * math.log10(255.0**2 / error)) if error else PSNR_LIMIT
 
 
 def _cosine(a: Tensor, b: Tensor) -> float:
@@ -185,43 +181,6 @@ def find_boundaries(cosines: Sequence[float], areas: Sequence[float]) -> StageBo
 
     semantic = first(SEMANTIC_COSINE)
     return StageBoundaries(min(semantic, 1.0), min(max(semantic, first(STRUCTURE_COSINE)), 1.0))
-
-
-class Moments:
-    """Running mean and deviation of arrays of one shape, entry by entry; NaN entries do not count."""
-
-    def __init__(self) -> None:
-        self.count = self.mean = self.squares = np.zeros(0)
-
-    def add(self, values: np.ndarray) -> None:
-        """One more array."""
-        if not self.count.size:
-            self.count, self.mean, self.squares = (np.zeros_like(values) for _ in range(3))
-        there = ~np.isnan(values)
-        self.count = self.count + there
-        step = np.where(there, values - self.mean, 0.0)
-        self.mean = self.mean + step / np.maximum(self.count, 1)
-        self.squares = self.squares + step * np.where(there, values - self.mean, 0.0)
-
-    def curve(self) -> dict[str, list]:
-        """Mean and sample standard deviation as lists; None where nothing was measured."""
-        deviation = np.sqrt(self.squares / np.maximum(self.count - 1, 1))
-        return {"mean": self._listed(self.mean), "std": self._listed(deviation)}
-
-    def state(self) -> dict[str, list]:
-        """For :meth:`restore`."""
-        return {name: getattr(self, name).tolist() for name in ("count", "mean", "squares")}
-
-    def restore(self, state: dict[str, list]) -> None:
-        """Go on from a saved state."""
-        arrays = [np.array(state[name], float) for name in ("count", "mean", "squares")]
-        if len({array.shape for array in arrays}) != 1 or not np.isfinite(arrays).all():
-            raise ValueError("arrays of different shapes or without numbers")
-        self.count, self.mean, self.squares = arrays
-
-    def _listed(self, values: np.ndarray) -> list:
-        gaps = np.where(self.count > 0, np.round(values, 6), np.nan)
-        return np.where(np.isnan(gaps), None, gaps).tolist()
 
 
 class Calibration:
@@ -248,6 +207,7 @@ class Calibration:
 
         Budgets are the mean ranks relative to tokens, at every scale of more than one token.
         """
+        network = self.pipeline.transformer
         curves = {name: moments.curve() for name, moments in self.moments.items()}
         areas = [self.grids.area_fraction(scale) for scale in self.grids]
         shares = curves["rank_of_tokens"]["mean"]
@@ -256,17 +216,17 @@ class Calibration:
             for area, row in zip(areas, shares, strict=True)
             if row[0] is not None
         ]
-        measured = {
+        measured: Measured = {
             "alpha": self.request.alpha,
             "chunks": len(shares[0]),
             "prompts": self.done,
             "seed": self.request.seed,
-            "width": self.pipeline.transformer.config.width,
+            "width": network.config.width,
             "schedule": [list(grid) for grid in self.grids.grids],
             "curves": curves,
         }
         return StageSchedule(
-            model=identity(self.pipeline.transformer),
+            model=identity(network.family, network.config.to_dict()),
             boundaries=find_boundaries(curves["latent_cosine"]["mean"], areas),
             keep=tuple(keep) or None,
             measured=measured,
@@ -295,11 +255,11 @@ class Calibration:
 
     def _identity(self) -> dict[str, Any]:
         """What must be the same for two parts of a measurement to belong together."""
-        settings = self.request.settings or self.pipeline.settings()
+        network, settings = self.pipeline.transformer, self.request.settings or self.pipeline.settings()
         values = {
-            "model": identity(self.pipeline.transformer),
-            "weights": fingerprint(self.pipeline.transformer),
-            "prompts": hashlib.sha256("\n".join(self.prompts).encode()).hexdigest()[:16],
+            "model": identity(network.family, network.config.to_dict()),
+            "weights": fingerprint.weights(network),
+            "prompts": fingerprint.digest("\n".join(self.prompts)),
             "alpha": self.request.alpha,
             "chunks": self.request.chunks,
             "seed": self.request.seed,
@@ -307,12 +267,3 @@ class Calibration:
             "settings": asdict(settings),
         }
         return json.loads(json.dumps(values))
-
-
-def fingerprint(model: torch.nn.Module) -> str:
-    """A short hash of a few weights of every tensor, to tell two checkpoints of one shape apart."""
-    digest = hashlib.sha256()
-    for name, tensor in model.named_parameters():
-        digest.update(name.encode())
-        digest.update(tensor.detach().flatten()[:16].float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]

@@ -4,34 +4,36 @@ Every batch runs under all policies in turn, so that what disturbs the clock dis
 are written before the next one starts; a second call with the same store goes on where the first one ended.
 """
 
-import hashlib
 import json
-import os
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..acceleration.policy import AccelerationPolicy, DensePolicy, FirstScales
+from ..checks import whole
+from ..conditioning.types import Conditioning
 from ..pipeline import MAX_SEED, Pipeline
 from ..sampling.generate import generate
 from ..sampling.noise import SeededNoise
+from ..sampling.result import Generation
 from ..sampling.settings import SamplingSettings
 from ..sampling.trace import Trace
 from ..scenes import CANVAS, parse, score
 from ..schedule import ScaleSchedule
+from . import fingerprint
 from .lpips import LPIPS
 from .metrics import psnr, ssim
+from .score import SCORED
+from .store import Part, Store
 
 REFERENCE = "off"
 NEARNESS = ("psnr", "ssim", "lpips")
-SCORED = ("strict", "texture", "shape", "colour", "count", "position", "size", "background")
 WORK = ("flops", "milliseconds", "computed", "rows", "ran", "kv_bytes")
-Part = dict[str, np.ndarray]
+Keep = Callable[[str, int, np.ndarray], None]  # variant, number of the picture, picture (H, W, 3) uint8
 
 
 @dataclass(frozen=True)
@@ -51,14 +53,14 @@ class Job:
     def __post_init__(self) -> None:
         if not self.captions:
             raise ValueError("no caption was given; pass at least one")
-        for name in ("seeds", "batch"):
-            if not 1 <= getattr(self, name) <= 1024:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected 1 to 1024")
-        if not 0 <= self.seed <= MAX_SEED - self.pictures:
-            raise ValueError(f"seed is {self.seed}; expected 0 to {MAX_SEED - self.pictures}")
+        whole("seeds", self.seeds, 1, 1024, "1 to 1024")
+        whole("batch", self.batch, 1, 1024, "1 to 1024")
+        last = MAX_SEED - self.pictures
+        whole("seed", self.seed, 0, last, f"0 to {last}")
 
     @property
     def pictures(self) -> int:
+        """How many in all."""
         return len(self.captions) * self.seeds
 
     def part(self, start: int) -> list[str]:
@@ -87,6 +89,7 @@ class Comparison:
 
     @property
     def variants(self) -> list[str]:
+        """Their names, the dense run first."""
         return list(self.measures)
 
     def per_caption(self, variant: str, measure: str) -> np.ndarray:
@@ -103,9 +106,9 @@ def compare(  # noqa: PLR0913 - what to measure, then where the results go
     job: Job,
     *,
     store: Path | None = None,
-    keep: Callable[[str, int, np.ndarray], None] | None = None,
+    keep: Keep | None = None,
     lpips: LPIPS | None = None,
-    advance: Callable[[int], Any] = lambda pictures: None,
+    advance: Callable[[int], object] = lambda pictures: None,
 ) -> Comparison:
     """Draw the captions under every policy and under none.
 
@@ -114,20 +117,18 @@ def compare(  # noqa: PLR0913 - what to measure, then where the results go
     Raises ``ValueError`` for a store of other models, code or settings.
     """
     runner = _Runner(pipeline, variants, job, lpips, keep)
-    if store is not None:
-        _open(store, runner.identity())
+    results = None if store is None else Store(store, runner.identity())
     parts, warm = [], False
     for start in range(0, job.pictures, job.batch):
-        file = None if store is None else store / f"{start:07d}.npz"
-        if file is not None and file.is_file():
-            parts.append(_read(file))
-        else:
+        part = None if results is None else results.read(start)
+        if part is None:
             if not warm:
                 runner.warm_up()
                 warm = True
-            parts.append(runner.part(start))
-            if file is not None:
-                _write(file, parts[-1])
+            part = runner.part(start)
+            if results is not None:
+                results.write(start, part)
+        parts.append(part)
         advance(len(job.part(start)))
     return runner.result(parts)
 
@@ -141,7 +142,7 @@ class _Runner:
         variants: Mapping[str, AccelerationPolicy],
         job: Job,
         lpips: LPIPS | None,
-        keep: Callable[[str, int, np.ndarray], None] | None,
+        keep: Keep | None,
     ) -> None:
         self.pipeline, self.job, self.keep = pipeline, job, keep
         self.lpips = None if lpips is None else lpips.to(pipeline.device)
@@ -153,19 +154,21 @@ class _Runner:
         self.settings = job.settings or pipeline.settings()
         self.schedule = job.schedule or pipeline.schedule()
         size = pipeline.trained.image_size(self.schedule)
-        specs = [parse(caption) for caption in job.captions] if size == (CANVAS, CANVAS) else [None]
-        self.tasks = None if None in specs else tuple(spec.task for spec in specs)
+        specs = [parse(caption) for caption in job.captions] if size == (CANVAS, CANVAS) else []
+        tasks = tuple(spec.task for spec in specs if spec is not None)
+        self.tasks = tasks if len(tasks) == len(job.captions) else None
 
     def identity(self) -> dict[str, str]:
         """What the results depend on, so that a store is never continued with something else."""
         job = {**asdict(self.job), "settings": asdict(self.settings), "schedule": self.schedule.grids}
         policies = {name: described(policy) for name, policy in self.variants.items()}
-        network = None if self.lpips is None else self.lpips.net
+        encoder, lpips = self.pipeline.text_encoder, None if self.lpips is None else self.lpips.net
+        networks = self.pipeline.transformer, self.pipeline.tokenizer, encoder and encoder.model
         return {
-            "job": _digest(json.dumps(job)),
-            "variants": _digest(json.dumps([policies, network])),
-            "models": _digest(*_weights(self.pipeline)),
-            "code": _digest(*_sources()),
+            "job": fingerprint.digest(json.dumps(job)),
+            "variants": fingerprint.digest(json.dumps([policies, lpips])),
+            "models": fingerprint.weights(*networks),
+            "code": fingerprint.code(),
         }
 
     def warm_up(self) -> None:
@@ -206,7 +209,7 @@ class _Runner:
         single = tuple(name for name, policy in self.variants.items() if policy.per_image)
         return Comparison(self.job, self.schedule, measures, work, notes, self.tasks, single)
 
-    def _generate(self, conditioning, start: int, policy: AccelerationPolicy):
+    def _generate(self, conditioning: Conditioning, start: int, policy: AccelerationPolicy) -> Generation:
         return generate(
             self.pipeline.transformer,
             conditioning,
@@ -251,7 +254,7 @@ def _work(trace: Trace) -> Part:
     return found | {"notes": np.array(json.dumps(trace.notes))}
 
 
-def described(value: Any) -> Any:
+def described(value: object) -> Any:
     """A policy or a part of one as plain values that are the same in every process."""
     if is_dataclass(value):
         return [type(value).__qualname__, {key: described(item) for key, item in vars(value).items()}]
@@ -262,63 +265,3 @@ def described(value: Any) -> Any:
     if value is None or isinstance(value, str | int | float):
         return value
     return [type(value).__qualname__, described(getattr(value, "__dict__", {}))]
-
-
-def _weights(pipeline: Pipeline) -> list[bytes]:
-    """Names, shapes and some values of all weights."""
-    found = []
-    for model in (pipeline.transformer, pipeline.tokenizer, getattr(pipeline.text_encoder, "model", None)):
-        for name, value in model.state_dict().items() if isinstance(model, nn.Module) else ():
-            flat = value.detach().flatten()
-            some = flat[:: max(1, len(flat) // 64)].float().cpu().numpy().tobytes()
-            found.append(f"{name} {tuple(value.shape)} {value.dtype}".encode() + some)
-    return found
-
-
-def _sources() -> list[bytes]:
-    """The code of this package, which decides what is measured."""
-    core = Path(__file__).parents[1]
-    return [file.read_bytes() for file in sorted(core.rglob("*.py"))]
-
-
-def _digest(*parts: str | bytes) -> str:
-    found = hashlib.sha256()
-    for part in parts:
-        found.update(part.encode() if isinstance(part, str) else part)
-    return found.hexdigest()[:16]
-
-
-def _open(store: Path, identity: dict[str, str]) -> None:
-    """Make the folder, or check that its results belong to the same comparison."""
-    store.mkdir(parents=True, exist_ok=True)
-    file = store / "comparison.json"
-    if not file.is_file():
-        if any(store.glob("*.npz")):
-            raise ValueError(f"{store}: has results, but not what they belong to; choose another folder")
-        file.write_text(json.dumps(identity, indent=1) + "\n", encoding="utf-8")
-        return
-    try:
-        before = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file}: damaged ({error}); delete the folder or choose another") from error
-    changed = [key for key, value in identity.items() if before.get(key) != value]
-    if changed:
-        raise ValueError(
-            f"{store}: holds results of other {' and '.join(changed)}; delete the folder or choose another"
-        )
-
-
-def _read(file: Path) -> Part:
-    try:
-        with np.load(file, allow_pickle=False) as found:
-            return {key: found[key] for key in found.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{file}: damaged ({error}); delete it, and it is measured again") from error
-
-
-def _write(file: Path, part: Part) -> None:
-    """In one step, so that an interrupted run leaves whole parts only."""
-    temporary = file.with_suffix(".tmp")
-    with temporary.open("wb") as opened:
-        np.savez_compressed(opened, **part)
-    os.replace(temporary, file)

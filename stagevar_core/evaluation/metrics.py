@@ -8,9 +8,13 @@ PSNR_LIMIT = 100.0  # of equal pictures, so that means stay finite
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB, (B,), of uint8 pictures (B, H, W, C); equal ones get 100."""
-    _check(a, b)
-    error = (a.int() - b.int()).square().float().flatten(1).mean(dim=1)
+    """Peak signal-to-noise ratio in dB of uint8 pictures (B, H, W, C); equal ones get ``PSNR_LIMIT``.
+
+    (B,) in float64 on the CPU: the sum of squares is whole and exact, and not all devices have float64.
+    """
+    check_pictures(a, b)
+    total = (a.int() - b.int()).square().flatten(1).sum(dim=1)
+    error = total.cpu().double() / a[0].numel()
     return (10.0 * torch.log10(255.0**2 / error)).clamp(max=PSNR_LIMIT)
 
 
@@ -20,7 +24,7 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     Wang et al. 2004: Gaussian window 11 x 11 with sigma 1.5, K = (0.01, 0.03), range 255; only places where
     the whole window lies within the picture.
     """
-    _check(a, b, smallest=11)
+    check_pictures(a, b, smallest=11)
     offsets = torch.arange(-5, 6, device=a.device, dtype=torch.float32)
     window = torch.exp(-offsets.square() / (2 * 1.5**2))
     window = window / window.sum()
@@ -39,7 +43,8 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     return (luminance * structure).flatten(1).mean(dim=1)
 
 
-def _check(a: Tensor, b: Tensor, smallest: int = 1) -> None:
+def check_pictures(a: Tensor, b: Tensor, smallest: int = 1) -> None:
+    """``ValueError`` unless both are uint8 (B, H, W, C) of one shape, with ``smallest`` pixels a side."""
     if a.shape != b.shape or a.dim() != 4 or a.dtype != torch.uint8 or b.dtype != torch.uint8:
         raise ValueError(
             f"got {tuple(a.shape)} {a.dtype} and {tuple(b.shape)} {b.dtype}; expected two uint8 batches "

@@ -1,47 +1,20 @@
-"""What a comparison found: summaries with intervals, Markdown, JSON."""
+"""What a comparison found, as plain values: costs, summaries with intervals, everything for JSON."""
 
 import math
-import os
-import platform
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ..acceleration.policy import AccelerationPolicy
-from .compare import NEARNESS, REFERENCE, SCORED, Comparison, described
+from .compare import NEARNESS, REFERENCE, Comparison, described
 from .intervals import Interval, difference, interval
+from .score import SCORED
 
-VERSION = 1
-
-
-TASK_SCORES = ("strict", "texture")
-
-
-_DECIMALS = {"psnr": 2, "ssim": 4, "lpips": 4}
-
-
-def hardware(device: torch.device) -> dict[str, Any]:
-    """What the times belong to."""
-    name, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
-    if info.is_file():
-        found = re.search(r"model name\s*:\s*(.+)", info.read_text(encoding="utf-8", errors="replace"))
-        name = found[1].strip() if found else name
-    values = {
-        "device": str(device),
-        "processor": name,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "system": platform.system(),
-    }
-    if device.type == "cuda":
-        values["gpu"] = torch.cuda.get_device_name(device)
-    return values
+VERSION = 1  # of the JSON
+TASK_SCORES = ("strict", "texture")  # reported for every task
+DECIMALS = {"psnr": 2, "ssim": 4, "lpips": 4}  # that are worth keeping
 
 
 def costs(found: Comparison, variant: str) -> dict[str, Any]:
@@ -93,10 +66,10 @@ def summary(found: Comparison, variant: str, against: str = REFERENCE) -> dict[s
     values = costs(found, variant)
     for measure in NEARNESS:
         if measure in found.measures[variant]:
-            values[measure] = _plain(interval(found.per_caption(variant, measure)))
-            pair = difference(found.per_caption(variant, measure), found.per_caption(against, measure))
+            own, other = (found.per_caption(name, measure) for name in (variant, against))
+            values[measure] = _plain(interval(own))
             if against != REFERENCE:
-                values[f"{measure}_difference"] = _plain(pair)
+                values[f"{measure}_difference"] = _plain(difference(own, other))
     if found.tasks is None:
         return values
     for measure in SCORED:
@@ -105,10 +78,10 @@ def summary(found: Comparison, variant: str, against: str = REFERENCE) -> dict[s
         for task in groups:
             chosen = np.array([task in ("all", own) for own in found.tasks])
             own, other = (found.per_caption(name, measure)[chosen] for name in (variant, against))
-            mean = interval(own, share=True)
+            mean = _plain(interval(own, share=True))
             if mean is not None:
                 pair = difference(own, other, share=True)
-                values[measure][task] = {**_plain(mean), "difference": _plain(pair)}
+                values[measure][task] = {**mean, "difference": _plain(pair)}
     return values
 
 
@@ -142,7 +115,9 @@ def report(
         **about,
         "captions": list(job.captions),
         "tasks": None if found.tasks is None else " ".join(found.tasks),
-        **{key: getattr(job, key) for key in ("seeds", "seed", "batch")},
+        "seeds": job.seeds,
+        "seed": job.seed,
+        "batch": job.batch,
         "settings": None if job.settings is None else asdict(job.settings),
         "schedule": [list(grid) for grid in found.schedule.grids],
         "variants": variants,
@@ -158,96 +133,13 @@ def _differences(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _packed(measure: str, values: np.ndarray) -> str:
-    if measure in _DECIMALS:
-        return " ".join(f"{value:.{_DECIMALS[measure]}f}" for value in values.tolist())
+    if measure in DECIMALS:
+        return " ".join(f"{value:.{DECIMALS[measure]}f}" for value in values.tolist())
     return "".join("-" if math.isnan(value) else str(int(value)) for value in values.tolist())
 
 
 def unpacked(text: str) -> np.ndarray:
-    """Values per picture from their string in the report."""
+    """Values per picture (pictures,) from their string in the report; NaN where one does not apply."""
     if set(text) <= set("10-"):
         return np.array([np.nan if sign == "-" else float(sign) for sign in text])
     return np.array([float(number) for number in text.split()])
-
-
-def markdown(values: Mapping[str, Any], against: str = REFERENCE) -> str:
-    """The tables of a :func:`report`: costs and quality, scores per task, differences to ``against``."""
-    variants, tables = values["variants"], [overview(values)]
-    if any(row["one_by_one"] for row in variants.values()):
-        tables.append("† makes the pictures one by one, `off` all of a batch at once.")
-    if values["tasks"] is not None:
-        known = [measure for measure in TASK_SCORES if variants[REFERENCE][measure]]
-        tables += [_per_task(variants, measure) for measure in known]
-    if against != REFERENCE:
-        tables.append(differences(values, against))
-    return "\n\n".join(tables) + "\n"
-
-
-def overview(values: Mapping[str, Any]) -> str:
-    """Costs and quality, a row for each variant."""
-    variants, scored = values["variants"], values["tasks"] is not None
-    near = [measure for measure in NEARNESS if measure in variants[REFERENCE]]
-    header = ["preset", "FLOP ratio", "wall ratio", "tokens", "scales skipped", *(m.upper() for m in near)]
-    if scored:
-        header += ["strict", "minus off", "texture", "minus off"]
-    rows = []
-    for name, row in variants.items():
-        cells = [name, f"{row['flop_ratio']:.2f}", f"{row['wall_ratio']:.2f}" + " †" * row["one_by_one"]]
-        cells += [f"{row['tokens']:.1%}", f"{row['scales_skipped']:g}"]
-        cells += ["" if name == REFERENCE else _mean(row[m], _DECIMALS[m]) for m in near]
-        for measure in TASK_SCORES if scored else ():
-            total = row[measure].get("all")
-            cells.append("" if total is None else f"{total['mean']:.3f}")
-            cells.append("" if total is None or name == REFERENCE else _signed(total["difference"], 3))
-        rows.append(cells)
-    return _table(header, rows)
-
-
-def _per_task(variants: Mapping[str, Any], measure: str) -> str:
-    """Means, and differences to the dense run."""
-    tasks = [task for task in variants[REFERENCE][measure] if task != "all"]
-    rows = []
-    for name, row in variants.items():
-        cells = [name]
-        for task in tasks:
-            value = row[measure][task]
-            extra = "" if name == REFERENCE else f" ({_signed(value['difference'], 3)})"
-            cells.append(f"{value['mean']:.3f}{extra}")
-        rows.append(cells)
-    return _table([f"{measure} by task", *tasks], rows)
-
-
-def differences(values: Mapping[str, Any], against: str) -> str:
-    """``against`` minus each of the others, paired."""
-    variants = values["variants"]
-    near = [measure for measure in NEARNESS if measure in variants[REFERENCE]]
-    scored = TASK_SCORES if values["tasks"] is not None else ()
-    header = [f"{against} minus", *(m.upper() for m in near), *scored]
-    rows = []
-    for name, row in variants.items():
-        if name in (against, REFERENCE):
-            continue
-        found = row[f"against {against}"]
-        cells = [name, *(_signed(found[f"{m}_difference"], _DECIMALS[m], -1) for m in near)]
-        for measure in scored:
-            value = found[measure].get("all")
-            cells.append("" if value is None else _signed(value, 3, -1))
-        rows.append(cells)
-    return _table(header, rows)
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-
-
-def _mean(value: Mapping[str, float], decimals: int) -> str:
-    return f"{value['mean']:.{decimals}f} ± {value['high'] - value['mean']:.{decimals}f}"
-
-
-def _signed(value: Mapping[str, float], decimals: int, sign: int = 1) -> str:
-    """A difference with its interval; ``sign`` -1 turns it around."""
-    low, high = sorted(sign * value[end] for end in ("low", "high"))
-    # Adding zero turns -0.0 into 0.0.
-    mean, low, high = (f"{round(x, decimals) + 0.0:+.{decimals}f}" for x in (sign * value["mean"], low, high))
-    return f"{mean} [{low}, {high}]"

@@ -1,6 +1,7 @@
 """The score of the embedded model: scenes asked for, drawn, and read back from the pixels."""
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,11 +13,15 @@ from ..acceleration.policy import FirstScales
 from ..pipeline import Pipeline
 from ..sampling.result import Monitor
 from ..sampling.settings import SamplingSettings
-from ..scenes import Scene, place, render, sample_caption, score, summarise
+from ..scenes import Scene, place, render, sample_caption, score
 from ..scenes.grammar import CANVAS
+from ..scenes.scorer import Score
 from ..schedule import Scale, ScaleSchedule
+from .intervals import interval
 
-Report = dict[str, dict]
+PARTS = ("texture", "shape", "colour", "count", "position", "size", "background")
+SCORED = ("strict", *PARTS)  # of :class:`~stagevar_core.scenes.Score`
+Report = dict[str, dict[str, Any]]  # task -> "n", and measure -> mean with its uncertainty, see summarise
 
 
 def held_out(count: int, seed: int) -> list[tuple[Scene, str]]:
@@ -33,6 +38,32 @@ def held_out(count: int, seed: int) -> list[tuple[Scene, str]]:
 def quarter(schedule: ScaleSchedule) -> int:
     """Number of scales up to a quarter of the final area."""
     return sum(schedule.area_fraction(scale) <= 0.25 for scale in schedule)
+
+
+def summarise(scores: Iterable[Score]) -> Report:
+    """Per task and for 'all': n, and for each of :data:`SCORED` how often it holds.
+
+    That is a dict of mean, standard error, the ends of Wilson's 95% interval and n; None where no caption
+    says it.
+    """
+    groups: dict[str, list[Score]] = {"all": list(scores)}
+    for task in sorted({found.task for found in groups["all"]}):
+        groups[task] = [found for found in groups["all"] if found.task == task]
+    return {
+        task: {
+            "n": len(group),
+            **{part: _share([getattr(found, part) for found in group]) for part in SCORED},
+        }
+        for task, group in groups.items()
+    }
+
+
+def _share(values: Sequence[bool | None]) -> dict[str, float] | None:
+    found = interval(np.array([math.nan if value is None else value for value in values], float), share=True)
+    if found is None:
+        return None
+    error = math.sqrt(found.mean * (1 - found.mean) / found.n)
+    return {"mean": found.mean, "stderr": error, "low": found.low, "high": found.high, "n": found.n}
 
 
 @dataclass
@@ -148,7 +179,7 @@ def table(reports: dict[str, Report]) -> str:
             name = "overall" if task == "all" else task
             lines.append(f"  strict {name:<10} {_cell(row['strict'])}")
         everything = report["all"]
-        for part in ("texture", "shape", "colour", "count", "position", "size", "background"):
+        for part in PARTS:
             if everything.get(part):
                 lines.append(f"  {part:<17} {_cell(everything[part])}")
     return "\n".join(lines)

@@ -26,6 +26,7 @@ from ..network.layers import (
     modulated_norm,
     rms_norm,
     split_heads,
+    stacked,
 )
 from ..network.rotary import rotary_angles
 from ..schedule import Scale, ScaleSchedule
@@ -218,7 +219,7 @@ class Infinity(nn.Module):
         self.level_embed = nn.Parameter(torch.empty(config.levels, width, **precise))
         self.word_embed = operations.Linear(config.bits, width, **precise)
         self.block_ada = operations.Linear(width, 6 * width, **precise)
-        self.blocks = nn.ModuleList(
+        self.blocks = stacked(
             Block(config, operations=operations, dtype=dtype, device=device) for _ in range(config.depth)
         )
         self.head_ada = operations.Linear(width, 2 * width, **precise)

@@ -18,7 +18,15 @@ from ..costs import UnitCosts
 from ..network.attention import Attend, AttentionFn
 from ..network.cache import KVCache
 from ..network.context import ScaleContext
-from ..network.layers import CosineAttention, FeedForward, cast, merge_heads, modulated_norm, split_heads
+from ..network.layers import (
+    CosineAttention,
+    FeedForward,
+    cast,
+    merge_heads,
+    modulated_norm,
+    split_heads,
+    stacked,
+)
 from ..schedule import SIDES_256, SIDES_512, Scale, ScaleSchedule
 from .draws import TokenHead, refinement
 from .guidance import ramped
@@ -188,7 +196,7 @@ class VAR(nn.Module):
         self.word_embed = operations.Linear(config.dim, width, **precise)
         if config.shared:
             self.block_ada = operations.Linear(width, 6 * width, **precise)
-        self.blocks = nn.ModuleList(
+        self.blocks = stacked(
             Block(config, operations=operations, dtype=dtype, device=device) for _ in range(config.depth)
         )
         self.head_ada = operations.Linear(width, 2 * width, **precise)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..checks import number
 from ..schedule import Scale
 
 if TYPE_CHECKING:
@@ -45,9 +46,7 @@ class LocalWindow:
 
     def __post_init__(self) -> None:
         for name, low in (("sinks", 0.0), ("tile", 1 / 64), ("reach", 0.0)):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or not low <= value <= 1.0:
-                raise ValueError(f"{name} is {value!r}; expected a share from {low:g} to 1")
+            number(name, getattr(self, name), low, 1.0, f"a share from {low:g} to 1")
 
 
 @dataclass(frozen=True)

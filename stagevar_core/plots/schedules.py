@@ -7,7 +7,7 @@ from typing import Any
 from PIL.Image import Image
 
 from ..acceleration.schedule_file import StageSchedule
-from ..acceleration.staged import share_at
+from ..acceleration.settings import share_at
 from ..acceleration.stages import STAGES, StageBoundaries
 from ..schedule import ScaleSchedule
 from .canvas import BLUE, GREEN, GREY, INK, MUTED, ORANGE, VIOLET, Canvas, Colour, Panel, ramp, ticks, wrapped
@@ -38,7 +38,7 @@ def curves(schedule: StageSchedule) -> Image:
     if not measured:
         raise ValueError(f"{schedule.source} holds no measurement; make one with the calibrate command")
     grids = ScaleSchedule.of(measured["schedule"])
-    boundaries = schedule.boundaries or StageBoundaries()
+    boundaries = schedule.stages() or StageBoundaries()
     bands = _bands(boundaries.stages(grids))
     found = measured["curves"]
     half = max(430, 46 * len(grids))
@@ -118,10 +118,10 @@ def preview(schedule: StageSchedule) -> Image:
 
     The axis is stretched like the side of a grid: half the side is a quarter of the area.
     """
-    boundaries = schedule.boundaries or StageBoundaries()
+    boundaries = schedule.stages() or StageBoundaries()
     canvas = Canvas(1000, 500)
     canvas.text((24, 28), f"Stage schedule for {_model(schedule)}", 22, INK, "lm")
-    whose = "" if schedule.boundaries is not None else " (of the preset; the usual ones are shown)"
+    whose = "" if schedule.stages() is not None else " (of the preset; the usual ones are shown)"
     ends = f"semantic up to {boundaries.semantic_end:.4g}, structure up to {boundaries.structure_end:.4g}"
     canvas.text((24, 58), f"{ends} of the final area{whose}", 13, MUTED, "lm")
     panel = Panel(canvas, (_LEFT, 110), (1000 - _LEFT - _RIGHT, 270), 1.05)
@@ -168,8 +168,8 @@ def _budget_lines(panel: Panel, schedule: StageSchedule, start: float) -> list[t
     line = [(side, _mean(row)) for side, row in zip(sides, shares, strict=True)]
     panel.curve(line, INK, width=2.6, dots=False)
     for area, share in points:
-        if math.sqrt(area) >= start:
-            mean = _mean(share) if isinstance(share, tuple) else share
+        mean = _mean(share) if isinstance(share, tuple) else share
+        if math.sqrt(area) >= start and mean is not None:
             panel.canvas.dot(panel.at(math.sqrt(area), mean), INK, 3.6)
     return [*entries, ("share of the fidelity stage, mean of all blocks", INK, "line")]
 

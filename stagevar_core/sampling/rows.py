@@ -54,9 +54,9 @@ class GuidanceRows:
 class Rows:
     """The rows of one run and what belongs to them; nothing else is dropped when rows are.
 
-    ``conditioned``: the family's state of the conditioning. ``cache``: keys and values of all rows.
-    ``turns``: the conditional and the unconditional ones, where every block runs them one after the other, each with a
-    cache of its own (``sequential``). ``offload``: where the keys and values of the unconditional ones wait.
+    ``conditioned``: the state of the conditioning. ``cache``: keys and values of all rows. ``turns``:
+    conditional and unconditional ones, where every block runs them one after the other, each with a cache of
+    its own (``sequential``). ``offload``: where the keys and values of the unconditional ones wait.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """What a generation did, scale by scale: tokens, rows, counted work, time, memory."""
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..acceleration.policy import ScalePlan
-from ..costs import Flops, UnitCosts, counted, schedule_flops
+from ..costs import Flops, UnitCosts, Work, counted, schedule_flops
 from ..devices import synchronise
 from ..network.cache import CachePair, KVCache
 from ..schedule import Scale, ScaleSchedule
@@ -176,10 +176,10 @@ class Recorder:
 
     def skipped(self, scale: Scale, plan: ScalePlan, cache: KVCache | CachePair) -> None:
         """A scale that did not run."""
-        self._add(scale, plan, Counter(), cache, "", ran=False)
+        self._add(scale, plan, defaultdict(float), cache, "", ran=False)
 
     def ran(
-        self, scale: Scale, plan: ScalePlan, work: Counter, cache: KVCache | CachePair, guidance: str
+        self, scale: Scale, plan: ScalePlan, work: Work, cache: KVCache | CachePair, guidance: str
     ) -> None:
         """A scale that did; ``guidance`` names the rows that took part and how they were mixed."""
         self._add(scale, plan, work, cache, guidance, ran=True)
@@ -188,7 +188,7 @@ class Recorder:
         self,
         scale: Scale,
         plan: ScalePlan,
-        work: Counter,
+        work: Work,
         cache: KVCache | CachePair,
         guidance: str,
         *,

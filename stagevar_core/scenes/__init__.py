@@ -16,7 +16,7 @@ from .grammar import (
     sample_spec,
 )
 from .render import render, render_batch, shape_map
-from .scorer import Reading, Score, compare, read, score, summarise
+from .scorer import Reading, Score, compare, read, score
 
 __all__ = [
     "CANVAS",
@@ -40,5 +40,4 @@ __all__ = [
     "sample_spec",
     "score",
     "shape_map",
-    "summarise",
 ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -19,7 +18,6 @@ MIN_SHAPE_OVERLAP = 0.6  # intersection over union with the best template; below
 MIN_MODULATION, MIN_BACKGROUND_MODULATION = 0.18, 18.0  # drawn: 0.5 of the colour, 58 grey levels
 MIN_PATTERN_CORRELATION = 0.4
 SIZE_BOUNDARY = 27.0  # radius between small (20-24) and large (30-36)
-COMPONENTS = ("shape", "colour", "count", "position", "size", "background")
 
 
 @dataclass(frozen=True)
@@ -286,28 +284,3 @@ def score(caption: str, image: np.ndarray) -> Score:
     if spec is None:
         raise ValueError(f"not a caption of the scene grammar: {caption!r}; see sample_caption()")
     return compare(spec, read(image))
-
-
-def _proportion(values: list[bool | None]) -> dict[str, float] | None:
-    """Mean, standard error and Wilson 95% interval, over the values that are not None."""
-    known = [v for v in values if v is not None]
-    if not known:
-        return None
-    n, p, z = len(known), sum(known) / len(known), 1.96
-    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    low, high = max(0.0, middle - half), min(1.0, middle + half)
-    return {"mean": p, "stderr": math.sqrt(p * (1 - p) / n), "low": low, "high": high, "n": n}
-
-
-def summarise(scores: Iterable[Score]) -> dict[str, dict]:
-    """Per task and for 'all': n, and mean with uncertainty of strict, texture, components."""
-    scores = list(scores)
-    groups = {"all": scores} | {
-        t: [s for s in scores if s.task == t] for t in sorted({s.task for s in scores})
-    }
-    return {
-        task: {"n": len(group)}
-        | {f: _proportion([getattr(s, f) for s in group]) for f in ("strict", "texture", *COMPONENTS)}
-        for task, group in groups.items()
-    }

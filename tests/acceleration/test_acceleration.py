@@ -20,7 +20,7 @@ from stagevar_core.sampling.noise import SeededNoise
 from stagevar_core.sampling.result import Generation, Monitor
 from stagevar_core.sampling.settings import SamplingSettings
 from stagevar_core.schedule import Scale, ScaleSchedule, infinity_aspect_table
-from tests.acceleration.test_policy import BRANCHES, SPANS, WHOLE, CacheWatch, Planned
+from tests.support.plans import BRANCHES, SPANS, WHOLE, CacheWatch, Planned
 from tests.support.tiny import (
     SQUARE,
     TALL,
@@ -202,7 +202,7 @@ class Conditioned:
         )
 
 
-@pytest.mark.parametrize("name", [n for n in STAGED if PRESETS[n].settings.guidance == "unconditional"])
+@pytest.mark.parametrize("name", [n for n in STAGED if PRESETS[n].settings.guidance.mode == "unconditional"])
 def test_the_null_text_alone_never_is_the_negative_text(name: str) -> None:
     known = sampled(tiny_infinity(), prompts(6, 4)).codes[: -len(fidelity(LONG))]
     logits, states = [], []

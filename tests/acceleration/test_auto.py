@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from stagevar_core.acceleration.auto import AutoPolicy, AutoRun, AutoSettings
+from stagevar_core.acceleration.changes import changed
 from stagevar_core.acceleration.policy import RunInfo, Seen
 from stagevar_core.acceleration.presets import PRESETS, preset
-from stagevar_core.acceleration.staged import StageSettings
+from stagevar_core.acceleration.settings import StageSettings
 from stagevar_core.models.draws import BitHead
 from stagevar_core.sampling.noise import SeededNoise
 from stagevar_core.sampling.result import Generation
@@ -140,8 +141,8 @@ def test_without_guidance_only_structure_is_looked_for() -> None:
         ({"guidance_from": 2.0}, "guidance_from is 2.0"),
         ({"earliest": math.nan}, "earliest is nan"),
         ({"latest": -1.0}, "latest is -1.0"),
-        ({"change": -0.5}, "change is -0.5; expected 0 or more"),
-        ({"change": math.nan}, "change is nan; expected 0 or more"),
+        ({"change": -0.5}, "change is -0.5; expected a number, 0 or more"),
+        ({"change": math.nan}, "change is nan; expected a number, 0 or more"),
         ({"earliest": 0.6, "latest": 0.5}, "earliest is 0.6, after latest 0.5; swap them"),
     ],
 )
@@ -179,7 +180,7 @@ def sampled(policy, text=None, schedule: ScaleSchedule = LONG, noise=None, **opt
 
 @pytest.mark.parametrize("schedule", [LONG, TALL], ids=["square", "tall"])
 def test_a_cache_that_grows_past_its_room_leaves_the_run_as_it_was(schedule: ScaleSchedule) -> None:
-    late = sampled(auto(**NEVER, stages=StageSettings(guidance="both")), schedule=schedule)
+    late = sampled(auto(**NEVER, stages=changed(StageSettings(), guidance="both")), schedule=schedule)
     alone = [sampled(None, prompts(5, 9).image(i), schedule, SeededNoise(3, 2).image(i)) for i in range(2)]
     assert torch.equal(late.f_hat, torch.cat([one.f_hat for one in alone]))
     sizes = [scale.kv_bytes for scale in late.trace.scales]

@@ -383,7 +383,7 @@ def test_an_image_may_skip_as_much_as_its_score_allows() -> None:
 
 
 def test_settings_out_of_range_are_refused() -> None:
-    with pytest.raises(ValueError, match="prune holds 1.5"):
+    with pytest.raises(ValueError, match=r"prune\[1\] is 1.5; expected a number from 0 to 1"):
         replace(ON_HART, prune=(0.5, 1.5))
     with pytest.raises(ValueError, match="window is 0"):
         SparseVAR(window=0)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from stagevar_core.acceleration.changes import flat
 from stagevar_core.acceleration.policy import RunInfo
 from stagevar_core.acceleration.presets import PRESETS, preset
 from stagevar_core.acceleration.schedule_file import (
@@ -16,7 +17,7 @@ from stagevar_core.acceleration.schedule_file import (
     identity,
     resolve,
 )
-from stagevar_core.acceleration.staged import StageSettings
+from stagevar_core.acceleration.staged import StagedPolicy
 from stagevar_core.acceleration.stages import StageBoundaries
 from stagevar_core.network.local import LocalWindow
 from tests.support.tiny import SQUARE, prompts, run, same_codes, tiny_infinity
@@ -77,18 +78,21 @@ def test_what_a_file_leaves_out_stays_as_the_preset_has_it() -> None:
 def test_a_schedule_replaces_stages_budgets_and_settings() -> None:
     policy = StageSchedule.parse(json.dumps(FULL), "my.json").apply(PRESETS["balanced"])
     before, after = PRESETS["balanced"].settings, policy.settings
-    assert after.boundaries == StageBoundaries(0.05, 0.3) and after.reuse == 0.25 and after.spans == 2
-    assert after.keep == ((0.25, 0.5), (1.0, (0.2, 0.4)))
-    assert (after.score, after.restoration) == (before.score, before.restoration)
+    assert after.boundaries == StageBoundaries(0.05, 0.3) and after.guidance.reuse == 0.25
+    assert after.tokens.keep == ((0.25, 0.5), (1.0, (0.2, 0.4))) and after.tokens.spans == 2
+    assert (after.tokens.score, after.tokens.restoration) == (before.tokens.score, before.tokens.restoration)
     assert policy.name == "balanced (my.json)"
 
 
 def test_shares_over_the_depth_are_averaged_for_one_span() -> None:
     keep = ((0.25, 0.5), (1.0, (0.25, 0.75, 0.5)))
     schedule = StageSchedule(keep=keep)
-    assert schedule.apply(preset("balanced", spans=1)).settings.keep == ((0.25, 0.5), (1.0, 0.5))
-    assert schedule.apply(preset("balanced", spans=3)).settings.keep == keep
-    assert StageSchedule(keep=keep, settings={"spans": 4}).apply(PRESETS["balanced"]).settings.keep == keep
+    assert schedule.apply(preset("balanced", spans=1)).settings.tokens.keep == ((0.25, 0.5), (1.0, 0.5))
+    assert schedule.apply(preset("balanced", spans=3)).settings.tokens.keep == keep
+    assert (
+        StageSchedule(keep=keep, settings={"spans": 4}).apply(PRESETS["balanced"]).settings.tokens.keep
+        == keep
+    )
 
 
 def test_a_schedule_decides_what_runs() -> None:
@@ -104,19 +108,21 @@ def test_a_schedule_decides_what_runs() -> None:
 
 @pytest.mark.parametrize("name", [n for n, p in PRESETS.items() if not hasattr(p, "settings")])
 def test_methods_without_stages_take_no_schedule(name: str) -> None:
-    with pytest.raises(ValueError, match=rf"{name!r} takes no schedule; expected one of .*'balanced'"):
+    with pytest.raises(
+        ValueError, match=rf"{name!r} is a fixed method and takes no schedule; expected one of .*'balanced'"
+    ):
         StageSchedule().apply(PRESETS[name])
 
 
 def test_another_model_is_refused_with_both_sides() -> None:
-    model = tiny_infinity()
-    schedule = StageSchedule(model=identity(model))
+    model, other = (identity(m.family, m.config.to_dict()) for m in (tiny_infinity(), tiny_infinity(depth=2)))
+    schedule = StageSchedule(model=model)
     schedule.check(model)
-    StageSchedule().check(tiny_infinity(depth=2))
+    StageSchedule().check(other)
     with pytest.raises(
         ValueError, match=r"made for infinity with depth 3.*the model is infinity with depth 2"
     ):
-        schedule.check(tiny_infinity(depth=2))
+        schedule.check(other)
     with pytest.raises(ValueError, match="made for var"):
         StageSchedule(model={"family": "var", "depth": 3}).check(model)
 
@@ -156,8 +162,8 @@ def test_another_model_is_refused_with_both_sides() -> None:
         ("settings.colour", "red", "'settings.colour' is unknown; expected any of .*'guidance'"),
         ("settings.keep", 0.5, "'settings.keep' is unknown"),
         ("settings.guidance", "some", "settings.guidance is 'some'; expected one of .*'reuse'"),
-        ("settings.guidance", ["reuse"], "settings.guidance is .*; expected a name"),
-        ("settings.spans", 0, "settings.spans is 0; expected 1 to 256"),
+        ("settings.guidance", ["reuse"], "settings.guidance is .*; expected one of .*'reuse'"),
+        ("settings.spans", 0, "settings.spans is 0; expected a whole number from 1 to 256"),
         ("settings.spans", 2.5, "settings.spans is 2.5; expected a whole number"),
         ("settings.spans", True, "settings.spans is True"),
         ("settings.skip", 10**9, "settings.skip is 1000000000"),
@@ -166,7 +172,7 @@ def test_another_model_is_refused_with_both_sides() -> None:
         ("settings.kv", 1.5, "settings.kv is 1.5; expected .*'none' or a share from 0 to 1"),
         ("settings.kv", "all", "settings.kv is 'all'"),
         ("settings.window", 3, "settings.window is 3; expected an object with any of .*'tile'"),
-        ("settings.window.tile", -1, "settings.window.tile is -1; expected .* from 0 to 1"),
+        ("settings.window.tile", -1, "settings.window.tile is -1; expected a share from 0.015625 to 1"),
         ("settings.window.tile", 0.001, "settings.window.tile is 0.001; expected a share from 0.015625"),
         ("settings.window.panes", 4, "'settings.window.panes' is unknown"),
         ("measured", {}, "measured.alpha is None"),
@@ -229,14 +235,14 @@ def test_files_that_are_no_text_or_far_too_long_are_refused(tmp_path: Path) -> N
 
 def test_every_setting_of_the_presets_can_be_written_and_read() -> None:
     for name, policy in PRESETS.items():
-        if not isinstance(getattr(policy, "settings", None), StageSettings):
+        if not isinstance(policy, StagedPolicy):
             continue
-        values = dict(vars(policy.settings))
+        values = flat(policy.settings)
         boundaries, keep = values.pop("boundaries"), values.pop("keep")
         schedule = StageSchedule(boundaries=boundaries, keep=keep, settings=values)
         again = StageSchedule.parse(schedule.to_json())
         assert again == schedule, name
-        assert again.apply(PRESETS["quality"]).settings.guidance == policy.settings.guidance
+        assert again.apply(PRESETS["quality"]).settings == policy.settings, name
 
 
 def test_a_file_name_stays_in_the_folder(tmp_path: Path) -> None:

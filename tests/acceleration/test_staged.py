@@ -6,18 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from stagevar_core.acceleration.changes import changed
 from stagevar_core.acceleration.policy import RunInfo, Seen
 from stagevar_core.acceleration.presets import PRESETS, preset
 from stagevar_core.acceleration.reduction import best
 from stagevar_core.acceleration.scores import evened
-from stagevar_core.acceleration.staged import (
-    StagedPolicy,
-    StagedRun,
-    StageSettings,
-    chunks,
-    interpolate,
-    share_at,
-)
+from stagevar_core.acceleration.settings import StageSettings, interpolate, share_at
+from stagevar_core.acceleration.staged import StagedPolicy, StagedRun, chunks
 from stagevar_core.acceleration.stages import StageBoundaries
 from stagevar_core.network.tokens import resize_tokens
 from stagevar_core.schedule import Scale, ScaleSchedule, infinity_aspect_table
@@ -32,7 +27,7 @@ def started(
     schedule: ScaleSchedule = MEGAPIXEL, depth: int = 32, guided: bool = True, **settings
 ) -> StagedRun:
     """A run of some settings, without a model."""
-    policy = StagedPolicy("tried", StageSettings(**settings))
+    policy = StagedPolicy("tried", changed(StageSettings(), **settings))
     return policy.start(RunInfo(schedule, depth, 1, guided, False, (0,)))
 
 
@@ -91,11 +86,11 @@ def test_boundaries_that_cannot_be_used_are_named(values: tuple, message: str) -
         ({"evenness": -0.1}, "evenness is -0.1"),
         ({"code_weight": float("nan")}, "code_weight is nan"),
         ({"keep": 1.01}, "keep is 1.01"),
-        ({"keep": ((0.5, 2.0),)}, "keep is 2.0"),
-        ({"keep": ((0.5, (0.1, "x")),)}, "keep is 'x'"),
-        ({"keep": ()}, r"keep is \(\); expected a share, or points"),
-        ({"keep": ((0.5, 0.1), (0.5, 0.2))}, "by rising area"),
-        ({"keep": ((0.5, ()),)}, "by rising area"),
+        ({"keep": ((0.5, 2.0),)}, r"keep\[0\]\[1\] is 2.0; expected .* from 0 to 1"),
+        ({"keep": ((0.5, (0.1, "x")),)}, r"keep\[0\]\[1\]\[1\] is 'x'"),
+        ({"keep": ()}, r"keep is \(\); expected 1 to 64 points \[area fraction, share\]"),
+        ({"keep": ((0.5, 0.1), (0.5, 0.2))}, r"keep\[1\]\[0\] is 0.5; expected more than 0.5"),
+        ({"keep": ((0.5, ()),)}, r"keep\[0\]\[1\] is \(\); expected 1 to 256 shares"),
         ({"spans": 0}, "spans is 0"),
         ({"spans": 2.0}, "spans is 2.0"),
         ({"skip": -1}, "skip is -1"),
@@ -103,15 +98,16 @@ def test_boundaries_that_cannot_be_used_are_named(values: tuple, message: str) -
 )
 def test_settings_that_cannot_be_used_are_named(values: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        StageSettings(**values)
+        changed(StageSettings(), **values)
 
 
 def test_presets_take_changes_by_name() -> None:
     assert preset("balanced") is PRESETS["balanced"]
-    assert preset("balanced", keep=0.5).settings == replace(PRESETS["balanced"].settings, keep=0.5)
+    before = PRESETS["balanced"].settings
+    assert preset("balanced", keep=0.5).settings == replace(before, tokens=replace(before.tokens, keep=0.5))
     for name, changes, message in (
         ("best", {}, "preset is 'best'; expected one of"),
-        ("fast", {"speed": 2}, "speed is no setting of a preset"),
+        ("fast", {"speed": 2}, "'speed' is unknown; expected any of .*'keep'"),
         ("off", {"keep": 0.5}, "preset 'off' is a fixed method and takes no keep"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -155,7 +151,7 @@ def test_gathered_budgets_are_multiples_of_64_on_large_scales() -> None:
 
 
 def test_projected_budgets_are_those_of_the_public_code() -> None:
-    tried = started(depth=40, tokens="projection", keep=PRESETS["paper"].settings.keep, spans=8)
+    tried = started(depth=40, tokens="projection", keep=PRESETS["paper"].settings.tokens.keep, spans=8)
     assert tried.budgets(MEGAPIXEL[-3]) == (28, 218, 337, 401, 410, 317, 252, 306)
     assert tried.budgets(MEGAPIXEL[-1]) == (33, 222, 340, 271, 234, 123, 156, 230)
     assert started(tokens="projection", keep=1.0).budgets(MEGAPIXEL[-1]) == (4096,)
@@ -188,7 +184,9 @@ def test_evenness_goes_from_the_score_to_an_even_spread() -> None:
         ("grid", 0.0),
         ("random", 1.0),
     ):
-        settings = StageSettings(tokens="gather", keep=0.4, score=score, evenness=evenness, code_weight=0.0)
+        settings = changed(
+            StageSettings(), tokens="gather", keep=0.4, score=score, evenness=evenness, code_weight=0.0
+        )
         found[score, evenness] = run(model, text, LATE, policy=StagedPolicy("even", settings)).f_hat
     assert torch.equal(found["detail", 1.0], found["grid", 0.0])
     assert torch.equal(found["detail", 1.0], found["random", 1.0])  # the score no longer matters
@@ -278,7 +276,7 @@ class Watched(StagedRun):
 
 def kept(schedule: ScaleSchedule = LATE, **settings) -> list[tuple]:
     """What a run of two images remembered when."""
-    policy = Kept("kept", StageSettings(**settings))
+    policy = Kept("kept", changed(StageSettings(), **settings))
     run(tiny_infinity(), prompts(5, 9), schedule, policy=policy)
     return policy.last.found
 
@@ -335,7 +333,7 @@ def test_rows_are_restored_from_their_own_past(
         return narrowed(x, state)
 
     model.logits = watched
-    settings = StageSettings(guidance=guidance, tokens="gather", keep=0.0, restoration=restoration)
+    settings = changed(StageSettings(), guidance=guidance, tokens="gather", keep=0.0, restoration=restoration)
     result = run(model, text, schedule, policy=StagedPolicy("none", settings), monitor=seen)
     assert len(inside) == 4  # two scales ran
     rows = {"both": slice(0, 4), "conditional": slice(0, 2), "unconditional": slice(2, 4)}[guidance]

@@ -60,6 +60,43 @@ def check_clones(model: Any) -> None:
     assert attach(fast, OFF).model_options["transformer_options"] == {"kept": [1]}
 
 
+def check_changes(model: Any) -> None:
+    """The node's inputs change a preset as ``preset`` does, and are refused with the same words."""
+    from pack.nodes.acceleration import AS_PRESET, Accelerate
+    from pack.nodes.host.attached import policy_of
+    from pack.stagevar_core.acceleration.presets import PRESETS, preset
+    from pack.stagevar_core.acceleration.schedule_file import StageSchedule
+
+    def by_node(name: str, **inputs: Any) -> Any:
+        return policy_of(Accelerate.execute(model, name, **inputs).args[0].model_options)
+
+    assert by_node("fast", tokens=AS_PRESET, keep=-1.0) is PRESETS["fast"]
+    for changes in ({"keep": 0.5}, {"structure_end": 0.01}, {"structure_end": 0.5, "guidance": "both"}):
+        assert by_node("balanced", **changes) == preset("balanced", **changes)
+    assert by_node("paper", skip_scales=0) == preset("paper", skip=0)
+    assert by_node("balanced", tokens="gather", restoration="state", code_weight=1.0) == preset(
+        "balanced", tokens="gather", restoration="state", code_weight=1.0
+    )
+    schedule = StageSchedule(settings={"guidance": "both"})
+    assert (
+        by_node("fast", schedule=schedule, keep=0.5).settings
+        == preset("fast", guidance="both", keep=0.5).settings
+    )
+    for name, changes in (
+        ("balanced", {"structure_end": True}),
+        ("balanced", {"keep": 1.5}),
+        ("balanced", {"guidance": "some"}),
+        *((name, {"keep": 0.5}) for name in ("auto", "fastvar", "skipvar", "sparsevar")),
+    ):
+        said = []
+        for face in (by_node, preset):
+            try:
+                face(name, **changes)
+            except ValueError as error:
+                said.append(str(error))
+        assert len(said) == 2 and said[0] == said[1], said
+
+
 def check_out_of_memory(model: Any, vae: Any, preset: str) -> None:
     """Where a batch does not fit at all, its images are made one by one; the report covers all of them."""
     import torch
@@ -177,6 +214,8 @@ def main() -> None:
         model, vae = loaded()
         check_clones(model)
         print("ok: clones")
+        check_changes(model)
+        print("ok: changes")
         for preset in ("off", "balanced", "sparsevar"):
             check_out_of_memory(model, vae, preset)
         print("ok: out of memory")

@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.testbed import Bed, run_inside
 
-CHECKS = ("clones", "out of memory", "progress", "memory", "attention")
+CHECKS = ("clones", "changes", "out of memory", "progress", "memory", "attention")
 
 
 @pytest.fixture(scope="module")

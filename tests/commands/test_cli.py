@@ -248,7 +248,10 @@ def test_schedules_that_do_not_fit_are_refused(files, tmp_path):
         (("balanced", "--schedule", broken), "broken.json: keep is 5; expected"),
         (("balanced", "--schedule", other), "other.json was made for infinity with depth 32; the model is"),
         (("balanced", "--schedule", tmp_path / "absent.json"), "absent.json"),
-        (("off", "--schedule", fine), "preset 'off' takes no schedule; expected one of"),
+        (
+            ("off", "--schedule", fine),
+            "preset 'off' is a fixed method and takes no schedule; expected one of",
+        ),
         (("quick",), "preset is 'quick'; expected one of ['off', "),
         (("fast", "--report-out", tmp_path / "x.nothing"), "x.nothing"),
     ):

@@ -9,18 +9,18 @@ import torch
 from PIL import Image
 
 from stagevar_core.acceleration.presets import PRESETS
-from stagevar_core.acceleration.schedule_file import CURVES, StageSchedule
+from stagevar_core.acceleration.schedule_file import StageSchedule, identity
+from stagevar_core.acceleration.schedule_reader import CURVES
 from stagevar_core.acceleration.stages import StageBoundaries
 from stagevar_core.commands import calibrate as calibrate_command
 from stagevar_core.evaluation import calibrate
 from stagevar_core.evaluation.calibrate import (
     Calibration,
-    Moments,
     Request,
     energy_rank,
     find_boundaries,
-    psnr,
 )
+from stagevar_core.evaluation.moments import Moments
 from stagevar_core.pipeline import Pipeline
 from tests.support.tiny import randomize, tiny_infinity
 from tests.support.tiny_files import command, write_models
@@ -86,12 +86,6 @@ def test_running_moments_equal_those_of_numpy() -> None:
             assert curve["std"][index[0]][index[1]] == pytest.approx(known.std(ddof=1), abs=1e-6)
 
 
-def test_psnr_of_equal_pictures_is_the_limit() -> None:
-    image = torch.zeros(1, 4, 4, 3, dtype=torch.uint8)
-    assert psnr(image, image) == calibrate.PSNR_LIMIT
-    assert psnr(image, image + 1) == pytest.approx(20 * math.log10(255))
-
-
 def test_watching_changes_nothing(pipeline) -> None:
     request, found = Request(chunks=2), calibrate._Found()
     plain = pipeline(PROMPTS[0], seed=3)
@@ -140,9 +134,10 @@ def test_the_schedule_of_a_calibration_can_be_read_and_used(pipeline, tmp_path) 
     schedule.save(tmp_path / "x.json")
     again = StageSchedule.load(tmp_path / "x.json")
     assert again.to_json() == schedule.to_json()
-    again.check(pipeline.transformer)
+    again.check(identity(pipeline.transformer.family, pipeline.transformer.config.to_dict()))
+    other = tiny_infinity(depth=2)
     with pytest.raises(ValueError, match="made for infinity with depth 3"):
-        again.check(tiny_infinity(depth=2))
+        again.check(identity(other.family, other.config.to_dict()))
     shares = again.measured["curves"]["rank_of_tokens"]["mean"]
     assert [area for area, _ in again.keep] == [scale.tokens / 256 for scale in pipeline.schedule()][1:]
     assert [list(share) for _, share in again.keep] == [

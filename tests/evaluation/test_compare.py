@@ -15,6 +15,7 @@ from stagevar_core.commands.compare import chosen_policies
 from stagevar_core.evaluation import metrics
 from stagevar_core.evaluation import report as compare_report
 from stagevar_core.evaluation import score as evaluate
+from stagevar_core.evaluation import tables as compare_tables
 from stagevar_core.evaluation.compare import Job, compare
 from tests.support.tiny_files import command
 
@@ -80,7 +81,7 @@ def test_prompts_outside_the_grammar_are_not_scored(pipeline):
     found = compare(pipeline, POLICIES, Job(("an astronaut",)))
     assert found.tasks is None and set(found.measures["off"]) == {"psnr", "ssim"}
     values = compare_report.report(found, POLICIES, ABOUT, "balanced")
-    assert "strict" not in compare_report.markdown(values, "balanced")
+    assert "strict" not in compare_tables.markdown(values, "balanced")
 
 
 class Stop(KeyboardInterrupt):
@@ -97,7 +98,7 @@ def test_an_interrupted_comparison_goes_on_where_it_ended(pipeline, tmp_path):
 
     with pytest.raises(Stop):
         compare(pipeline, POLICIES, job, store=tmp_path, keep=keep)
-    assert len(list(tmp_path.glob("*.npz"))) == 1 and not list(tmp_path.glob("*.tmp"))
+    assert len(list(tmp_path.glob("*.npz"))) == 1 and not list(tmp_path.glob("*.part"))
     done, again = [], []
     found = compare(
         pipeline,
@@ -151,7 +152,7 @@ def test_a_report_holds_every_value_of_every_picture(pipeline):
 def test_tables_have_a_row_for_each_variant(pipeline):
     found = compare(pipeline, POLICIES, Job(CAPTIONS))
     values = compare_report.report(found, POLICIES, ABOUT, "balanced")
-    tables = compare_report.markdown(values, "balanced").strip().split("\n\n")
+    tables = compare_tables.markdown(values, "balanced").strip().split("\n\n")
     names = [[line[2:].split(" | ")[0] for line in table.splitlines()] for table in tables]
     rows = ["---", "off", "balanced", "first five"]
     assert names == [["preset", *rows], ["strict by task", *rows], ["balanced minus", "---", "first five"]]
@@ -178,8 +179,8 @@ def test_the_command_writes_tables_json_and_a_grid(files, tmp_path):
     assert "no LPIPS" in err and "| balanced |" in out
     values = json.loads(outputs["json"].read_text(encoding="utf-8"))
     assert list(values["variants"]) == ["off", "paper", "balanced"]
-    assert values["variants"]["balanced"]["policy"][1]["settings"][1]["keep"] == 0.5
-    assert values["variants"]["paper"]["policy"][1]["settings"][1]["spans"] == 1
+    assert values["variants"]["balanced"]["policy"][1]["settings"][1]["tokens"][1]["keep"] == 0.5
+    assert values["variants"]["paper"]["policy"][1]["settings"][1]["tokens"][1]["spans"] == 1
     assert (
         len(values["captions"]) == 3 and values["dtype"] == "float32" and values["hardware"]["threads"] >= 1
     )
@@ -233,7 +234,10 @@ def test_dpg_pictures_hold_four_seeds(files, pipeline, tmp_path):
         (("--presets", "balanced", "--overrides", "keep=2"), "keep is 2; expected"),
         (("--presets", "balanced", "--overrides", "keep"), "expected KEY=VALUE"),
         (("--presets", "balanced", "--overrides", "fast:keep=1"), "expected a preset of"),
-        (("--presets", "fastvar", "--overrides", "keep=0.5"), "takes no schedule"),
+        (
+            ("--presets", "fastvar", "--overrides", "keep=0.5"),
+            "--overrides: preset 'fastvar' is a fixed method and takes no keep",
+        ),
         (("--prompts", "0"), "--prompts is 0"),
         (("--prompts", "missing.txt"), "missing.txt"),
         (("--seeds", "0"), "seeds is 0"),
@@ -280,9 +284,9 @@ def test_experiments_compare_at_equal_flops(pipeline):
     for name, policy in experiments.budget(lab).items():
         assert lab.flops(policy.settings) == pytest.approx(wanted, rel=0.02), name
     mixed = experiments.tokens(lab)["stage, projection as in the paper"].settings
-    assert mixed.tokens == "projection" and lab.flops(mixed) == pytest.approx(wanted, rel=0.02)
+    assert mixed.tokens.mode == "projection" and lab.flops(mixed) == pytest.approx(wanted, rel=0.02)
     with pytest.raises(ValueError, match="no share of tokens costs"):
-        lab.equal(lambda share: experiments.replace(lab.base, skip=1, keep=0.1 * share))
+        lab.equal(lambda share: experiments.changed(lab.base, skip=1, keep=0.1 * share))
 
 
 def test_every_experiment_has_variants_of_its_own(pipeline):

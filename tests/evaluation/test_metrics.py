@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stagevar_core.evaluation.intervals import difference, interval
 from stagevar_core.evaluation.lpips import LPIPS
-from stagevar_core.evaluation.metrics import psnr, ssim
+from stagevar_core.evaluation.metrics import PSNR_LIMIT, psnr, ssim
 
 
 def pictures(count: int = 2, height: int = 40, width: int = 36, seed: int = 0) -> Tensor:
@@ -26,10 +26,12 @@ def disturbed(a: Tensor, by: int, seed: int = 1) -> Tensor:
 
 
 def test_psnr_of_a_known_error():
-    a = torch.full((2, 8, 8, 3), 100, dtype=torch.uint8)
+    a = torch.full((3, 8, 8, 3), 100, dtype=torch.uint8)
     b = a.clone()
     b[1] += 10
-    assert psnr(a, b).tolist() == pytest.approx([100.0, 10 * math.log10(255**2 / 100)], rel=1e-6)
+    b[2] += 1
+    wanted = [PSNR_LIMIT, 10 * math.log10(255**2 / 100), 20 * math.log10(255)]
+    assert psnr(a, b).tolist() == pytest.approx(wanted, rel=1e-12)
 
 
 def plain_ssim(x: np.ndarray, y: np.ndarray) -> float:

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from stagevar_core.acceleration.staged import StagedPolicy, StageSettings
+from stagevar_core.acceleration.changes import changed
+from stagevar_core.acceleration.settings import StageSettings
+from stagevar_core.acceleration.staged import StagedPolicy
 from stagevar_core.network import local
 from stagevar_core.network.attention import sdpa
 from stagevar_core.network.local import LocalWindow, local_attention, tiles, window_table
@@ -191,7 +193,7 @@ def test_settings_outside_their_range_are_refused(values, message):
 
 def local_policy(**settings) -> StagedPolicy:
     """Dense tokens and local attention in the fidelity stage, unless told otherwise."""
-    return StagedPolicy("local", StageSettings(attention="local", **settings))
+    return StagedPolicy("local", changed(StageSettings(), attention="local", **settings))
 
 
 def test_a_run_counts_the_pairs_of_its_windows():

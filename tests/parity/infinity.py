@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stagevar_core.autoencoders.bsq import BitwiseQuantizer, BSQTokenizer
 from stagevar_core.conditioning.types import TextConditioning
-from stagevar_core.models.draws import Noise
+from stagevar_core.models.contract import Noise
 from stagevar_core.models.infinity import Infinity
 from stagevar_core.models.teacher import teacher_forced
 from stagevar_core.network.attention import sdpa

@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from stagevar_core.acceleration.presets import PRESETS, preset
-from stagevar_core.acceleration.schedule_file import CURVES, StageSchedule
+from stagevar_core.acceleration.schedule_file import StageSchedule
+from stagevar_core.acceleration.schedule_reader import CURVES
 from stagevar_core.acceleration.stages import StageBoundaries
 from stagevar_core.plots import canvas as drawing
 from stagevar_core.plots.canvas import (

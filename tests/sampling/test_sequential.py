@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import torch
 
+from stagevar_core.acceleration.changes import changed
 from stagevar_core.acceleration.policy import AccelerationPolicy
 from stagevar_core.acceleration.presets import BALANCED, OFF, PRESETS
 from stagevar_core.acceleration.reduction import Memory, Reduction
-from stagevar_core.acceleration.staged import StagedPolicy, StageSettings
+from stagevar_core.acceleration.settings import StageSettings
+from stagevar_core.acceleration.staged import StagedPolicy
 from stagevar_core.acceleration.stagevar import PAPER
 from stagevar_core.network.attention import sdpa
 from stagevar_core.network.cache import CachePair, KVCache
@@ -38,12 +40,15 @@ from tests.support.tiny import (
 
 SETTINGS = SamplingSettings(cfg_scale=3.0, temperature=1.0)
 COUPLED = {  # both rows of an image together choose the tokens of the fidelity stage
-    "gather": StagedPolicy("gather", StageSettings(guidance="both", tokens="gather", keep=0.5)),
-    "projection": StagedPolicy("projection", StageSettings(guidance="both", tokens="projection", keep=0.5)),
-    "window": StagedPolicy("window", StageSettings(guidance="both", attention="local")),
-    "budget": StagedPolicy("budget", StageSettings(guidance="both", kv=0.5)),
+    "gather": StagedPolicy("gather", changed(StageSettings(), guidance="both", tokens="gather", keep=0.5)),
+    "projection": StagedPolicy(
+        "projection", changed(StageSettings(), guidance="both", tokens="projection", keep=0.5)
+    ),
+    "window": StagedPolicy("window", changed(StageSettings(), guidance="both", attention="local")),
+    "budget": StagedPolicy("budget", changed(StageSettings(), guidance="both", kv=0.5)),
     "codes": StagedPolicy(
-        "codes", StageSettings(guidance="both", tokens="gather", keep=0.5, spans=3, code_weight=0.25)
+        "codes",
+        changed(StageSettings(), guidance="both", tokens="gather", keep=0.5, spans=3, code_weight=0.25),
     ),
 }
 

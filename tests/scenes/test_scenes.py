@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from stagevar_core.evaluation.score import summarise
 from stagevar_core.scenes import (
     ObjectSpec,
     canonical,
@@ -19,7 +20,6 @@ from stagevar_core.scenes import (
     sample_scene,
     score,
     shape_map,
-    summarise,
 )
 from stagevar_core.scenes.grammar import COLOURS, PATTERNS, SHAPES
 

@@ -247,7 +247,7 @@ def test_bench_takes_all_presets_and_puts_off_first() -> None:
     assert everything == ["off", *(name for name in PRESETS if name != "off")]
     assert list(bench_presets.chosen("balanced, off,balanced")) == [("off", 1), ("balanced", 1)]
     local = bench_presets.chosen("quality+local")["quality+local", 1]
-    assert local.settings.attention == "local"
+    assert local.settings.cache.attention == "local"
     several = list(bench_presets.chosen("balanced", (1, 4)))
     assert several == [("off", 1), ("balanced", 1), ("balanced", 4)]
     assert list(bench_presets.chosen("balanced", (1, 4), alone=True)) == several[1:]

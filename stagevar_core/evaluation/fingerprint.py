@@ -1,0 +1,43 @@
+"""Short hashes of what a measurement depends on, so that its parts are never mixed with those of another."""
+
+import hashlib
+from pathlib import Path
+
+from torch import Tensor, nn
+
+_LENGTH = 16  # hexadecimal digits: 64 bits, far beyond chance for the few results that are ever compared
+_SAMPLES = 64  # values of a tensor, at least: reading all of an 8B model would take long
+
+
+def digest(*parts: str | bytes) -> str:
+    """Of texts and bytes in their order."""
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(part.encode() if isinstance(part, str) else part)
+    return found.hexdigest()[:_LENGTH]
+
+
+def weights(*models: object) -> str:
+    """Of the names, shapes and dtypes of all weights, and some values of each, spread over the tensor.
+
+    Buffers count as parameters do: packed layers keep their weights in them, outside of ``state_dict``. What
+    is no ``nn.Module`` has no weights.
+    """
+    found = []
+    for model in (model for model in models if isinstance(model, nn.Module)):
+        tensors: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        found += [_sampled(name, tensors[name]) for name in sorted(tensors)]
+    return digest(*found)
+
+
+def code() -> str:
+    """Of the source of this package, which decides what is measured."""
+    core = Path(__file__).parents[1]
+    return digest(*(file.read_bytes() for file in sorted(core.rglob("*.py"))))
+
+
+def _sampled(name: str, value: Tensor) -> bytes:
+    value = value.detach()
+    flat = (value.to_dense() if value.is_mkldnn else value).flatten()
+    some = flat[:: max(1, len(flat) // _SAMPLES)].float().cpu().numpy().tobytes()
+    return f"{name} {tuple(value.shape)} {value.dtype}".encode() + some
