@@ -32,6 +32,7 @@ class Flops:
 
     @property
     def total(self) -> float:
+        """FLOPs of all kinds."""
         return sum(getattr(self, f.name) for f in fields(self))
 
     def __add__(self, other: "Flops") -> "Flops":

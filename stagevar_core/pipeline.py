@@ -17,7 +17,8 @@ from .conditioning.labels import class_index, spread_classes
 from .conditioning.t5 import MAX_TOKENS
 from .conditioning.types import ClassConditioning, Conditioning, TextConditioning
 from .devices import default_device, default_dtype, synchronise
-from .models.contract import Quantizer, TextEncoder, Tokenizer, Transformer, signed
+from .models.companions import TextEncoder, Tokenizer
+from .models.contract import Quantizer, Transformer, signed
 from .network.attention import AttentionFn, attend
 from .network.packing import pack
 from .sampling.generate import generate

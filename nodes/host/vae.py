@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from ...stagevar_core.checkpoints.load import Checkpoint
 from ...stagevar_core.devices import default_dtype
+from ...stagevar_core.models.companions import Tokenizer, TokenizerConfig
 from ...stagevar_core.models.compiling import CompiledTokenizer, Compiler
-from ...stagevar_core.models.contract import Quantizer, Tokenizer, TokenizerConfig
+from ...stagevar_core.models.contract import Quantizer
 from ...stagevar_core.schedule import ScaleSchedule
 from .bridge import fill, free_memory, host_operations, is_out_of_memory, module_of, wrap
 

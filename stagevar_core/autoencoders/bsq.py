@@ -139,6 +139,7 @@ class BSQTokenizerConfig:
 
     @property
     def stride(self) -> int:
+        """Image pixels per latent pixel and side."""
         return 2 ** (len(self.multipliers) - 1)
 
     def attention_flops(self, height: int, width: int) -> float:
@@ -146,10 +147,12 @@ class BSQTokenizerConfig:
         return 0.0
 
     def to_dict(self) -> dict:
+        """The fields as plain values for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict) -> "BSQTokenizerConfig":
+        """The inverse of :meth:`to_dict`."""
         return cls(**{**values, "multipliers": tuple(values["multipliers"])})
 
 

@@ -35,6 +35,7 @@ class VQTokenizerConfig:
 
     @property
     def stride(self) -> int:
+        """Image pixels per latent pixel and side."""
         return 2 ** (len(self.multipliers) - 1)
 
     def attention_flops(self, height: int, width: int) -> float:
@@ -44,10 +45,12 @@ class VQTokenizerConfig:
         return (self.blocks + 2) * once + 18.0 * self.dim**2 * pixels
 
     def to_dict(self) -> dict:
+        """The fields as plain values for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict) -> "VQTokenizerConfig":
+        """The inverse of :meth:`to_dict`."""
         return cls(**{**values, "multipliers": tuple(values["multipliers"])})
 
 
@@ -83,10 +86,12 @@ class VectorQuantizer(nn.Module):
 
     @property
     def vocab(self) -> int:
+        """Rows of the codebook."""
         return self.codebook.shape[0]
 
     @property
     def dim(self) -> int:
+        """Channels of a code."""
         return self.codebook.shape[1]
 
     def latent_grid(self, scale: Scale) -> tuple[int, int]:

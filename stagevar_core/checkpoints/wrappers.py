@@ -48,6 +48,7 @@ class Group(NamedTuple):
 
     @property
     def label(self) -> str:
+        """The names, for people."""
         return ".".join(self.path) or "top level"
 
 

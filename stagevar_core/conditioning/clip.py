@@ -53,6 +53,7 @@ class CLIPEncoderConfig:
         return self.hidden_size
 
     def to_dict(self) -> dict:
+        """The fields as plain values for JSON."""
         return asdict(self)
 
     @classmethod

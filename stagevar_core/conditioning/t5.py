@@ -46,6 +46,7 @@ class T5EncoderConfig:
         return self.d_model
 
     def to_dict(self) -> dict:
+        """The fields as plain values for JSON."""
         return asdict(self)
 
     @classmethod

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from ..autoencoders.bands import in_bands
 from ..network.context import Branch, ScaleContext
 from ..network.tokens import PART
-from .contract import Tokenizer, Transformer
+from .companions import Tokenizer
+from .contract import Transformer
 
 _LOG = logging.getLogger(__name__)
 VARIANTS = 64  # graphs per piece, over all models and dtypes of the process; torch stops at 8

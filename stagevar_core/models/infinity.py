@@ -55,6 +55,7 @@ class InfinityConfig:
 
     @property
     def head_dim(self) -> int:
+        """Channels of a head."""
         return self.width // self.heads
 
     @property
@@ -82,10 +83,12 @@ class InfinityConfig:
         return shared + modulation + count * self.depth * 4.0 * width**2
 
     def to_dict(self) -> dict:
+        """The fields as plain values for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict) -> "InfinityConfig":
+        """The inverse of :meth:`to_dict`."""
         return cls(**values)
 
 

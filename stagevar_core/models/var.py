@@ -63,6 +63,7 @@ class VARConfig:
 
     @property
     def head_dim(self) -> int:
+        """Channels of a head."""
         return self.width // self.heads
 
     @property
@@ -86,10 +87,12 @@ class VARConfig:
         return rows * 2.0 * ((1 if self.shared else self.depth) * 6.0 + 2.0) * self.width**2
 
     def to_dict(self) -> dict:
+        """The fields as plain values for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict) -> "VARConfig":
+        """The inverse of :meth:`to_dict`."""
         return cls(**{**values, "sides": tuple(values["sides"])})
 
 

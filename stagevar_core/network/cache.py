@@ -147,6 +147,7 @@ class CachePair:
 
     @property
     def rows(self) -> int:
+        """Rows of both halves."""
         return sum(half.rows for half in self.halves)
 
     @property

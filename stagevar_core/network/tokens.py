@@ -40,6 +40,7 @@ class TokenMap:
 
     @property
     def count(self) -> int:
+        """Tokens that run, r."""
         return self.keep.shape[1]
 
     def apply(self, x: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ class MemoryEstimate:
 
     @property
     def total(self) -> int:
+        """Bytes of both."""
         return self.cache + self.activations
 
 

@@ -67,10 +67,12 @@ class Trace:
 
     @property
     def flops(self) -> float:
+        """FLOPs of all scales."""
         return sum(scale.flops.total for scale in self.scales)
 
     @property
     def dense_flops(self) -> float:
+        """FLOPs of all scales without acceleration."""
         return sum(scale.dense.total for scale in self.scales)
 
     @property
@@ -80,14 +82,17 @@ class Trace:
 
     @property
     def milliseconds(self) -> float:
+        """Time of all scales."""
         return sum(scale.milliseconds for scale in self.scales)
 
     @property
     def kv_peak_bytes(self) -> int:
+        """Most memory that the KV cache had reserved."""
         return max((scale.kv_bytes for scale in self.scales), default=0)
 
     @property
     def skipped(self) -> int:
+        """Scales that did not run."""
         return sum(not scale.ran for scale in self.scales)
 
     def summary(self) -> str:

@@ -27,7 +27,7 @@ FLOORS = (
     ("costs",),
     ("schedule",),
     ("devices",),
-    ("checks",),
+    ("checks", "files"),
     ("stagevar_core",),
 )
 FLOOR = {room: -floor for floor, rooms in enumerate(FLOORS) for room in rooms}
@@ -208,6 +208,8 @@ def signed(node: Class) -> Iterator[Class]:
 
 def explained(name: str, node: Class) -> bool:
     """Whether a class or a protocol that it keeps says what the method is."""
+    if "Protocol" in bases(node) and len(methods(node)[name].body) == 1:
+        return bool(ast.get_docstring(node))  # a value that the protocol's own words name
     places = [*ancestors(node), *signed(node)]
     told = any(name in methods(each) and ast.get_docstring(methods(each)[name]) for each in places)
     return bool(told) or (name == "forward" and "Module" in bases(node))
