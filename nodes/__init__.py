@@ -16,6 +16,7 @@ class StageVARExtension(ComfyExtension):
     """What ComfyUI registers."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        """All nodes, in the order of a workflow; the schedules' folder is known from then on."""
         register_folder()
         loaders = [LoadModel, LoadTokenizer, LoadTextEncoder]
         compilers = [Compile, CompileVAE]

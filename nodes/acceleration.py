@@ -1,59 +1,27 @@
-"""The node that makes a model cheaper to sample, and what it leaves on the model."""
+"""The node that makes a model cheaper to sample."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from comfy_api.latest import io
 
-from ..stagevar_core.acceleration.policy import AccelerationPolicy
 from ..stagevar_core.acceleration.presets import DEFAULT, OFF, PRESETS, adjusted
 from ..stagevar_core.acceleration.reduction import RESTORATIONS
 from ..stagevar_core.acceleration.schedule_file import StageSchedule, identity
 from ..stagevar_core.acceleration.settings import GUIDANCE, TOKENS
-from .host.schema import CATEGORY, StageScheduleType, VarModel, describe
+from .host.attached import Patcher, attach
+from .host.schema import CATEGORY, Node, StageScheduleType, VarModel, describe
 
-_KEY = "stagevar"  # in the model's transformer_options
 AS_PRESET = "as in the preset"
 _UNSET = -1.0  # of number inputs: as in the preset
 _SHARE = {"default": _UNSET, "min": _UNSET, "max": 1.0, "step": 0.05, "round": 0.0001, "advanced": True}
 
 
-@dataclass(frozen=True)
-class Attached:
-    """A policy on a model. Clones of the model share it: it is immutable, and some copy deeply."""
-
-    policy: AccelerationPolicy
-
-    def __copy__(self) -> "Attached":
-        return self
-
-    def __deepcopy__(self, memo: dict) -> "Attached":
-        return self
-
-
-def attach(model: Any, policy: AccelerationPolicy) -> Any:
-    """A clone of ``model`` with this policy in place of any other; ``off`` leaves nothing on it."""
-    clone = model.clone()
-    options = dict(clone.model_options.get("transformer_options", {}))
-    options.pop(_KEY, None)
-    if policy is not OFF:
-        options[_KEY] = Attached(policy)
-    clone.model_options = {**clone.model_options, "transformer_options": options}
-    return clone
-
-
-def policy_of(model_options: Mapping[str, Any]) -> AccelerationPolicy:
-    """The policy on a model, ``off`` without one."""
-    attached = model_options.get("transformer_options", {}).get(_KEY)
-    return attached.policy if isinstance(attached, Attached) else OFF
-
-
-class Accelerate(io.ComfyNode):
+class Accelerate(Node):
     """VAR_MODEL to the same model with an acceleration policy."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
+        """What the page shows of the node."""
         return describe(
             io.Schema,
             node_id="StageVARAccelerate",
@@ -85,7 +53,7 @@ class Accelerate(io.ComfyNode):
     @classmethod
     def execute(  # noqa: PLR0913 (the host passes inputs by name)
         cls,
-        model: Any,
+        model: Patcher,
         preset: str = DEFAULT,
         guidance: str = AS_PRESET,
         tokens: str = AS_PRESET,
@@ -116,7 +84,7 @@ class Accelerate(io.ComfyNode):
         return io.NodeOutput(attach(model, adjusted(policy, overrides) if overrides else policy))
 
 
-def _preset_inputs() -> list[Any]:
+def _preset_inputs() -> list[io.Input]:
     return [
         describe(VarModel.Input, "model", tooltip="From Load StageVAR Model."),
         describe(
@@ -145,7 +113,7 @@ def _among(known: tuple[str, ...]) -> dict[str, Any]:
     return {"options": [AS_PRESET, *known], "default": AS_PRESET, "advanced": True}
 
 
-def _work_inputs() -> list[Any]:
+def _work_inputs() -> list[io.Input]:
     """How much runs after the structure stage, where it is not as in the preset."""
     return [
         describe(
@@ -174,7 +142,7 @@ def _work_inputs() -> list[Any]:
     ]
 
 
-def _result_inputs() -> list[Any]:
+def _result_inputs() -> list[io.Input]:
     """What happens to tokens and scales that do not run, where it is not as in the preset."""
     return [
         describe(

@@ -1,35 +1,20 @@
-"""The nodes that compile a model's blocks and a tokenizer's decoder, and what they leave on the model."""
-
-from typing import Any
+"""The nodes that compile a model's blocks and a tokenizer's decoder."""
 
 from comfy_api.latest import io
 
-from ..stagevar_core.models.compiling import CompiledTransformer, Compiler
+from ..stagevar_core.models.compiling import Compiler
+from .host.attached import Patcher, attach_compiler
 from .host.pairing import checked_vae
-from .host.schema import CATEGORY, VarModel, describe
-
-_KEY = "stagevar_compile"  # in the model's transformer_options
-
-
-def attach(model: Any, compiler: Compiler) -> Any:
-    """A clone of ``model`` whose blocks run through ``compiler``."""
-    clone = model.clone()
-    options = {**clone.model_options.get("transformer_options", {}), _KEY: compiler}
-    clone.model_options = {**clone.model_options, "transformer_options": options}
-    return clone
+from .host.schema import CATEGORY, Node, VarModel, describe
+from .host.vae import TokenizerVAE
 
 
-def network_of(model: Any) -> Any:
-    """The network of a model as it is to run: with compiled blocks where that was asked for."""
-    compiler = model.model_options.get("transformer_options", {}).get(_KEY)
-    return CompiledTransformer(model.model, compiler) if isinstance(compiler, Compiler) else model.model
-
-
-class Compile(io.ComfyNode):
+class Compile(Node):
     """VAR_MODEL to the same model with compiled blocks."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
+        """What the page shows of the node."""
         return describe(
             io.Schema,
             node_id="StageVARCompile",
@@ -59,15 +44,17 @@ class Compile(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model: Any) -> io.NodeOutput:
-        return io.NodeOutput(attach(model, Compiler()))
+    def execute(cls, model: Patcher) -> io.NodeOutput:
+        """The model with a compiler on it; nothing is compiled yet."""
+        return io.NodeOutput(attach_compiler(model, Compiler()))
 
 
-class CompileVAE(io.ComfyNode):
+class CompileVAE(Node):
     """VAE to the same VAE with a compiled decoder."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
+        """What the page shows of the node."""
         return describe(
             io.Schema,
             node_id="StageVARCompileVAE",
@@ -89,5 +76,6 @@ class CompileVAE(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, vae: Any) -> io.NodeOutput:
+    def execute(cls, vae: TokenizerVAE) -> io.NodeOutput:
+        """The VAE with a compiled decoder; raises ``ValueError`` for one of another kind of model."""
         return io.NodeOutput(checked_vae(vae).compiled(Compiler()))

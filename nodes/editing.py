@@ -1,9 +1,6 @@
 """The node that prepares a picture of which a part is drawn anew."""
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import comfy.utils
 import torch.nn.functional as F
@@ -11,51 +8,21 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..stagevar_core.sampling.editing import scale_masks
-from ..stagevar_core.schedule import ScaleSchedule
+from .host.attached import Patcher
+from .host.edit import Edit
 from .host.pairing import checked_pair
-from .host.schema import CATEGORY, StageEditType, VarModel, describe
+from .host.schema import CATEGORY, Node, StageEditType, VarModel, describe
+from .host.vae import TokenizerVAE
 
 _LOG = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Edit:
-    """The codes of pictures at every scale, and where they stay.
-
-    ``codes``: per scale, on the latent grid, one row per picture. ``masks``: (pictures or 1, h, w) booleans.
-    ``size``: (height, width) in pixels. ``tokenizer``: name of the file whose codes they are.
-    """
-
-    schedule: ScaleSchedule
-    codes: tuple[Tensor, ...]
-    masks: tuple[Tensor, ...]
-    size: tuple[int, int]
-    tokenizer: str
-
-    def check(self, network: Any, vae: Any) -> None:
-        """Raise ``ValueError`` when a sampler uses other models than the edit was made for."""
-        trained = network.checkpoint.trained
-        if self.tokenizer != vae.checkpoint.source or trained.snap(*self.size) != self.schedule:
-            raise ValueError(
-                f"edit: it was made with {self.tokenizer} for {self.size[1]}x{self.size[0]} and "
-                f"{len(self.schedule)} scales, which are not those of this sampler's model and vae. Connect "
-                "the same ones to StageVAR Edit"
-            )
-
-    def options(self, images: Sequence[int]) -> dict[str, list[Tensor]]:
-        """What ``generate`` takes for these images of a batch, which use the pictures in turn."""
-
-        def rows(part: Tensor) -> Tensor:
-            return part[[index % len(part) for index in images]]
-
-        return {"known": [rows(code) for code in self.codes], "masks": [rows(mask) for mask in self.masks]}
-
-
-class EditNode(io.ComfyNode):
+class EditNode(Node):
     """IMAGE and MASK to what StageVAR Sampler keeps of them."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
+        """What the page shows of the node."""
         return describe(
             io.Schema,
             node_id="StageVAREdit",
@@ -94,13 +61,16 @@ class EditNode(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model: Any, vae: Any, image: Tensor, mask: Tensor) -> io.NodeOutput:
-        network = checked_pair(model, vae)
-        trained, patch = network.checkpoint.trained, network.config.patch
-        schedule = trained.snap(*image.shape[1:3])
-        size = trained.image_size(schedule)
-        quantizer = vae.quantizer(patch)
-        codes, _ = quantizer.encode(vae.features(fitted(image, size)), schedule)
+    def execute(cls, model: Patcher, vae: TokenizerVAE, image: Tensor, mask: Tensor) -> io.NodeOutput:
+        """An :class:`Edit` of images (B, H, W, C) in 0..1 and a mask, 1 where they are drawn anew.
+
+        Raises ``ValueError`` naming the input for models that do not belong together.
+        """
+        pair = checked_pair(model, vae)
+        schedule = pair.trained.snap(*image.shape[1:3])
+        size = pair.trained.image_size(schedule)
+        quantizer = pair.vae.quantizer(pair.network.config.patch)
+        codes, _ = quantizer.encode(pair.vae.features(fitted(image, size)), schedule)
         kept = scale_masks(1.0 - fitted_mask(mask, image, size), schedule)
         grids = [quantizer.latent_grid(scale) for scale in schedule]
         masks = [
@@ -109,7 +79,7 @@ class EditNode(io.ComfyNode):
         ]
         if bool(masks[-1].all()):
             _LOG.warning("StageVAR: the mask selects nothing; the picture stays as it is")
-        return io.NodeOutput(Edit(schedule, tuple(codes), tuple(masks), size, vae.checkpoint.source))
+        return io.NodeOutput(Edit(schedule, tuple(codes), tuple(masks), size, pair.vae.checkpoint.source))
 
 
 def fitted(image: Tensor, size: tuple[int, int]) -> Tensor:

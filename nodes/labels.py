@@ -5,7 +5,7 @@ from comfy_api.latest import io
 
 from ..stagevar_core.conditioning.labels import class_index, imagenet_names
 from .host.conditioning import CLASS_LABEL
-from .host.schema import CATEGORY, describe
+from .host.schema import CATEGORY, Node, describe
 
 NO_CLASS = "no class"
 
@@ -27,11 +27,12 @@ def label_of(chosen: str, typed: str) -> int:
     return class_index(chosen.partition(":")[0])
 
 
-class ClassLabel(io.ComfyNode):
+class ClassLabel(Node):
     """A class of ImageNet to CONDITIONING."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
+        """What the page shows of the node."""
         return describe(
             io.Schema,
             node_id="StageVARClassLabel",
@@ -69,6 +70,7 @@ class ClassLabel(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, label: str | None = None) -> bool | str:
+        """True, or why a typed label is none."""
         if label is None:  # linked: known when it runs
             return True
         try:
@@ -79,6 +81,7 @@ class ClassLabel(io.ComfyNode):
 
     @classmethod
     def execute(cls, class_name: str, label: str = "") -> io.NodeOutput:
+        """Conditioning with the class in it; raises ``ValueError`` for a label that is none."""
         try:
             number = label_of(class_name, label)
         except ValueError as error:

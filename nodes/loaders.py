@@ -7,7 +7,7 @@ from .host import files
 from .host.bridge import DEFAULT, WEIGHT_DTYPES, load_transformer
 from .host.clip import load_text_encoder
 from .host.files import EMBEDDED, TEXT_ENCODER, TOKENIZER, TRANSFORMER, Part
-from .host.schema import CATEGORY, VarModel, describe
+from .host.schema import CATEGORY, Node, VarModel, describe
 from .host.vae import TokenizerVAE
 
 
@@ -33,11 +33,12 @@ def _dtype_input(tooltip: str) -> io.Combo.Input:
     )
 
 
-class LoadModel(io.ComfyNode):
+class LoadModel(Node):
     """File of a transformer to VAR_MODEL."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
+        """What the page shows of the node."""
         return describe(
             io.Schema,
             node_id="StageVARLoadModel",
@@ -64,23 +65,27 @@ class LoadModel(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, model_name: str | None = None) -> bool | str:
+        """True, or why there is no such file."""
         return files.missing(TRANSFORMER, model_name)
 
     @classmethod
     def fingerprint_inputs(cls, model_name: str | None = None, weight_dtype: str = DEFAULT) -> str:
+        """Changes with the file."""
         return files.version(TRANSFORMER, model_name)
 
     @classmethod
     def execute(cls, model_name: str, weight_dtype: str = DEFAULT) -> io.NodeOutput:
+        """The transformer; raises ``ValueError`` for a file of another kind."""
         checkpoint = files.load(TRANSFORMER, model_name)
         return io.NodeOutput(load_transformer(checkpoint, weight_dtype))
 
 
-class LoadTokenizer(io.ComfyNode):
+class LoadTokenizer(Node):
     """File of an image tokenizer to VAE."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
+        """What the page shows of the node."""
         return describe(
             io.Schema,
             node_id="StageVARLoadTokenizer",
@@ -99,22 +104,26 @@ class LoadTokenizer(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, vae_name: str | None = None) -> bool | str:
+        """True, or why there is no such file."""
         return files.missing(TOKENIZER, vae_name)
 
     @classmethod
     def fingerprint_inputs(cls, vae_name: str | None = None) -> str:
+        """Changes with the file."""
         return files.version(TOKENIZER, vae_name)
 
     @classmethod
     def execute(cls, vae_name: str) -> io.NodeOutput:
+        """The tokenizer; raises ``ValueError`` for a file of another kind."""
         return io.NodeOutput(TokenizerVAE(files.load(TOKENIZER, vae_name)))
 
 
-class LoadTextEncoder(io.ComfyNode):
+class LoadTextEncoder(Node):
     """File of a text encoder to CLIP."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
+        """What the page shows of the node."""
         return describe(
             io.Schema,
             node_id="StageVARLoadTextEncoder",
@@ -137,14 +146,17 @@ class LoadTextEncoder(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, text_encoder_name: str | None = None) -> bool | str:
+        """True, or why there is no such file."""
         return files.missing(TEXT_ENCODER, text_encoder_name)
 
     @classmethod
     def fingerprint_inputs(cls, text_encoder_name: str | None = None, weight_dtype: str = DEFAULT) -> str:
+        """Changes with the file."""
         return files.version(TEXT_ENCODER, text_encoder_name)
 
     @classmethod
     def execute(cls, text_encoder_name: str, weight_dtype: str = DEFAULT) -> io.NodeOutput:
+        """The text encoder; raises ``ValueError`` for a file of another kind."""
         checkpoint = files.load(TEXT_ENCODER, text_encoder_name)
         folders = folder_paths.get_folder_paths("embeddings")
         return io.NodeOutput(load_text_encoder(checkpoint, weight_dtype, folders))

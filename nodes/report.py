@@ -7,14 +7,15 @@ from comfy_api.latest import io, ui
 
 from ..stagevar_core.plots.timeline import timeline
 from .host.pictures import to_image
-from .host.schema import CATEGORY, StageReportType, describe
+from .host.schema import CATEGORY, Node, StageReportType, describe
 
 
-class Report(io.ComfyNode):
+class Report(Node):
     """STAGE_REPORT to a plot and JSON."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
+        """What the page shows of the node."""
         return describe(
             io.Schema,
             node_id="StageVARStageReport",
@@ -45,6 +46,7 @@ class Report(io.ComfyNode):
 
     @classmethod
     def execute(cls, report: dict[str, Any]) -> io.NodeOutput:
+        """The plot (1, height, width, 3) in 0..1 and the numbers as text, both shown on the node."""
         plot = to_image(timeline(report))
         text = json.dumps(report, indent=1)
         return io.NodeOutput(plot, text, ui=ui.PreviewImage(plot, cls=cls))

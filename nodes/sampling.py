@@ -11,13 +11,14 @@ from ..stagevar_core.models.star_sampler import MODES
 from ..stagevar_core.sampling.settings import SamplingSettings
 from ..stagevar_core.sampling.trace import Trace
 from ..stagevar_core.schedule import ScaleSchedule
-from .acceleration import policy_of
-from .editing import Edit
 from .host import bridge
-from .host.conditioning import conditioning_of
+from .host.attached import HostTransformer, Patcher, policy_of
+from .host.conditioning import HostConditioning, conditioning_of
+from .host.edit import Edit
 from .host.pairing import checked_pair
 from .host.running import Job, run
-from .host.schema import CATEGORY, StageEditType, StageReportType, VarModel, describe
+from .host.schema import CATEGORY, Node, StageEditType, StageReportType, VarModel, describe
+from .host.vae import TokenizerVAE
 
 _LOG = logging.getLogger(__name__)
 _MAX_SIDE = 16384
@@ -26,11 +27,12 @@ _OWN = -1.0  # of sampling settings: the model's own
 _OWN_TEXT = "-1: the model's own"
 
 
-class Sampler(io.ComfyNode):
+class Sampler(Node):
     """Next-scale sampling of a VAR_MODEL."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
+        """What the page shows of the node."""
         return describe(
             io.Schema,
             node_id="StageVARSampler",
@@ -58,9 +60,9 @@ class Sampler(io.ComfyNode):
     @classmethod
     def execute(  # noqa: PLR0913 (the host passes inputs by name)
         cls,
-        model: Any,
-        vae: Any,
-        positive: list,
+        model: Patcher,
+        vae: TokenizerVAE,
+        positive: HostConditioning,
         seed: int,
         cfg: float,
         temperature: float,
@@ -69,34 +71,41 @@ class Sampler(io.ComfyNode):
         width: int,
         height: int,
         batch_size: int,
-        negative: list | None = None,
+        negative: HostConditioning | None = None,
         refine: str = "auto",
         smooth: bool = False,
         edit: Edit | None = None,
     ) -> io.NodeOutput:
-        network = checked_pair(model, vae)
+        """The latent (batch, C, h, w) and the report of a run.
+
+        Raises ``ValueError`` naming the input that cannot be used, before the first scale, and
+        ``RuntimeError`` where one image alone does not fit into memory.
+        """
+        pair = checked_pair(model, vae)
+        network = pair.network
         if not 1 <= batch_size <= _MAX_BATCH:
             raise ValueError(f"batch_size is {batch_size}; expected 1 to {_MAX_BATCH}")
         if edit is not None:
-            edit.check(network, vae)
+            edit.check(pair)
             height, width = edit.size
-        schedule = network.checkpoint.trained.snap(height, width)
+        schedule = pair.trained.snap(height, width)
         wanted = {"cfg": cfg, "temperature": temperature, "top_k": top_k, "top_p": top_p}
         settings = _settings(network, wanted, refine=refine, smooth=smooth)
         settings.validate(len(schedule), network.config.depth)
         conditioning = conditioning_of(network, positive, negative, batch_size)
-        size = network.checkpoint.trained.image_size(schedule)
+        size = pair.trained.image_size(schedule)
         report = _size_report(size, (height, width), schedule)
         _LOG.info("StageVAR: %s, %d image%s", report, batch_size, "" if batch_size == 1 else "s")
         bridge.show_text(report, cls.hidden.unique_id)
-        job = Job(model, vae, conditioning, schedule, settings, seed, policy_of(model.model_options), edit)
+        policy = policy_of(pair.model.model_options)
+        job = Job(pair.model, pair.vae, conditioning, schedule, settings, seed, policy, edit)
         f_hat, trace = run(job, size)
         _LOG.info("StageVAR: %s", trace.summary())
         bridge.show_text(_said(trace, report), cls.hidden.unique_id)
         return io.NodeOutput({"samples": f_hat.to(mm.intermediate_device())}, trace.to_dict())
 
 
-def _model_inputs() -> list[Any]:
+def _model_inputs() -> list[io.Input]:
     return [
         describe(VarModel.Input, "model", tooltip="From Load StageVAR Model or StageVAR Accelerate."),
         describe(
@@ -120,7 +129,7 @@ def _model_inputs() -> list[Any]:
     ]
 
 
-def _sampling_inputs() -> list[Any]:
+def _sampling_inputs() -> list[io.Input]:
     return [
         describe(
             io.Int.Input,
@@ -179,7 +188,7 @@ def _sampling_inputs() -> list[Any]:
     ]
 
 
-def _size_inputs() -> list[Any]:
+def _size_inputs() -> list[io.Input]:
     side = {"default": 1024, "min": 64, "max": _MAX_SIDE, "step": 8}
     snapped = "The model makes the sizes it was trained on: first the nearest ratio, then the nearest area."
     return [
@@ -197,7 +206,7 @@ def _size_inputs() -> list[Any]:
     ]
 
 
-def _drawing_inputs() -> list[Any]:
+def _drawing_inputs() -> list[io.Input]:
     return [
         describe(
             io.Combo.Input,
@@ -226,7 +235,7 @@ def _drawing_inputs() -> list[Any]:
     ]
 
 
-def _settings(network: Any, wanted: Mapping[str, float], **drawing: Any) -> SamplingSettings:
+def _settings(network: HostTransformer, wanted: Mapping[str, float], **drawing: Any) -> SamplingSettings:
     """Sampling settings; negative numbers stand for the model's own."""
     own = network.checkpoint.defaults
     chosen = {name: value for name, value in wanted.items() if value >= 0}

@@ -13,7 +13,7 @@ from ..stagevar_core.acceleration.settings import share_at
 from ..stagevar_core.acceleration.stages import StageBoundaries
 from ..stagevar_core.plots import schedules as plots
 from .host.pictures import stacked, to_image
-from .host.schema import CATEGORY, StageScheduleType, describe
+from .host.schema import CATEGORY, Node, StageScheduleType, describe
 
 FOLDER = "stagevar_schedules"
 FROM_VALUES = "from the values below"
@@ -61,11 +61,12 @@ def missing(name: str | None) -> str | bool:
     return True
 
 
-class Schedule(io.ComfyNode):
+class Schedule(Node):
     """A schedule file, or values, to STAGE_SCHEDULE and its plot."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
+        """What the page shows of the node."""
         return describe(
             io.Schema,
             node_id="StageVARStageSchedule",
@@ -92,10 +93,12 @@ class Schedule(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, schedule_file: str | None = None) -> bool | str:
+        """True, or why there is no such file."""
         return missing(schedule_file)
 
     @classmethod
     def fingerprint_inputs(cls, schedule_file: str | None = None, **_: Any) -> str:
+        """Changes with the file; the values on the node are compared by the host."""
         if schedule_file in (None, FROM_VALUES) or missing(schedule_file) is not True:
             return ""
         state = find(schedule_file).stat()
@@ -111,6 +114,7 @@ class Schedule(io.ComfyNode):
         keep_middle: float,
         keep_last: float,
     ) -> io.NodeOutput:
+        """The schedule and its plot; raises ``ValueError`` for values or a file that are no schedule."""
         if schedule_file == FROM_VALUES:
             shares = (keep_first, keep_middle, keep_last)
             boundaries = StageBoundaries(semantic_end, structure_end)
@@ -124,7 +128,7 @@ class Schedule(io.ComfyNode):
         return io.NodeOutput(schedule, plot, ui=ui.PreviewImage(plot, cls=cls))
 
 
-def _inputs() -> list[Any]:
+def _inputs() -> list[io.Input]:
     fraction = {"min": 0.0, "max": 1.0, "step": 0.0025, "round": 0.00001}
     share = {"min": 0.0, "max": 1.0, "step": 0.05, "round": 0.0001}
     first, middle, last = (share_at(BALANCED.settings.tokens.keep, area, 0.5) for area in AREAS)

@@ -39,7 +39,7 @@ class Placeholder(dict):
         pass
 
     def append(self, value: object) -> None:
-        pass
+        """Takes an element, as ``extend`` takes several, and forgets it."""
 
     extend = append
 

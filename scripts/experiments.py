@@ -242,6 +242,7 @@ def replaced(text: str, key: str, content: str) -> str:
 
 
 def main() -> int:
+    """Run the chosen experiments, write their files and the tables of the documentation."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -83,16 +83,17 @@ def seconds(value: float | None) -> str:
 
 
 def size(value: float | None) -> str:
-    if value is None:
-        return NONE
-    return f"{value / 1e9:.2f} GB" if value >= 1e8 else f"{value / 1e6:.1f} MB"
+    """Bytes in GB, small ones in MB; a dash for None."""
+    return NONE if value is None else f"{value / 1e9:.2f} GB" if value >= 1e8 else f"{value / 1e6:.1f} MB"
 
 
 def times(value: float | None) -> str:
+    """A ratio; a dash for None."""
     return NONE if value is None else f"{value:.2f}x"
 
 
 def percent(value: float | None) -> str:
+    """A share from 0 to 1 in percent; a dash for None."""
     return NONE if value is None else f"{value:.0%}"
 
 

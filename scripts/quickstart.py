@@ -3,7 +3,7 @@
     python3 scripts/quickstart.py --prompt "a red ring left of a blue cross" --seed 7
 
 Needs Python 3.10 or newer and nothing else. The first run downloads PyTorch and ComfyUI's dependencies into
-`.venv`, later runs start at once. `bootstrap.py` names the environment variables that choose others.
+`.venv`, later runs start at once. `testbed/bootstrap.py` names the environment variables that choose others.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import time
 import webbrowser
 from pathlib import Path
 
-import comfy_server
-from bootstrap import Setup, bootstrap
-from comfy_server import PACK_NAME, ComfyServer, Json, PromptFailed, PromptRejected, ServerError
-from environment import ROOT, SetupError
+from testbed import comfy_server
+from testbed.bootstrap import Setup, bootstrap
+from testbed.comfy_server import PACK_NAME, ComfyServer, Json, PromptFailed, PromptRejected, ServerError
+from testbed.environment import ROOT, SetupError
 
 WORKFLOW = "text_to_image_embedded"
 MAX_SEED = 2**64 - 1

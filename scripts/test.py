@@ -1,6 +1,7 @@
-"""Sets up everything and runs all checks: ruff, its formatter's check and pytest with ComfyUI and a browser.
+"""Sets up everything and runs all checks: ruff, its formatter, types, pytest with ComfyUI and a browser.
 
 python3 scripts/test.py                  everything
+python3 scripts/test.py --fast           lint, types and the tests without ComfyUI that take no seconds
 python3 scripts/test.py tests/test_x.py  extra arguments go to pytest
 """
 
@@ -11,11 +12,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from bootstrap import Setup, bootstrap
-from chromium import ensure_chromium
-from environment import ROOT, SetupError, log
+from testbed.bootstrap import Setup, bootstrap
+from testbed.chromium import ensure_chromium
+from testbed.environment import ROOT, TESTBED, SetupError, log
 
 Command = list[str | Path]
+FAST = "not (comfy or browser or slow)"
 
 
 def test_environment(setup: Setup) -> dict[str, str]:
@@ -33,16 +35,25 @@ def test_environment(setup: Setup) -> dict[str, str]:
     return os.environ | told
 
 
-def main(pytest_arguments: list[str]) -> int:
+def type_check(setup: Setup) -> Command:
+    """The core and the nodes; with another ComfyUI than the test bed's the core alone, as types differ."""
+    whole = setup.comfy_path == TESTBED / "ComfyUI"
+    return ["-m", "basedpyright", *([] if whole else ["stagevar_core"])]
+
+
+def main(arguments: list[str]) -> int:
     """Runs every check, also after one failed, and returns 1 if any did."""
+    fast = "--fast" in arguments
+    rest = [argument for argument in arguments if argument != "--fast"] or ["tests"]
     setup = bootstrap(tests=True)
     log(f"ready after {setup.seconds:.0f} s")
     environment = test_environment(setup)
     checks: list[Command] = [
         ["-m", "ruff", "check", "."],
         ["-m", "ruff", "format", "--check", "."],
+        type_check(setup),
         # pytest last: its closing line is the last line of the run.
-        ["-m", "pytest", *(pytest_arguments or ["tests"])],
+        ["-m", "pytest", *(["-m", FAST] if fast else []), *rest],
     ]
     failed = []
     for check in checks:

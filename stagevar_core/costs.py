@@ -3,12 +3,15 @@
 Only matrix products count. Norms, rotary positions and sampling are memory-bound and below 1% of the FLOPs.
 """
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Protocol
 
 from .schedule import Scale, ScaleSchedule
+
+Work = defaultdict[str, float]
+"""Counted units: tokens of every branch, 'pairs', 'text pairs', 'head'; FLOPs of 'reduction' and 'refine'."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class Flops:
 
     @property
     def total(self) -> float:
+        """FLOPs of all kinds."""
         return sum(getattr(self, f.name) for f in fields(self))
 
     def __add__(self, other: "Flops") -> "Flops":
@@ -58,8 +62,8 @@ class UnitCosts:
         return Flops(refine=rows * self.refine[scale.index] if self.refine else 0.0)
 
 
-def counted(units: UnitCosts, work: Counter) -> Flops:
-    """FLOPs of the work that a scale's context counted, see ``context.ScaleContext``."""
+def counted(units: UnitCosts, work: Work) -> Flops:
+    """FLOPs of the work that a scale's context counted, see ``network/context.py``."""
     return Flops(
         linear=sum(work[part] * cost for part, cost in units.branches.items()),
         attention=work["pairs"] * units.pair,
@@ -72,8 +76,8 @@ def counted(units: UnitCosts, work: Counter) -> Flops:
 
 def scale_flops(
     units: UnitCosts,
-    tokens: int,
-    visible: int,
+    tokens: float,
+    visible: float,
     *,
     rows: int = 2,
     text_tokens: int = 64,
@@ -86,7 +90,9 @@ def scale_flops(
     for what runs once per image; None counts that for every row.
     """
     every, single = (tokens * units.depth * count for count in (rows, rows if images is None else images))
-    work = Counter({part: single if part in units.per_image else every for part in units.branches})
+    work: Work = defaultdict(float)
+    for part in units.branches:
+        work[part] = single if part in units.per_image else every
     work["pairs"] = every * visible
     work["text pairs"] = (single if units.per_image else every) * text_tokens
     work["head"] = rows * tokens

@@ -5,18 +5,20 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .acceleration.policy import AccelerationPolicy
 from .checkpoints.files import read
 from .checkpoints.load import build, check_pairing, load_text_encoder, prepare
 from .conditioning.labels import class_index, spread_classes
-from .conditioning.t5 import MAX_TOKENS, T5TextEncoder
-from .conditioning.types import ClassConditioning, TextConditioning
+from .conditioning.t5 import MAX_TOKENS
+from .conditioning.types import ClassConditioning, Conditioning, TextConditioning
 from .devices import default_device, default_dtype, synchronise
+from .models.companions import TextEncoder, Tokenizer
+from .models.contract import Quantizer, Transformer, signed
 from .network.attention import AttentionFn, attend
 from .network.packing import pack
 from .sampling.generate import generate
@@ -113,9 +115,9 @@ class Pipeline:
 
     def __init__(
         self,
-        transformer: nn.Module,
-        tokenizer: nn.Module,
-        text_encoder: T5TextEncoder | None,
+        transformer: Transformer,
+        tokenizer: Tokenizer,
+        text_encoder: TextEncoder | None,
         trained: AspectTable,
         *,
         defaults: Mapping[str, Any] | None = None,
@@ -147,13 +149,20 @@ class Pipeline:
         model = prepare(*read(transformer), kind="transformer")
         codes = prepare(*read(tokenizer), kind="tokenizer")
         check_pairing(model, codes)
-        takes_text = hasattr(model.config, "text_width")
-        if takes_text and text_encoder is None:
-            raise ValueError(f"{transformer} takes text; give the text encoder that belongs to it")
-        encoder = load_text_encoder(text_encoder, device=device) if takes_text else None
+        encoder = None
+        if model.config.text_width:
+            if text_encoder is None:
+                raise ValueError(f"{transformer} takes text; give the text encoder that belongs to it")
+            encoder = load_text_encoder(text_encoder, device=device)
+        if model.trained is None:
+            raise ValueError(
+                f"{model.source} does not say which sizes it was trained on, and its number of scales is not "
+                "that of a published model. Convert it with its settings"
+            )
+        blocks, decoder = (dtype or default_dtype(device, part.parameters) for part in (model, codes))
         return cls(
-            pack(build(model, dtype=dtype or default_dtype(device, model.parameters), device=device)),
-            build(codes, dtype=dtype or default_dtype(device, codes.parameters), device=device),
+            signed(pack(build(model, dtype=blocks, device=device))),
+            cast(Tokenizer, build(codes, dtype=decoder, device=device)),
             encoder,
             model.trained,
             defaults=model.defaults,
@@ -182,20 +191,18 @@ class Pipeline:
 
     def schedule(self, width: int | None = None, height: int | None = None) -> ScaleSchedule:
         """The trained schedule nearest to a size; one side alone is taken for a square."""
-        if width is None and height is None:
-            height, width = self._default_size()
-        height, width = (width if height is None else height), (height if width is None else width)
-        return self.trained.snap(height, width)
+        own = self._default_size() if width is None and height is None else (width or 0, height or 0)
+        return self.trained.snap(own[0] if height is None else height, own[1] if width is None else width)
 
     def _default_size(self) -> tuple[int, int]:
         """(height, width): the model's own, else the square of its largest budget."""
-        budget = max(self.trained.budgets, key=self.trained.budgets.get)
+        budget = max(self.trained.budgets, key=lambda name: self.trained.budgets[name])
         square = self.trained.schedule(self.trained.nearest_ratio(1, 1), budget)
         height, width = self.trained.image_size(square)
         return self.defaults.get("height", height), self.defaults.get("width", width)
 
     @property
-    def quantizer(self) -> Any:
+    def quantizer(self) -> Quantizer:
         """What turns the tokens of this transformer into latents; of the tokenizer, which has the codes."""
         return self.tokenizer.quantizer(self.transformer.config.patch)
 
@@ -204,27 +211,28 @@ class Pipeline:
 
         Raises ``ValueError`` for one that is no class of this model, before anything is drawn.
         """
-        classes = getattr(self.transformer.config, "classes", None)
-        if classes is not None and made_up:
+        classes = self.transformer.classes
+        if classes is None:
+            return list(prompts)
+        if made_up:
             return spread_classes(len(prompts), classes)
-        for prompt in prompts if classes is not None else ():
+        for prompt in prompts:
             class_index(prompt, classes)
         return list(prompts)
 
-    def encode(
-        self, prompts: Sequence[str], negative: str | None = None
-    ) -> TextConditioning | ClassConditioning:
+    def encode(self, prompts: Sequence[str], negative: str | None = None) -> Conditioning:
         """Text features or class labels.
 
         ``negative`` None is the model's null text or class; the empty prompt where it learned none.
         """
-        if self.text_encoder is None:
-            classes = self.transformer.config.classes
+        classes = self.transformer.classes
+        if self.text_encoder is None or classes is not None:
+            classes = classes or 0
             labels = tuple(class_index(prompt, classes) for prompt in prompts)
             against = None if negative is None else (class_index(negative, classes),) * len(labels)
             return ClassConditioning(labels, against, self.device)
-        limit = min(MAX_TOKENS, getattr(self.transformer.config, "null_rows", MAX_TOKENS))
-        learned, count = hasattr(self.transformer, "null_text"), len(prompts)
+        limit = min(MAX_TOKENS, self.transformer.longest_text or MAX_TOKENS)
+        learned, count = self.transformer.learned_null, len(prompts)
         texts = [*prompts, *([] if negative is None else [negative]), *([] if learned else [""])]
         features = self.text_encoder.encode(texts, max_tokens=limit)
         return TextConditioning(
@@ -292,24 +300,24 @@ class Pipeline:
         return Pictures(images, seeds, schedule, settings, seconds, generation, pictures)
 
 
-def check_text(transformer: nn.Module, text_encoder: T5TextEncoder | None) -> None:
+def check_text(transformer: Transformer, text_encoder: TextEncoder | None) -> None:
     """Raise ``ValueError`` when a text encoder is missing, too many or another one's."""
-    wanted = getattr(transformer.config, "text_width", None)
-    found = None if text_encoder is None else text_encoder.width
-    if wanted == found:
-        kinds = getattr(transformer, "text_family", None), getattr(text_encoder, "family", None)
-        if None not in kinds and kinds[0] != kinds[1]:
-            raise ValueError(
-                f"the text encoder is a {kinds[1]}; this transformer was trained on a {kinds[0]}. Load the "
-                "text encoder that belongs to it"
-            )
+    wanted = transformer.config.text_width
+    if not wanted:
+        if text_encoder is not None:
+            raise ValueError("this transformer takes class labels, but a text encoder is given; leave it out")
         return
-    if wanted is None:
-        raise ValueError("this transformer takes class labels, but a text encoder is given; leave it out")
-    raise ValueError(
-        f"the text encoder gives {found or 'no'} channels; this transformer was trained on {wanted}. "
-        "Load the text encoder that belongs to it"
-    )
+    if text_encoder is None or text_encoder.width != wanted:
+        found = "no" if text_encoder is None else text_encoder.width
+        raise ValueError(
+            f"the text encoder gives {found} channels; this transformer was trained on {wanted}. "
+            "Load the text encoder that belongs to it"
+        )
+    if text_encoder.family != transformer.text_family:
+        raise ValueError(
+            f"the text encoder is a {text_encoder.family}; this transformer was trained on a "
+            f"{transformer.text_family}. Load the text encoder that belongs to it"
+        )
 
 
 def check_request(prompts: int, batch: int, seed: int) -> None:

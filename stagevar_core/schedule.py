@@ -25,10 +25,12 @@ class Scale:
 
     @property
     def tokens(self) -> int:
+        """Tokens of the map."""
         return self.height * self.width
 
     @property
     def grid(self) -> tuple[int, int]:
+        """(height, width) in tokens."""
         return self.height, self.width
 
 
@@ -59,6 +61,7 @@ class ScaleSchedule:
 
     @cached_property
     def scales(self) -> tuple[Scale, ...]:
+        """The scales with their places."""
         return tuple(Scale(index, height, width) for index, (height, width) in enumerate(self.grids))
 
     def __len__(self) -> int:
@@ -72,6 +75,7 @@ class ScaleSchedule:
 
     @property
     def final(self) -> Scale:
+        """The last scale."""
         return self.scales[-1]
 
     @property

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from chromium import find_chromium
-from comfy_server import ComfyServer
-from environment import ROOT, TESTBED, venv_bin
+from testbed.chromium import find_chromium
+from testbed.comfy_server import ComfyServer
+from testbed.environment import ROOT, TESTBED, venv_bin
 
 from tests.support.testbed import Bed, missing
 

@@ -16,6 +16,7 @@ from stagevar_core.models.infinity import INFINITY_2B, INFINITY_8B, Infinity, In
 from stagevar_core.sampling.generate import generate
 from stagevar_core.sampling.settings import SamplingSettings
 from stagevar_core.schedule import ScaleSchedule, infinity_aspect_table
+from tests.support.tiny import plain_attention
 
 MEGAPIXEL = infinity_aspect_table().schedule(1.0, "1M")
 
@@ -54,11 +55,6 @@ def test_published_cache_and_decoder():
 def test_one_row_costs_half():
     both, one = (scale_flops(INFINITY_2B.unit_costs, 64, 128, rows=rows).total for rows in (2, 1))
     assert both == 2 * one
-
-
-def plain_attention(q, k, v, *, scale=None, mask=None):
-    """Matrix products that the counter sees on every device."""
-    return (q @ k.transpose(-1, -2) * (scale or q.shape[-1] ** -0.5)).softmax(dim=-1) @ v
 
 
 CONFIG = InfinityConfig(2, 32, 2, 96, bits=8, text_width=16, null_rows=8, pool_heads=4)

@@ -3,7 +3,7 @@
 import inspect
 import logging
 import sys
-from typing import Any
+from typing import Any, cast
 
 import comfy.ldm.modules.attention as host_attention
 import comfy.model_management as mm
@@ -11,6 +11,7 @@ import comfy.model_patcher
 import comfy.ops
 import torch
 from comfy.cli_args import args
+from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 from ...stagevar_core import devices
@@ -18,6 +19,7 @@ from ...stagevar_core.checkpoints.detect import spec_of
 from ...stagevar_core.checkpoints.load import Checkpoint
 from ...stagevar_core.devices import SMALL, default_dtype, fast_bfloat16
 from ...stagevar_core.network.attention import AttentionFn, attend
+from .attached import HostTransformer, Patcher
 
 _LOG = logging.getLogger(__name__)
 DEFAULT = "default"
@@ -28,8 +30,11 @@ WEIGHT_DTYPES = {
 }
 
 
-def load_transformer(checkpoint: Checkpoint, weight_dtype: str) -> Any:
-    """A ModelPatcher around the transformer, weights on the offload device."""
+def load_transformer(checkpoint: Checkpoint, weight_dtype: str) -> Patcher:
+    """The transformer of a checkpoint, which gives its tensors up; weights on the offload device.
+
+    ``weight_dtype``: one of ``WEIGHT_DTYPES``.
+    """
     device = mm.get_torch_device()
     parameters = checkpoint.parameters
     storage = storage_dtype(WEIGHT_DTYPES[weight_dtype], parameters, device)
@@ -38,8 +43,8 @@ def load_transformer(checkpoint: Checkpoint, weight_dtype: str) -> Any:
     network = module(
         checkpoint.config, operations=operations, dtype=storage, device="meta", compute_dtype=compute
     )
-    network.checkpoint = checkpoint  # its sizes and name; the tensors move into the network
-    patcher = wrap(network, device, mm.unet_offload_device())
+    cast(HostTransformer, network).checkpoint = checkpoint
+    patcher = cast(Patcher, wrap(network, device, mm.unet_offload_device()))
     plain = module(checkpoint.config, dtype=storage, device="meta")
     fill(network, plain, checkpoint.tensors, compute)
     _LOG.info(
@@ -54,8 +59,14 @@ def load_transformer(checkpoint: Checkpoint, weight_dtype: str) -> Any:
 
 
 def module_of(checkpoint: Checkpoint) -> type[nn.Module]:
-    """The module of a transformer or tokenizer."""
-    return spec_of(checkpoint.kind, checkpoint.family).module
+    """The class of a transformer or tokenizer; raises ``ValueError`` for what has none here."""
+    spec = spec_of(checkpoint.kind, checkpoint.family)
+    if spec is None or spec.module is None:
+        raise ValueError(
+            f"{checkpoint.source} is a {checkpoint.kind} of the family {checkpoint.family}; expected a "
+            "transformer or a tokenizer. Choose another file"
+        )
+    return spec.module
 
 
 def storage_dtype(chosen: torch.dtype | None, parameters: int, device: torch.device) -> torch.dtype:
@@ -81,16 +92,18 @@ def compute_dtype(storage: torch.dtype, device: torch.device) -> torch.dtype:
     return cast or storage
 
 
-def host_operations(storage: torch.dtype, compute: torch.dtype, device: torch.device) -> Any:
+def host_operations(
+    storage: torch.dtype, compute: torch.dtype | None, device: torch.device
+) -> type[comfy.ops.disable_weight_init]:
     """ComfyUI's layers, which cast and move their weights as they are used."""
     known = inspect.signature(comfy.ops.pick_operations).parameters
-    options = {"load_device": device} if "load_device" in known else {}
+    options: dict[str, Any] = {"load_device": device} if "load_device" in known else {}
     return comfy.ops.pick_operations(storage, compute, **options)
 
 
-def wrap(network: nn.Module, load_device: torch.device, offload_device: torch.device) -> Any:
+def wrap(network: nn.Module, load_device: torch.device, offload_device: torch.device) -> ModelPatcher:
     """The patcher that ComfyUI moves, patches and clones."""
-    kind = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+    kind: type[ModelPatcher] = getattr(comfy.model_patcher, "CoreModelPatcher", ModelPatcher)
     return kind(network.eval(), load_device=load_device, offload_device=offload_device)
 
 
@@ -144,6 +157,11 @@ def attention_for(transformer_options: dict[str, Any]) -> AttentionFn:
         )
 
     return attention
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that a device can still give."""
+    return cast(int, mm.get_free_memory(device))  # two numbers only where both are asked for
 
 
 def is_out_of_memory(error: BaseException) -> bool:

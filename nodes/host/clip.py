@@ -13,6 +13,7 @@ from comfy.cli_args import args
 from ...stagevar_core.checkpoints.load import Checkpoint
 from . import clip_sd2, clip_t5
 from .bridge import WEIGHT_DTYPES
+from .schema import Folders
 
 _LOG = logging.getLogger(__name__)
 _FAMILIES = {"t5": clip_t5, "clip": clip_sd2}
@@ -57,7 +58,9 @@ def _widen(model: torch.nn.Module) -> None:
             parameter.data = parameter.data.to(torch.bfloat16)
 
 
-def load_text_encoder(checkpoint: Checkpoint, weight_dtype: str, embedding_directory: Any) -> comfy.sd.CLIP:
+def load_text_encoder(
+    checkpoint: Checkpoint, weight_dtype: str, embedding_directory: Folders
+) -> comfy.sd.CLIP:
     """A core CLIP of a text encoder's checkpoint."""
     parameters = checkpoint.parameters
     dtype = _storage_dtype(WEIGHT_DTYPES[weight_dtype], parameters)

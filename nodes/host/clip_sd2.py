@@ -7,7 +7,7 @@ negative one. Core conditioning says neither, so both travel in its dictionary: 
 
 import logging
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from comfy import sd1_clip
@@ -16,19 +16,27 @@ from torch import Tensor
 from ...stagevar_core.checkpoints.load import Checkpoint
 from ...stagevar_core.conditioning.clip import CLIPEncoderConfig
 from .conditioning import NULL_TEXT
+from .schema import Folders
 
 _LOG = logging.getLogger(__name__)
 NAME = "clip_h"
 _VOCABULARY = 49408  # of the tokenizer that comes with ComfyUI
 _SPECIAL = {"start": 49406, "end": 49407, "pad": 0}
 _PROJECTION = "text_projection.weight"
+# What the host returns where masks are asked for: features (1, tokens, width), pooled (1, width), the rest.
+Encoded = tuple[Tensor, Tensor, dict[str, Any]]
 
 
 class CLIPTokenizer(sd1_clip.SDTokenizer):
     """ComfyUI's weighted tokenization, one chunk: what is longer is cut off, as in training."""
 
     def __init__(
-        self, embedding_directory: Any = None, tokenizer_data: dict | None = None, *, width: int, length: int
+        self,
+        embedding_directory: Folders = None,
+        tokenizer_data: dict[str, Any] | None = None,
+        *,
+        width: int,
+        length: int,
     ) -> None:
         super().__init__(
             max_length=length,
@@ -39,9 +47,17 @@ class CLIPTokenizer(sd1_clip.SDTokenizer):
             tokenizer_data=tokenizer_data or {},
         )
 
-    def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **kwargs: Any) -> list[list]:
+    def tokenize_with_weights(
+        self,
+        text: str,
+        return_word_ids: bool = False,
+        tokenizer_options: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> list[list]:
         """One list of (token, weight): start, text, end, padding."""
-        chunks = super().tokenize_with_weights(text, return_word_ids, **kwargs)
+        chunks = super().tokenize_with_weights(
+            text, return_word_ids, tokenizer_options=tokenizer_options or {}, **kwargs
+        )
         if len(chunks) > 1:
             _LOG.warning(
                 "StageVAR: the prompt has more than the %d tokens that the model reads; the rest is ignored",
@@ -54,10 +70,15 @@ class CLIPEncoder(sd1_clip.SDClipModel):
     """The last hidden states of one CLIP, which ComfyUI computes in float32."""
 
     def __init__(
-        self, device: Any = "cpu", dtype: Any = None, model_options: dict | None = None, *, shape: dict
+        self,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+        model_options: dict[str, Any] | None = None,
+        *,
+        shape: dict[str, Any],
     ) -> None:
         super().__init__(
-            device=device,
+            device=cast(Any, device),  # the host takes both, its default says text
             dtype=dtype,
             max_length=shape["max_position_embeddings"],
             textmodel_json_config=dict(shape),
@@ -66,10 +87,11 @@ class CLIPEncoder(sd1_clip.SDClipModel):
             model_options=model_options or {},
         )
 
-    def encode_token_weights(self, token_weight_pairs: list) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    def encode_token_weights(self, token_weight_pairs: list[list]) -> Encoded:
         """Features, ComfyUI's pooled output, and what the models need beside them."""
-        features, pooled, extra = super().encode_token_weights(token_weight_pairs)
-        empty = self.encode([sd1_clip.gen_empty_tokens(self.special_tokens, self.max_length)])[0]
+        features, pooled, extra = cast(Encoded, super().encode_token_weights(token_weight_pairs))
+        tokens = sd1_clip.gen_empty_tokens(self.special_tokens, self.max_length)
+        empty = cast(Tensor, self.encode([tokens])[0])
         # Nothing before the end token has seen what follows it.
         return features, pooled, {**extra, NULL_TEXT: empty[:, :2].to(features.device)}
 

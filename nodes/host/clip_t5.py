@@ -3,18 +3,24 @@
 import logging
 import os
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import comfy.text_encoders
 import comfy.text_encoders.t5
+import torch
 from comfy import sd1_clip
 
 from ...stagevar_core.checkpoints.load import Checkpoint
 from ...stagevar_core.conditioning.t5 import MAX_TOKENS, T5EncoderConfig
+from .schema import Folders
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 _LOG = logging.getLogger(__name__)
 NAME = "t5"
 _SPECIAL = {"end": 1, "pad": 0}
+_T5: type[Any] = comfy.text_encoders.t5.T5  # the host's default says CLIP, and it means any encoder
 _ACTIVATIONS = {"gated-gelu": "gelu_pytorch_tanh", "gelu_new": "gelu_pytorch_tanh", "relu": "relu"}
 
 
@@ -22,7 +28,8 @@ class StoredVocabulary:
     """Stands in for a tokenizer class whose files are a string: the JSON that came with the encoder."""
 
     @staticmethod
-    def from_pretrained(tokenizer_json: str, **_: Any) -> Any:
+    def from_pretrained(tokenizer_json: str, **_: Any) -> "PreTrainedTokenizerFast":
+        """A fast tokenizer of the library that neither pads nor cuts."""
         from tokenizers import Tokenizer
         from transformers import PreTrainedTokenizerFast
 
@@ -39,8 +46,8 @@ class T5Tokenizer(sd1_clip.SDTokenizer):
 
     def __init__(
         self,
-        embedding_directory: Any = None,
-        tokenizer_data: dict | None = None,
+        embedding_directory: Folders = None,
+        tokenizer_data: dict[str, Any] | None = None,
         *,
         width: int = 2048,
         max_tokens: int = MAX_TOKENS,
@@ -50,9 +57,9 @@ class T5Tokenizer(sd1_clip.SDTokenizer):
             from transformers import T5TokenizerFast
 
             folder = os.path.dirname(os.path.realpath(comfy.text_encoders.t5.__file__))
-            path, kind = os.path.join(folder, "t5_tokenizer"), T5TokenizerFast
+            path, kind = os.path.join(folder, "t5_tokenizer"), cast(type[Any], T5TokenizerFast)
         else:
-            path, kind = tokenizer_json, StoredVocabulary
+            path, kind = tokenizer_json, cast(type[Any], StoredVocabulary)
         super().__init__(
             path,
             embedding_directory=embedding_directory,
@@ -69,9 +76,17 @@ class T5Tokenizer(sd1_clip.SDTokenizer):
         self.tokenizer.model_max_length = 10**8
         self.max_tokens = max_tokens
 
-    def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **kwargs: Any) -> list[list]:
+    def tokenize_with_weights(
+        self,
+        text: str,
+        return_word_ids: bool = False,
+        tokenizer_options: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> list[list]:
         """One list of (token, weight), the end token last."""
-        (tokens,) = super().tokenize_with_weights(text, return_word_ids, **kwargs)
+        (tokens,) = super().tokenize_with_weights(
+            text, return_word_ids, tokenizer_options=tokenizer_options or {}, **kwargs
+        )
         limit = self.max_tokens
         if len(tokens) <= limit:
             return [tokens]
@@ -86,18 +101,18 @@ class T5Encoder(sd1_clip.SDClipModel):
 
     def __init__(
         self,
-        device: Any = "cpu",
-        dtype: Any = None,
-        model_options: dict | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+        model_options: dict[str, Any] | None = None,
         *,
         shape: dict[str, Any],
     ) -> None:
         super().__init__(
-            device=device,
+            device=cast(Any, device),  # the host takes both, its default says text
             dtype=dtype,
             textmodel_json_config=dict(shape),
             special_tokens=dict(_SPECIAL),
-            model_class=comfy.text_encoders.t5.T5,
+            model_class=_T5,
             enable_attention_masks=True,
             return_attention_masks=True,
             model_options=model_options or {},

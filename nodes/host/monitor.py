@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Sequence
-from typing import Any
 
 import comfy.model_management as mm
 import comfy.utils
@@ -12,12 +11,14 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from ...stagevar_core.models.contract import Config
 from ...stagevar_core.sampling.result import Monitor
 from ...stagevar_core.schedule import Scale
 from .bridge import is_out_of_memory
 from .vae import TokenizerVAE
 
 _LOG = logging.getLogger(__name__)
+Preview = tuple[str, Image.Image, int]  # format, picture, longest side on the page in pixels
 _TOTAL = 10_000  # steps of the progress bar
 _SIDE = 16  # latent pixels of the long side of a preview; the decoder's cost grows with the area
 _SMALLEST = 8  # below this the decoder's zero padding dominates
@@ -27,12 +28,12 @@ class HostMonitor(Monitor):
     """ComfyUI's progress bar and previews for one execution of the sampler; close it with ``with``."""
 
     def __init__(
-        self, network: Any, vae: TokenizerVAE, size: tuple[int, int], shares: Sequence[float]
+        self, config: Config, vae: TokenizerVAE, size: tuple[int, int], shares: Sequence[float]
     ) -> None:
         """``size``: (height, width) in pixels. ``shares``: part of the work of every scale, together 1."""
         self.previews = args.preview_method != LatentPreviewMethod.NoPreviews
-        self._vae, self._size, self._depth = vae, size, network.config.depth
-        self._patch = network.config.patch
+        self._vae, self._size, self._depth = vae, size, config.depth
+        self._patch = config.patch
         self._shares = shares
         self._bar = comfy.utils.ProgressBar(_TOTAL)
         disabled = not getattr(comfy.utils, "PROGRESS_BAR_ENABLED", True)
@@ -58,6 +59,7 @@ class HostMonitor(Monitor):
             self._bar.update_absolute(_TOTAL, _TOTAL)
 
     def block(self, scale: Scale, layer: int) -> None:
+        """After a block: move the bar; raises the host's exception when the user cancels."""
         mm.throw_exception_if_processing_interrupted()
         if scale.index < self._last:  # the last scales of the run before may have been skipped
             self._run += 1
@@ -66,13 +68,14 @@ class HostMonitor(Monitor):
         self._update(scale, (layer + 1) / (self._depth + 1), None)
 
     def scale(self, scale: Scale, f_hat: Tensor) -> None:
+        """After a scale: move the bar, and show what ``f_hat`` (B, C, h, w) holds by then."""
         mm.throw_exception_if_processing_interrupted()
         preview = self._preview(scale, f_hat) if self.previews else None
         self._update(scale, 1.0, preview)
         done = self._run * len(self._shares) + scale.index + 1
         self._console.update(done - self._console.n)
 
-    def _update(self, scale: Scale, part: float, preview: Any) -> None:
+    def _update(self, scale: Scale, part: float, preview: Preview | None) -> None:
         done = sum(self._shares[: scale.index]) + part * self._shares[scale.index]
         value = int(_TOTAL * (self._run + done) / self._runs + 0.5)
         if preview is None and value <= self._shown:
@@ -80,7 +83,7 @@ class HostMonitor(Monitor):
         self._shown = max(value, min(self._shown + 1, _TOTAL))
         self._bar.update_absolute(self._shown, _TOTAL, preview)
 
-    def _preview(self, scale: Scale, f_hat: Tensor) -> tuple[str, Image.Image, int] | None:
+    def _preview(self, scale: Scale, f_hat: Tensor) -> Preview | None:
         """The first image so far. Early scales hold little, so they are decoded small."""
         height, width = f_hat.shape[-2:]
         detail = max(scale.height, scale.width) * self._patch
@@ -100,4 +103,4 @@ class HostMonitor(Monitor):
         pixels = image[0].add(1).mul(127.5).clamp(0, 255).byte().movedim(0, -1).cpu().numpy()
         shrink = min(1.0, args.preview_size / max(self._size))
         shown = (round(self._size[1] * shrink), round(self._size[0] * shrink))
-        return "JPEG", Image.fromarray(pixels).resize(shown, Image.BICUBIC), args.preview_size
+        return "JPEG", Image.fromarray(pixels).resize(shown, Image.Resampling.BICUBIC), args.preview_size

@@ -4,13 +4,13 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import comfy.model_management as mm
 import torch
 from torch import Tensor
 
 from ...stagevar_core.acceleration.policy import AccelerationPolicy, RunInfo
+from ...stagevar_core.conditioning.types import Conditioning
 from ...stagevar_core.models.draws import run_costs
 from ...stagevar_core.sampling.forecast import Forecast, forecast
 from ...stagevar_core.sampling.generate import generate
@@ -19,10 +19,9 @@ from ...stagevar_core.sampling.noise import SeededNoise
 from ...stagevar_core.sampling.settings import SamplingSettings
 from ...stagevar_core.sampling.trace import Trace, joined
 from ...stagevar_core.schedule import ScaleSchedule
-from ..compiling import network_of
-from ..editing import Edit
 from . import bridge
-from .conditioning import Conditioning
+from .attached import HostTransformer, Patcher, network_of, options_of
+from .edit import Edit
 from .monitor import HostMonitor
 from .vae import TokenizerVAE
 
@@ -34,7 +33,7 @@ Result = tuple[Tensor, Trace]
 class Job:
     """Everything that does not change between attempts."""
 
-    model: Any  # the patcher
+    model: Patcher
     vae: TokenizerVAE
     conditioning: Conditioning
     schedule: ScaleSchedule
@@ -44,11 +43,13 @@ class Job:
     edit: Edit | None = None
 
     @property
-    def network(self) -> Any:
+    def network(self) -> HostTransformer:
+        """The transformer, without compiled blocks."""
         return self.model.model
 
     @property
     def guided(self) -> bool:
+        """Whether any scale runs unconditional rows, too."""
         weights = self.network.guidance_weights(self.settings.cfg_scale, self.schedule)
         return any(weight != 1.0 for weight in weights)
 
@@ -116,7 +117,7 @@ def first_attempt(job: Job, ways: Sequence[Attempt]) -> int:
     if job.offload is None:
         return 0
     loaded = sum(each.loaded_size() for each in mm.loaded_models() if each.load_device == device)
-    room = mm.get_free_memory(device) + loaded - mm.extra_reserved_memory()
+    room = bridge.free_memory(device) + loaded - mm.extra_reserved_memory()
 
     def moved(way: Attempt) -> float:
         needed = way.memory(job).total
@@ -133,7 +134,8 @@ def run(job: Job, size: tuple[int, int]) -> Result:
     """All images; where memory runs out, again in ways that need less of it."""
     ways, failure = attempts(job), ""
     start = first_attempt(job, ways)
-    with HostMonitor(job.network, job.vae, size, job.forecast(job.conditioning.batch).shares) as monitor:
+    shares = job.forecast(job.conditioning.batch).shares
+    with HostMonitor(job.network.config, job.vae, size, shares) as monitor:
         for number, way in enumerate(ways[start:]):
             # Only here, as the error that an except block handles keeps the failed run's tensors alive.
             reason = "out of memory" if number else "not enough memory for all at once" if start else ""
@@ -176,7 +178,7 @@ def _generate(job: Job, images: Sequence[int], monitor: HostMonitor, way: Attemp
     models = [job.model, job.vae.patcher] if beside else [job.model]
     needed = int(way.memory(job).total * way.reserve)
     mm.load_models_gpu(models, memory_required=needed)
-    options = job.model.model_options.get("transformer_options", {})
+    known, masks = job.edit.known(images) if job.edit else ((), ())
     result = generate(
         network_of(job.model),
         conditioning,
@@ -185,12 +187,13 @@ def _generate(job: Job, images: Sequence[int], monitor: HostMonitor, way: Attemp
         noise=SeededNoise(job.seed + images[0], len(images)),
         quantizer=quantizer,
         policy=job.policy,
-        attention=bridge.attention_for(options),
+        attention=bridge.attention_for(options_of(job.model.model_options)),
         monitor=monitor,
         device=job.model.load_device,
         sequential=way.sequential,
         offload=job.offload if way.sequential else None,
-        **(job.edit.options(images) if job.edit else {}),
+        known=known,
+        masks=masks,
     )
     return result.f_hat.to(mm.intermediate_device()), result.trace
 
@@ -198,7 +201,7 @@ def _generate(job: Job, images: Sequence[int], monitor: HostMonitor, way: Attemp
 def _out_of_memory(job: Job, size: tuple[int, int], failure: str) -> str:
     memory, gib = job.memory(1, job.guided), 2**30
     weights = job.model.model_size() / gib
-    free = mm.get_free_memory(job.model.load_device) / gib
+    free = bridge.free_memory(job.model.load_device) / gib
     return (
         f"Out of memory: one image of {size[1]}x{size[0]} with cfg {job.settings.cfg_scale} needs about "
         f"{memory.total / gib:.1f} GiB ({memory.cache / gib:.1f} GiB keys and values, "

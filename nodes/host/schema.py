@@ -1,7 +1,7 @@
 """One place for what differs between ComfyUI releases in how nodes are described."""
 
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from comfy_api.latest import io
 
@@ -11,8 +11,35 @@ StageScheduleType = io.Custom("STAGE_SCHEDULE")
 StageReportType = io.Custom("STAGE_REPORT")
 StageEditType = io.Custom("STAGE_EDIT")
 
+Folders = list[str] | str | None  # where the host looks for a text encoder's embeddings
 
-def describe(kind: type, *names: str, **options: Any) -> Any:
+T = TypeVar("T")
+
+if TYPE_CHECKING:
+
+    class Node(io.ComfyNode):
+        """A node; its methods name the inputs that they take, which the host passes by keyword.
+
+        For the type checker alone: the host asks which of these methods a node has.
+        """
+
+        @classmethod
+        def execute(cls, *args: Any, **kwargs: Any) -> io.NodeOutput: ...
+
+        @classmethod
+        # The host takes a message, too; its annotation leaves that out.
+        def validate_inputs(  # pyright: ignore[reportIncompatibleMethodOverride]
+            cls, *args: Any, **kwargs: Any
+        ) -> bool | str: ...
+
+        @classmethod
+        def fingerprint_inputs(cls, *args: Any, **kwargs: Any) -> Any: ...
+
+else:
+    Node = io.ComfyNode
+
+
+def describe(kind: type[T], *names: str, **options: Any) -> T:
     """An input, output or schema of ``kind``, without the options that this ComfyUI does not know.
 
     A single unknown keyword would make every node of the pack disappear. Inputs keep such options in

@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from typing import Any
+from typing import Any, cast
 
 import comfy.model_management as mm
 import comfy.sd
@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from ...stagevar_core.checkpoints.load import Checkpoint
 from ...stagevar_core.devices import default_dtype
+from ...stagevar_core.models.companions import Tokenizer, TokenizerConfig
 from ...stagevar_core.models.compiling import CompiledTokenizer, Compiler
-from ...stagevar_core.schedule import AspectTable, ScaleSchedule
-from .bridge import fill, host_operations, is_out_of_memory, module_of, wrap
+from ...stagevar_core.models.contract import Quantizer
+from ...stagevar_core.schedule import ScaleSchedule
+from .bridge import fill, free_memory, host_operations, is_out_of_memory, module_of, wrap
 
 _LOG = logging.getLogger(__name__)
 _NO_WEIGHTS = "No VAE weights detected"
@@ -24,14 +26,18 @@ _TILES = (512, 256)  # sides in pixels where memory is short; a quarter overlaps
 class HostTokenizer(nn.Module):
     """Takes and returns float32; the encoder computes in it, as codes flip easily, the decoder need not."""
 
-    def __init__(self, tokenizer: nn.Module, decode_dtype: torch.dtype) -> None:
+    tokenizer: Tokenizer
+
+    def __init__(self, tokenizer: Tokenizer, decode_dtype: torch.dtype) -> None:
         super().__init__()
         self.tokenizer, self.decode_dtype = tokenizer, decode_dtype
 
     def encode(self, image: Tensor) -> Tensor:
+        """Features (B, C, h, w) of an image (B, 3, height, width) in [-1, 1]."""
         return self.tokenizer.encode(image.float())
 
     def decode(self, f_hat: Tensor) -> Tensor:
+        """An image (B, 3, height, width) in [-1, 1] of accumulated codes (B, C, h, w)."""
         return self.tokenizer.decode(f_hat.to(self.decode_dtype)).float()
 
     preview = decode  # of small latents of many sizes, which are never compiled
@@ -45,6 +51,7 @@ class CompiledHostTokenizer(HostTokenizer):
         self.compiled = CompiledTokenizer(plain.tokenizer, compiler)
 
     def decode(self, f_hat: Tensor) -> Tensor:
+        """As without a compiler."""
         return self.compiled.decode(f_hat.to(self.decode_dtype)).float()
 
 
@@ -57,7 +64,7 @@ class TokenizerVAE(comfy.sd.VAE):
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         _default_attributes(self)
-        config = checkpoint.config
+        config: TokenizerConfig = checkpoint.config
         self.checkpoint, self.config = checkpoint, config
         self.device = mm.vae_device()
         decode_dtype = _decode_dtype(self.device, checkpoint.parameters)
@@ -78,7 +85,7 @@ class TokenizerVAE(comfy.sd.VAE):
         self.memory_used_encode = lambda shape, dtype: shape[2] * shape[3] * config.width * 4 * 6
         operations = host_operations(decode_dtype, None, self.device)
         tokenizer = _tokenizer(checkpoint, decode_dtype, operations=operations)
-        self.first_stage_model = HostTokenizer(tokenizer, decode_dtype)
+        self.first_stage_model = HostTokenizer(cast(Tokenizer, tokenizer), decode_dtype)
         self.patcher = wrap(self.first_stage_model, self.device, mm.vae_offload_device())
         fill(tokenizer, _tokenizer(checkpoint, decode_dtype), checkpoint.tensors, decode_dtype)
         self.size = None
@@ -97,13 +104,13 @@ class TokenizerVAE(comfy.sd.VAE):
         clone.first_stage_model = CompiledHostTokenizer(self.first_stage_model, compiler)
         return clone
 
-    def quantizer(self, patch: int = 1) -> Any:
+    def quantizer(self, patch: int = 1) -> Quantizer:
         """What turns tokens of ``patch`` x ``patch`` latent pixels into latents."""
         return self.first_stage_model.tokenizer.quantizer(patch)
 
     def features(self, pixel_samples: Tensor) -> Tensor:
         """The encoder's output for an image (B, H, W, 3) in 0..1, before quantization."""
-        return super().encode(self._pixels(pixel_samples)).float()
+        return cast(Tensor, super().encode(self._pixels(pixel_samples))).float()
 
     def decode(self, samples_in: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Images of latents; where memory runs out, in tiles, and where it does so again, in smaller ones."""
@@ -126,6 +133,7 @@ class TokenizerVAE(comfy.sd.VAE):
         raise RuntimeError(self._out_of_memory(samples_in, failure))
 
     def decode_tiled(self, samples: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """As :meth:`decode`, in tiles from the beginning."""
         self._check_latent(samples)
         return super().decode_tiled(samples, *args, **kwargs)
 
@@ -137,14 +145,17 @@ class TokenizerVAE(comfy.sd.VAE):
         return super().decode_tiled_(samples, tile_x or side, tile_y or side, overlap or side // 4)
 
     def encode(self, pixel_samples: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return self._quantized(super().encode(self._pixels(pixel_samples), *args, **kwargs))
+        """Latents (B, C, h, w) of images (B, height, width, 3) in 0..1, quantized at trained sizes."""
+        features = super().encode(self._pixels(pixel_samples), *args, **kwargs)
+        return self._quantized(cast(Tensor, features))  # None only for no image at all
 
     def encode_tiled(self, pixel_samples: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """As :meth:`encode`, features in tiles."""
         return self._quantized(super().encode_tiled(self._pixels(pixel_samples), *args, **kwargs))
 
     def schedule_of(self, grid: tuple[int, int]) -> ScaleSchedule | None:
         """The trained schedule over latent pixels that ends at ``grid``; None when there is none."""
-        table: AspectTable | None = self.checkpoint.trained
+        table = self.checkpoint.trained
         if table is None:
             return None
         patch = max(1, table.pixels_per_token // self.config.stride)
@@ -156,7 +167,8 @@ class TokenizerVAE(comfy.sd.VAE):
         return None
 
     def _quantized(self, features: Tensor) -> Tensor:
-        schedule = self.schedule_of(tuple(features.shape[-2:]))
+        height, width = features.shape[-2:]
+        schedule = self.schedule_of((height, width))
         if schedule is None:
             _LOG.info("StageVAR: no trained size of this tokenizer; the latent is not quantized")
             return features
@@ -180,7 +192,7 @@ class TokenizerVAE(comfy.sd.VAE):
         size = f"{width * self.config.stride}x{height * self.config.stride}"
         return (
             f"Out of memory: decoding one image of {size} needs about {whole:.1f} GiB, in tiles {part:.1f} "
-            f"GiB; {mm.get_free_memory(self.device) / gib:.1f} GiB are free on {self.device}. Decode a "
+            f"GiB; {free_memory(self.device) / gib:.1f} GiB are free on {self.device}. Decode a "
             f"smaller image, or start ComfyUI with --cpu-vae. ({failure[:200]})"
         )
 
@@ -204,7 +216,7 @@ def _decode_dtype(device: torch.device, parameters: int) -> torch.dtype:
 def _tokenizer(checkpoint: Checkpoint, decode_dtype: torch.dtype, **factory: Any) -> nn.Module:
     """The tokenizer without storage: float32, and ``decode_dtype`` in what decoding runs."""
     module = module_of(checkpoint)(checkpoint.config, dtype=torch.float32, device="meta", **factory)
-    for part in module.decoding:
+    for part in cast(Tokenizer, module).decoding:
         part.to(decode_dtype)
     return module
 

@@ -35,6 +35,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure=None) -> None:
+        """One update of every matrix with a gradient; matrices of one shape are orthogonalised together."""
         for group in self.param_groups:
             by_shape: dict[tuple[int, int], list[tuple[nn.Parameter, Tensor]]] = {}
             for p in group["params"]:
@@ -84,9 +85,11 @@ class Optimizer:
             part.zero_grad(set_to_none=True)
 
     def state_dict(self) -> list[dict]:
+        """What both need to go on."""
         return [part.state_dict() for part in self.parts]
 
     def load_state_dict(self, states: list[dict]) -> None:
+        """Go on from what :meth:`state_dict` gave."""
         for part, state in zip(self.parts, states, strict=True):
             part.load_state_dict(state)
 

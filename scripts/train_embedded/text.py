@@ -163,6 +163,7 @@ class SceneHeads(nn.Module):
         self.slot = nn.Linear(width, 2)
 
     def forward(self, hidden: Tensor) -> list[Tensor]:
+        """Logits of every attribute, (..., its classes), of hidden states (..., width)."""
         return list(self.out(hidden).split(CLASSES, dim=-1))
 
 

@@ -127,6 +127,7 @@ class DensePolicy:
     per_image = False
 
     def start(self, info: RunInfo) -> "DensePolicyRun":
+        """Plans nothing."""
         return DensePolicyRun(info)
 
 
@@ -162,6 +163,7 @@ class FirstScales:
     per_image = False
 
     def start(self, info: RunInfo) -> "_FirstScalesRun":
+        """``ValueError`` for more scales than the schedule has."""
         if not 1 <= self.count <= len(info.schedule):
             raise ValueError(f"scales is {self.count}; expected 1 to {len(info.schedule)} for this schedule")
         return _FirstScalesRun(info, self.count)

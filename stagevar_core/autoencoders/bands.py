@@ -46,7 +46,7 @@ def empty_map(x: Tensor, channels: int, factor: int = 1) -> Tensor:
 
 def normed_conv(x: Tensor, norm: nn.GroupNorm, conv: nn.Conv2d, out: Tensor, *, add: bool = False) -> Tensor:
     """``conv(silu(norm(x)))`` of a 3x3 convolution, written to ``out`` or added to it."""
-    weight, bias = cast(conv.weight, x), cast(conv.bias, x)
+    weight, bias = cast(conv.weight, x), None if conv.bias is None else cast(conv.bias, x)
     for image, target in zip(x.split(1), out.split(1), strict=True):
         scale, shift = _group_affine(image, norm)
         zero, one = torch.zeros_like(scale), torch.ones_like(scale)

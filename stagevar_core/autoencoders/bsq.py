@@ -84,7 +84,7 @@ class BitwiseQuantizer:
     ) -> Tensor:
         """``f_hat`` plus the codes of one scale, times ``weights`` (B, 1, h, w), on the final grid."""
         counted = codes if weights is None else codes * weights.to(codes.dtype)
-        return f_hat + resize_latent(counted, tuple(f_hat.shape[-2:]))
+        return f_hat + resize_latent(counted, (f_hat.shape[2], f_hat.shape[3]))
 
     def next_input(self, f_hat: Tensor, scale: Scale) -> Tensor:
         """What the transformer sees at ``scale``: the accumulated latent there, as (B, L, bits)."""
@@ -139,6 +139,7 @@ class BSQTokenizerConfig:
 
     @property
     def stride(self) -> int:
+        """Image pixels per latent pixel and side."""
         return 2 ** (len(self.multipliers) - 1)
 
     def attention_flops(self, height: int, width: int) -> float:
@@ -146,10 +147,12 @@ class BSQTokenizerConfig:
         return 0.0
 
     def to_dict(self) -> dict:
+        """The fields as plain values for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict) -> "BSQTokenizerConfig":
+        """The inverse of :meth:`to_dict`."""
         return cls(**{**values, "multipliers": tuple(values["multipliers"])})
 
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..network.layers import stacked
 from .bands import banded, empty_map, folded, normed_conv, pointwise_conv, upsampled_conv
 
 
@@ -85,13 +86,16 @@ class Downsample(nn.Module):
         return self.conv(F.pad(x, (0, 1, 0, 1)))
 
 
-class _UpsamplingConv:
-    """Mixed into the Conv2d of ``operations``, which comes here with its weights cast and in place."""
+def _upsampling(conv: type[nn.Conv2d]) -> type[nn.Conv2d]:
+    """The Conv2d of ``operations`` after nearest 2x; it comes here with its weights cast and in place."""
 
-    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        if folded(x):
-            return upsampled_conv(x, weight, bias)
-        return super()._conv_forward(F.interpolate(x, scale_factor=2.0, mode="nearest"), weight, bias)
+    class UpsamplingConv2d(conv):
+        def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            if bias is not None and folded(input):
+                return upsampled_conv(input, weight, bias)
+            return super()._conv_forward(F.interpolate(input, scale_factor=2.0, mode="nearest"), weight, bias)
+
+    return UpsamplingConv2d
 
 
 class Upsample(nn.Module):
@@ -99,8 +103,9 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int, *, operations=nn, dtype=None, device=None) -> None:
         super().__init__()
-        conv = type("UpsamplingConv2d", (_UpsamplingConv, operations.Conv2d), {})
-        self.conv = conv(channels, channels, 3, padding=1, dtype=dtype, device=device)
+        self.conv = _upsampling(operations.Conv2d)(
+            channels, channels, 3, padding=1, dtype=dtype, device=device
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x)
@@ -109,10 +114,14 @@ class Upsample(nn.Module):
 class _Level(nn.Module):
     """The residual blocks of one resolution; ``downsample`` / ``upsample`` is attached where there is one."""
 
-    def __init__(self, blocks: Sequence[nn.Module], attentions: Sequence[nn.Module] = ()) -> None:
+    downsample: "Downsample | None"
+    upsample: "Upsample | None"
+
+    def __init__(self, blocks: Sequence[ResBlock], attentions: Sequence[PixelAttention] = ()) -> None:
         super().__init__()
-        self.block = nn.ModuleList(blocks)
-        self.attn = nn.ModuleList(attentions)  # none, or one after every block
+        self.block = stacked(blocks)
+        self.attn = stacked(attentions)  # none, or one after every block
+        self.downsample = self.upsample = None
 
     def forward(self, h: Tensor) -> Tensor:
         work = empty_map(h, self.block[0].conv1.out_channels) if banded(h) else None
@@ -160,15 +169,15 @@ class Encoder(nn.Module):
         parts = {"operations": operations, **factory}
         normed = {"groups": groups, **parts}
         self.conv_in = operations.Conv2d(3, width, 3, padding=1, **factory)
-        self.down = nn.ModuleList()
-        channels = width
+        levels, channels = [], width
         for index, multiplier in enumerate(multipliers):
             out, deepest = width * multiplier, index == len(multipliers) - 1
             level = _level(blocks, channels, out, attention and deepest, **normed)
             channels = out
             if not deepest:
                 level.downsample = Downsample(channels, **parts)
-            self.down.append(level)
+            levels.append(level)
+        self.down = stacked(levels)
         self.mid = _Middle(channels, attention, **normed)
         self.norm_out = operations.GroupNorm(group_count(channels, groups), channels, eps=1e-6, **factory)
         self.conv_out = operations.Conv2d(channels, z_channels, 3, padding=1, **factory)
@@ -177,7 +186,7 @@ class Encoder(nn.Module):
         h = self.conv_in(image)
         for level in self.down:
             h = level(h)
-            if hasattr(level, "downsample"):
+            if level.downsample is not None:
                 h = level.downsample(h)
         return self.conv_out(_activated(self.norm_out(self.mid(h))))
 
@@ -212,7 +221,7 @@ class Decoder(nn.Module):
                 level.upsample = Upsample(channels, **parts)
             levels.append(level)
         # Stored by resolution as in the files: index 0 is the finest level, which runs last.
-        self.up = nn.ModuleList(reversed(levels))
+        self.up = stacked(reversed(levels))
         self.norm_out = operations.GroupNorm(group_count(channels, groups), channels, eps=1e-6, **factory)
         self.conv_out = operations.Conv2d(channels, 3, 3, padding=1, **factory)
 
@@ -223,7 +232,7 @@ class Decoder(nn.Module):
         h = self.mid(self.conv_in(f_hat))
         for level in reversed(self.up):
             h = level(h)
-            if hasattr(level, "upsample"):
+            if level.upsample is not None:
                 h = level.upsample(h)
         if banded(h):
             return normed_conv(h, self.norm_out, self.conv_out, empty_map(h, 3))

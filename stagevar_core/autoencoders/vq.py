@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..network.layers import cast
+from ..network.layers import cast, stacked
 from ..schedule import Scale, ScaleSchedule
 from .conv import Decoder, Encoder, clamp_image
 
@@ -35,6 +35,7 @@ class VQTokenizerConfig:
 
     @property
     def stride(self) -> int:
+        """Image pixels per latent pixel and side."""
         return 2 ** (len(self.multipliers) - 1)
 
     def attention_flops(self, height: int, width: int) -> float:
@@ -44,10 +45,12 @@ class VQTokenizerConfig:
         return (self.blocks + 2) * once + 18.0 * self.dim**2 * pixels
 
     def to_dict(self) -> dict:
+        """The fields as plain values for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict) -> "VQTokenizerConfig":
+        """The inverse of :meth:`to_dict`."""
         return cls(**{**values, "multipliers": tuple(values["multipliers"])})
 
 
@@ -77,16 +80,18 @@ class VectorQuantizer(nn.Module):
     def __init__(self, vocab: int, dim: int, phis: int, *, device=None) -> None:
         super().__init__()
         self.codebook = nn.Parameter(torch.empty(vocab, dim, dtype=torch.float32, device=device))
-        self.phi = nn.ModuleList(
+        self.phi = stacked(
             nn.Conv2d(dim, dim, 3, padding=1, dtype=torch.float32, device=device) for _ in range(phis)
         )
 
     @property
     def vocab(self) -> int:
+        """Rows of the codebook."""
         return self.codebook.shape[0]
 
     @property
     def dim(self) -> int:
+        """Channels of a code."""
         return self.codebook.shape[1]
 
     def latent_grid(self, scale: Scale) -> tuple[int, int]:
@@ -124,11 +129,12 @@ class VectorQuantizer(nn.Module):
         ``weights``: on the same grid, of the convolution's bias, which is the share of every pixel's code.
         """
         conv = self.phi[phi_index(schedule, scale, len(self.phi))]
-        weight, bias = cast(conv.weight, codes), cast(conv.bias, codes)
+        weight, bias = cast(conv.weight, codes), None if conv.bias is None else cast(conv.bias, codes)
         if weights is None:
             convolved = F.conv2d(codes, weight, bias, padding=1)
         else:
-            convolved = F.conv2d(codes, weight, padding=1) + bias.view(-1, 1, 1) * weights
+            convolved = F.conv2d(codes, weight, padding=1)
+            convolved = convolved if bias is None else convolved + bias.view(-1, 1, 1) * weights
         return codes * (1.0 - PHI_SHARE) + convolved * PHI_SHARE
 
     def add(

@@ -202,6 +202,7 @@ def _indexes(folder: Path) -> list[Path]:
 
 def _shard_names(index: Path) -> dict[str, str]:
     """Tensor name to shard file; shards lie beside their index and nowhere else."""
+    names: dict[str, str] = {}
     try:
         names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         if names and all(_lies_beside(name) for name in names.values()):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..models.contract import TextEncoder
+from ..models.companions import TextEncoder
 from ..schedule import AspectTable
 from . import header as headers
 from .convert import convert
@@ -26,8 +26,8 @@ _LOG = logging.getLogger(__name__)
 class Checkpoint:
     """A recognised checkpoint: complete tensors under our names, and what is known about the model.
 
-    ``config``: the family's own dataclass, see the configs of ``models/contract.py``. ``trained``: the image
-    sizes (None for text encoders). ``notes``: what of the file is not loaded.
+    ``config``: the family's own dataclass. ``trained``: the image sizes (None for text encoders). ``notes``:
+    what of the file is not loaded.
     """
 
     kind: str

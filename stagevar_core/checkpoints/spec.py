@@ -9,7 +9,7 @@ from typing import Any, Generic, NoReturn, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..models.contract import TextEncoder
+from ..models.companions import TextEncoder
 from ..schedule import AspectTable
 from .convert import KeyMap
 from .errors import CheckpointError

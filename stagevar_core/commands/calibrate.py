@@ -135,6 +135,8 @@ def read_prompts(arguments: argparse.Namespace) -> list[str]:
 def table(schedule: StageSchedule) -> str:
     """The measured means as text, one line per scale."""
     measured, boundaries = schedule.measured, schedule.boundaries
+    if measured is None or boundaries is None:
+        raise ValueError("this schedule was not measured; expected one that the calibrate command made")
     found = {name: curve["mean"] for name, curve in measured["curves"].items()}
     grids = ScaleSchedule.of(measured["schedule"])
     lines = [

@@ -20,6 +20,7 @@ from ..evaluation.album import Album, grid
 from ..evaluation.compare import REFERENCE, Comparison, Job, compare
 from ..evaluation.lpips import LPIPS
 from ..pipeline import Pipeline
+from ..sampling.generate import generate
 from .options import add_model_options, check_request, load_pipeline, settings_of
 from .output import check_file, output_file
 from .prompts import DEFAULT_PROMPTS, Prompts, read_prompts
@@ -27,7 +28,7 @@ from .prompts import DEFAULT_PROMPTS, Prompts, read_prompts
 GRID_ROWS = 12
 
 
-_SAMPLING_LOG = logging.getLogger(f"{__package__.rpartition('.')[0]}.sampling")
+_SAMPLING_LOG = logging.getLogger(generate.__module__.rpartition(".")[0])
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:

@@ -17,6 +17,7 @@ class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, without the usage above it."""
 
     def error(self, message: str) -> NoReturn:
+        """Ends the process with exit code 2."""
         self.exit(2, f"error: {message} (see {self.prog} --help)\n")
 
 

@@ -31,7 +31,7 @@ def save(image: np.ndarray, path: Path, **texts: Any) -> str:
 
 def rounded(value: float | Sequence[float]) -> Any:
     """Seconds to a tenth of a millisecond."""
-    return round(value, 4) if isinstance(value, float) else [round(item, 4) for item in value]
+    return [round(item, 4) for item in value] if isinstance(value, Sequence) else round(value, 4)
 
 
 def first_line(error: BaseException) -> str:

@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> None:
     with tqdm(total=len(captions), unit="image") as bar:
         result = evaluation.collect(captions, pictures, bar.update)
     print(evaluation.table(result.reports))
-    if arguments.grid is not None:
+    if arguments.grid is not None and result.images is not None:
         print(save(evaluation.contact_sheet(result.images, result.right), arguments.grid))
     if arguments.json is not None:
         report = {"seed": arguments.seed, "prompts": arguments.prompts, "variants": result.reports}

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -116,7 +116,7 @@ class CLIPTextEncoder:
     ``tokenizers`` library. Raises ``ValueError`` for missing, unknown or misshapen tensors.
     """
 
-    family: ClassVar[str] = "clip"
+    family = "clip"
 
     def __init__(
         self,

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -95,7 +95,7 @@ class T5TextEncoder:
     ``tokenizers`` library. Raises ``ValueError`` for missing, unknown or misshapen tensors.
     """
 
-    family: ClassVar[str] = "t5"
+    family = "t5"
 
     def __init__(
         self,

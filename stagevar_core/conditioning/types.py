@@ -29,6 +29,7 @@ class TextConditioning:
 
     @property
     def batch(self) -> int:
+        """Images."""
         return len(self.features)
 
     @property
@@ -75,6 +76,7 @@ class ClassConditioning:
 
     @property
     def batch(self) -> int:
+        """Images."""
         return len(self.labels)
 
     def nulled(self, longest: int | None) -> "ClassConditioning":

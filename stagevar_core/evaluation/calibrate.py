@@ -21,7 +21,7 @@ from ..acceleration.schedule_reader import CURVES, Measured
 from ..acceleration.staged import chunks
 from ..acceleration.stages import StageBoundaries
 from ..checks import refuse, whole
-from ..network.tokens import Site
+from ..network.tokens import Site, TokenMap
 from ..pipeline import Pipeline
 from ..sampling.settings import SamplingSettings
 from ..schedule import Scale
@@ -88,7 +88,7 @@ class _Watch:
     def reduce(self, x: Tensor, site: Site) -> None:
         self._ranks.append(energy_rank(x[0], self._alpha))
 
-    def restore(self, x: Tensor, y: Tensor, tokens: None, site: Site) -> Tensor:
+    def restore(self, x: Tensor, y: Tensor, tokens: TokenMap | None, site: Site) -> Tensor:
         return y
 
     def code_weights(self) -> None:

@@ -49,13 +49,14 @@ class LPIPS:
         source = " and ".join(str(path) for path in paths)
         first = layers.get(0, {}).get("weight")
         shape = None if first is None else tuple(first.shape)
-        plans = {(64, 3, 11, 11): _ALEX, (64, 3, 3, 3): _VGG}
-        if shape not in plans:
+        plans: dict[tuple[int, ...], str] = {(64, 3, 11, 11): _ALEX, (64, 3, 3, 3): _VGG}
+        plan = None if shape is None else plans.get(shape)
+        if plan is None:
             raise ValueError(
                 f"{source}: the first convolution is {shape or 'missing'}; expected LPIPS on AlexNet or on "
                 "VGG-16 (net.slice1.0.weight or features.0.weight)"
             )
-        wanted = [int(step[1:]) for step in plans[shape].split() if step[0] == "c"]
+        wanted = [int(step[1:]) for step in plan.split() if step[0] == "c"]
         absent = [f"convolution {n}" for n in wanted if len(layers.get(n, ())) < 2]
         absent += [f"lin{n}.model.1.weight" for n in range(5) if n not in heads]
         if absent:

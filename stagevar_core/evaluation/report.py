@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from ..acceleration.policy import AccelerationPolicy
-from .compare import NEARNESS, REFERENCE, SCORED, Comparison, described
+from .compare import NEARNESS, REFERENCE, Comparison, described
 from .intervals import Interval, difference, interval
+from .score import SCORED
 
 VERSION = 1  # of the JSON
 TASK_SCORES = ("strict", "texture")  # reported for every task

@@ -15,19 +15,20 @@ block and scale.
 import logging
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..autoencoders.bands import in_bands
-from ..network.context import ScaleContext
+from ..network.context import Branch, ScaleContext
 from ..network.tokens import PART
+from .companions import Tokenizer
+from .contract import Transformer
 
 _LOG = logging.getLogger(__name__)
 VARIANTS = 64  # graphs per piece, over all models and dtypes of the process; torch stops at 8
-Branch = Callable[[Tensor, Tensor | None], Tensor]
 
 
 def before_attention(branch: Branch, ctx: "CompiledContext", h: Tensor, positions: Tensor | None) -> tuple:
@@ -42,7 +43,7 @@ def after_attention(branch: Branch, ctx: "CompiledContext", h: Tensor, mixed: Te
     return branch(h, None)
 
 
-def decoded(tokenizer: Any, f_hat: Tensor) -> Tensor:
+def decoded(tokenizer: Tokenizer, f_hat: Tensor) -> Tensor:
     """A tokenizer's image of accumulated codes."""
     return tokenizer.decode(f_hat)
 
@@ -116,7 +117,7 @@ class CompiledContext(ScaleContext):
     ``split``: a branch runs in pieces. ``projected``, ``mixed``: what they hand to attention and get from it.
     """
 
-    compiler: Compiler | None = None
+    compiler: Compiler = field(default_factory=lambda: Compiler())
     split: bool = False
     projected: tuple[Tensor, ...] = ()
     mixed: Tensor | None = None
@@ -161,11 +162,7 @@ class CompiledContext(ScaleContext):
 
 
 class _InPlaceOf(nn.Module):
-    """Used in place of ``network``: shares its weights and does not change it."""
-
-    def __init__(self, network: nn.Module, compiler: Compiler) -> None:
-        super().__init__()
-        self.network, self.compiler = network, compiler
+    """Stands for ``network``: shares its weights, does not change it; what it lacks is the network's."""
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -177,11 +174,15 @@ class _InPlaceOf(nn.Module):
 class CompiledTransformer(_InPlaceOf):
     """A transformer of any family that runs its blocks through ``compiler``."""
 
+    def __init__(self, network: Transformer, compiler: Compiler) -> None:
+        super().__init__()
+        self.network, self.compiler = network, compiler
+
     def forward(self, x: Tensor, ctx: ScaleContext) -> Tensor:
         """All blocks over the tokens of one scale, (rows, L, C)."""
         if self.compiler.failed:
             return self.network(x, ctx)
-        given = {field.name: getattr(ctx, field.name) for field in fields(ScaleContext)}
+        given = {item.name: getattr(ctx, item.name) for item in fields(ScaleContext)}
         with self.compiler.limits():
             return self.network(x, CompiledContext(**given, compiler=self.compiler))
 
@@ -191,6 +192,10 @@ class CompiledTokenizer(_InPlaceOf):
 
     A CPU decodes large maps in bands, each of which would be compiled for its size, so it decodes as it is.
     """
+
+    def __init__(self, network: Tokenizer, compiler: Compiler) -> None:
+        super().__init__()
+        self.network, self.compiler = network, compiler
 
     def decode(self, f_hat: Tensor) -> Tensor:
         """Accumulated codes (B, dim, h, w) to an image (B, 3, H, W) in [-1, 1]."""

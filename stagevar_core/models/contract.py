@@ -7,7 +7,7 @@ C channels, V logits of a token, (h, w) the grid of a scale in latent pixels, (H
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -227,7 +227,6 @@ class Head(Protocol):
         ...
 
 
-@runtime_checkable
 class Transformer(Protocol):
     """A family's transformer, an ``nn.Module``.
 
@@ -238,11 +237,14 @@ class Transformer(Protocol):
     ``compute_dtype``: of the blocks' matrix products.
     """
 
-    family: ClassVar[str]
-    text_family: ClassVar[str | None]
-    learned_null: ClassVar[bool]
-    compute_dtype: torch.dtype
-
+    @property
+    def family(self) -> str: ...
+    @property
+    def text_family(self) -> str | None: ...
+    @property
+    def learned_null(self) -> bool: ...
+    @property
+    def compute_dtype(self) -> torch.dtype: ...
     @property
     def config(self) -> Config: ...
     @property
@@ -308,91 +310,13 @@ class Transformer(Protocol):
         ...
 
 
-class TokenizerConfig(Protocol):
-    """Sizes of an image tokenizer.
-
-    ``dim``: channels of the latent. ``stride``: image pixels per latent pixel and side. ``width``,
-    ``multipliers``, ``blocks``: channels of the finest level, their factors by level, residual blocks.
-    """
-
-    @property
-    def dim(self) -> int: ...
-    @property
-    def stride(self) -> int: ...
-    @property
-    def width(self) -> int: ...
-    @property
-    def multipliers(self) -> tuple[int, ...]: ...
-    @property
-    def blocks(self) -> int: ...
-
-    def attention_flops(self, height: int, width: int) -> float:
-        """FLOPs of the decoder beside its convolutional blocks, for a latent of this grid."""
-        ...
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as plain values for JSON."""
-        ...
-
-
-class Tokenizer(Protocol):
-    """An image tokenizer, an ``nn.Module``: pictures to features, accumulated codes to pictures."""
-
-    family: ClassVar[str]
-
-    @property
-    def config(self) -> TokenizerConfig: ...
-    @property
-    def decoding(self) -> tuple[nn.Module, ...]:
-        """What :meth:`decode` runs; it may have another dtype than the rest."""
-        ...
-
-    def quantizer(self, patch: int = 1) -> Quantizer:
-        """For tokens of ``patch`` x ``patch`` latent pixels; ``ValueError`` for patches it does not have."""
-        ...
-
-    def encode(self, image: Tensor) -> Tensor:
-        """Image (B, 3, height, width) in [-1, 1] to features (B, C, height / stride, width / stride)."""
-        ...
-
-    def decode(self, f_hat: Tensor) -> Tensor:
-        """Accumulated codes (B, C, h, w) to an image (B, 3, h * stride, w * stride) in [-1, 1]."""
-        ...
-
-    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
-        """As every module has them."""
-        ...
-
-
-class TextEncoder(Protocol):
-    """A frozen text encoder with its vocabulary."""
-
-    family: ClassVar[str]
-
-    @property
-    def device(self) -> torch.device: ...
-    @property
-    def model(self) -> nn.Module:
-        """The network, whose weights tell one encoder from another."""
-        ...
-
-    @property
-    def width(self) -> int:
-        """Channels of the features."""
-        ...
-
-    def encode(self, prompts: Sequence[str], max_tokens: int = ...) -> tuple[Tensor, ...]:
-        """One (tokens, width) tensor in float32 per prompt, without padding."""
-        ...
-
-
-def check_contract(model: object) -> None:
-    """Raise ``ValueError`` naming what a transformer lacks of :class:`Transformer`."""
-    members = {name for name in dir(Transformer) if not name.startswith("_")}
-    members |= {name for name in Transformer.__annotations__ if not name.startswith("_")}
-    missing = sorted(name for name in members if not hasattr(model, name))
+def signed(model: object) -> Transformer:
+    """The same model; ``ValueError`` naming what it lacks of :class:`Transformer`."""
+    members = [name for name in dir(Transformer) if not name.startswith("_")]
+    missing = [name for name in members if not hasattr(model, name)]
     if missing or not callable(model):
         raise ValueError(
             f"{type(model).__name__} lacks {', '.join(missing) or 'a forward pass'}; expected a transformer "
             "with all members of stagevar_core/models/contract.py. Add them to its class"
         )
+    return cast(Transformer, model)

@@ -144,12 +144,11 @@ class TokenHead:
         """Ids on the grid and their codes, with ``smooth`` mixtures of codes."""
         quantizer, scale = drawing.quantizer, drawing.scale
         rule = {"top_k": drawing.top_k, "top_p": drawing.top_p}
-        noise = drawing.exponential(self.vocab)
-        ids = quantizer.to_latent(sample_tokens(drawing.guided, **rule, noise=noise), scale)
+        draws = drawing.exponential(self.vocab)
+        ids = quantizer.to_latent(sample_tokens(drawing.guided, **rule, noise=draws), scale)
+        noise = drawing.exponential(self.vocab) if drawing.smooth and self.smooth_draws > 1 else draws
         if not drawing.smooth or noise is None:
             return Drawn(ids, quantizer.codes(ids))
-        for _ in range(1, self.smooth_draws):
-            noise = drawing.exponential(self.vocab)
         rule = rule if self.smooth_filters else {"top_k": 0, "top_p": 0.0}
         shares = smooth_shares(drawing.guided, **rule, progress=drawing.progress, noise=noise)
         return Drawn(ids, quantizer.mixture(shares, scale))

@@ -26,6 +26,7 @@ from ..network.layers import (
     modulated_norm,
     rms_norm,
     split_heads,
+    stacked,
 )
 from ..network.rotary import rotary_angles
 from ..schedule import Scale, ScaleSchedule
@@ -54,6 +55,7 @@ class InfinityConfig:
 
     @property
     def head_dim(self) -> int:
+        """Channels of a head."""
         return self.width // self.heads
 
     @property
@@ -81,10 +83,12 @@ class InfinityConfig:
         return shared + modulation + count * self.depth * 4.0 * width**2
 
     def to_dict(self) -> dict:
+        """The fields as plain values for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict) -> "InfinityConfig":
+        """The inverse of :meth:`to_dict`."""
         return cls(**values)
 
 
@@ -218,7 +222,7 @@ class Infinity(nn.Module):
         self.level_embed = nn.Parameter(torch.empty(config.levels, width, **precise))
         self.word_embed = operations.Linear(config.bits, width, **precise)
         self.block_ada = operations.Linear(width, 6 * width, **precise)
-        self.blocks = nn.ModuleList(
+        self.blocks = stacked(
             Block(config, operations=operations, dtype=dtype, device=device) for _ in range(config.depth)
         )
         self.head_ada = operations.Linear(width, 2 * width, **precise)

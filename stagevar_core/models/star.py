@@ -25,6 +25,7 @@ from ..network.layers import (
     plain_norm,
     scaled_unit,
     split_heads,
+    stacked,
     unit,
 )
 from ..network.rotary import normalised_angles
@@ -134,7 +135,7 @@ class STAR(nn.Module):
         self.level_embed = nn.Parameter(torch.empty(config.levels, width, **precise))
         self.text_proj = operations.Linear(config.text_width, width, **precise)
         self.word_embed = operations.Linear(config.dim, width, **precise)
-        self.blocks = nn.ModuleList(
+        self.blocks = stacked(
             Block(config, operations=operations, dtype=dtype, device=device) for _ in range(config.depth)
         )
         self.head = operations.Linear(width, config.vocab, **precise)

@@ -39,6 +39,7 @@ class STARConfig:
 
     @property
     def head_dim(self) -> int:
+        """Channels of a head."""
         return self.width // self.heads
 
     @property
@@ -65,6 +66,7 @@ class STARConfig:
 
     @classmethod
     def from_dict(cls, values: dict) -> "STARConfig":
+        """The inverse of :meth:`to_dict`."""
         return cls(**{**values, "sides": tuple(values.get("sides", ()))})
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..network.attention import AttentionFn
-from ..network.layers import CosineAttention, FeedForward, cast, merge_heads, plain_norm
+from ..network.layers import CosineAttention, FeedForward, cast, merge_heads, plain_norm, stacked
 from ..schedule import Scale
 from .contract import Drawing, Drawn, Noise
 from .draws import TokenHead, filter_logits
@@ -83,7 +83,7 @@ class InnerSampler(nn.Module):
         self.text_proj = operations.Linear(config.text_width, width, **precise)
         self.word_embed = operations.Linear(config.dim, width, **precise)
         self.merge = operations.Linear(2 * width, width, **precise)
-        self.blocks = nn.ModuleList(
+        self.blocks = stacked(
             SamplerBlock(config, operations=operations, dtype=dtype, device=device)
             for _ in range(config.sampler_depth)
         )
@@ -100,6 +100,8 @@ class InnerSampler(nn.Module):
         level = cast(self.level_embed, text)[ctx.scale.index]
         decided = self.word_embed(codes).repeat(rows // len(codes), 1, 1) + level
         # The text token stands in front, at the position of the 1 x 1 scale, which is not rotated.
+        if ctx.positions is None:
+            raise ValueError("the sampler network needs the rotary positions of its scale, got none")
         angles = torch.cat((torch.zeros_like(ctx.positions[:, :1]), ctx.positions), dim=1)
         angles[0, 0] = 1.0
         drawn, known = torch.cat((text, decided), dim=1), torch.cat((text, ctx.hidden), dim=1)

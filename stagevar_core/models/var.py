@@ -18,7 +18,15 @@ from ..costs import UnitCosts
 from ..network.attention import Attend, AttentionFn
 from ..network.cache import KVCache
 from ..network.context import ScaleContext
-from ..network.layers import CosineAttention, FeedForward, cast, merge_heads, modulated_norm, split_heads
+from ..network.layers import (
+    CosineAttention,
+    FeedForward,
+    cast,
+    merge_heads,
+    modulated_norm,
+    split_heads,
+    stacked,
+)
 from ..schedule import SIDES_256, SIDES_512, Scale, ScaleSchedule
 from .draws import TokenHead, refinement
 from .guidance import ramped
@@ -55,6 +63,7 @@ class VARConfig:
 
     @property
     def head_dim(self) -> int:
+        """Channels of a head."""
         return self.width // self.heads
 
     @property
@@ -78,10 +87,12 @@ class VARConfig:
         return rows * 2.0 * ((1 if self.shared else self.depth) * 6.0 + 2.0) * self.width**2
 
     def to_dict(self) -> dict:
+        """The fields as plain values for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict) -> "VARConfig":
+        """The inverse of :meth:`to_dict`."""
         return cls(**{**values, "sides": tuple(values["sides"])})
 
 
@@ -188,7 +199,7 @@ class VAR(nn.Module):
         self.word_embed = operations.Linear(config.dim, width, **precise)
         if config.shared:
             self.block_ada = operations.Linear(width, 6 * width, **precise)
-        self.blocks = nn.ModuleList(
+        self.blocks = stacked(
             Block(config, operations=operations, dtype=dtype, device=device) for _ in range(config.depth)
         )
         self.head_ada = operations.Linear(width, 2 * width, **precise)

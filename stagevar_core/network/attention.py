@@ -67,7 +67,8 @@ def blocked(
     estimate there. Adding it to the scores instead takes as long as a third of all that happens here.
     """
     rows, heads, queries, width = q.shape
-    keys, scale = k.shape[2], width**-0.5 if scale is None else scale
+    keys = k.shape[2]
+    factor = width**-0.5 if scale is None else scale
     mixed = q.new_empty(rows, queries, heads, v.shape[3]).transpose(1, 2)  # its heads merge without a copy
     together, step = _block(rows, heads, queries, keys)
     count = together[0] * together[1]
@@ -86,7 +87,7 @@ def blocked(
             asked.unflatten(0, shape)[..., :width] = q_part
             asked[..., width] = -(asked[..., :width] @ probes).amax(-1)
             scores = buffer[: asked.shape[0] * asked.shape[1] * keys].view(*asked.shape[:2], keys)
-            torch.baddbmm(scores, asked, seen.mT, beta=0, alpha=scale, out=scores)
+            torch.baddbmm(scores, asked, seen.mT, beta=0, alpha=factor, out=scores)
             if mask is not None:
                 hidden = ~mask.expand(rows, heads, queries, keys)[block]
                 scores.unflatten(0, shape).masked_fill_(hidden, -torch.inf)
@@ -109,5 +110,5 @@ def _block(rows: int, heads: int, queries: int, keys: int) -> tuple[tuple[int, i
 def _parts(sizes: tuple[int, int], together: tuple[int, int]) -> Iterator[tuple[slice, slice]]:
     """Slices of rows and of heads that cover all of both, ``together`` of them at once."""
     starts = (range(0, size, part) for size, part in zip(sizes, together, strict=True))
-    for first in itertools.product(*starts):
-        yield tuple(slice(at, at + part) for at, part in zip(first, together, strict=True))
+    for row, head in itertools.product(*starts):
+        yield slice(row, row + together[0]), slice(head, head + together[1])

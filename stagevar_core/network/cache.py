@@ -65,8 +65,8 @@ class KVCache:
 
     def segments(self, layer: int) -> list[Scale] | None:
         """The scales that make up the layer's tokens, in order; None when one of them is incomplete."""
-        known = self._segments[layer]
-        return None if None in known else list(known)
+        known = [scale for scale in self._segments[layer] if scale is not None]
+        return known if len(known) == len(self._segments[layer]) else None
 
     def compress(self, layer: int, q: Tensor, budget: int) -> None:
         """Keep the ``budget`` most wanted tokens of a layer, per row and head.
@@ -147,6 +147,7 @@ class CachePair:
 
     @property
     def rows(self) -> int:
+        """Rows of both halves."""
         return sum(half.rows for half in self.halves)
 
     @property

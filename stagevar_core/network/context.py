@@ -1,6 +1,6 @@
 """What the loop over scales hands to a model's blocks."""
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..costs import Work
 from ..schedule import Scale, ScaleSchedule
 from .attention import Attend, AttentionFn
 from .cache import KVCache
@@ -51,7 +52,7 @@ class ScaleContext:
     store: bool = True
     kv_budget: int | None = None
     after_block: Callable[[int, Tensor], Tensor] = field(default=lambda layer, x: x)
-    work: Counter = field(default_factory=Counter)
+    work: Work = field(default_factory=lambda: defaultdict(float))
     tables: dict[tuple[Scale, ...], WindowTable] = field(default_factory=dict)
     turns: Sequence[Turn] = ()
     half: int | None = None

@@ -1,7 +1,8 @@
 """Leaves that the families share: norms, attention, feed-forward."""
 
 import math
-from collections.abc import Callable
+import typing
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,14 @@ MAX_LOG_SCALE = math.log(100.0)
 def cast(parameter: Tensor, like: Tensor) -> Tensor:
     """A raw parameter with the device and dtype of ``like``; the host offloads parameters on its own."""
     return parameter.to(device=like.device, dtype=like.dtype)
+
+
+Kind = typing.TypeVar("Kind", bound=nn.Module)
+
+
+def stacked(modules: Iterable[Kind]) -> Sequence[Kind]:
+    """A ``ModuleList``, which a type checker sees as a sequence of its kind of module."""
+    return typing.cast(Sequence[Kind], nn.ModuleList(modules))
 
 
 def plain_norm(x: Tensor, eps: float = 1e-6) -> Tensor:
@@ -88,9 +97,11 @@ class CosineAttention(nn.Module):
             both = unit(both) * lengths
             if at is not None:
                 both = rotate(both, at)
-            return *both.to(v.dtype).chunk(2, dim=2), v
+            q, k = both.to(v.dtype).chunk(2, dim=2)
+            return q, k, v
 
-        return tuple(part.transpose(1, 2) for part in in_parts(compute, x, angles))
+        q, k, v = (part.transpose(1, 2) for part in in_parts(compute, x, angles))
+        return q, k, v
 
     def forward(
         self, x: Tensor, attend: Attend, angles: Tensor | None, norm: Callable[[Tensor], Tensor]

@@ -56,7 +56,7 @@ def pack(module: nn.Module) -> nn.Module:
     for name, child in list(module.named_children()):
         if isinstance(child, FeedForward) and _packs(child.fc1) and _packs(child.fc2):
             setattr(module, name, PackedFeedForward(child.fc1, child.fc2))
-        elif _packs(child):
+        elif isinstance(child, nn.Linear) and _packs(child):
             setattr(module, name, PackedLinear(child))
         else:
             pack(child)

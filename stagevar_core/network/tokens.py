@@ -40,6 +40,7 @@ class TokenMap:
 
     @property
     def count(self) -> int:
+        """Tokens that run, r."""
         return self.keep.shape[1]
 
     def apply(self, x: Tensor) -> Tensor:
@@ -64,12 +65,15 @@ class TokenReduction(Protocol):
 
     def reduce(self, x: Tensor, site: Site) -> TokenMap | None:
         """The tokens of a region with the input ``x`` (rows, L, C); None runs all. No token skips it."""
+        ...
 
     def restore(self, x: Tensor, y: Tensor, tokens: TokenMap | None, site: Site) -> Tensor:
         """The region's output (rows, L, C) from ``y``, that on the reduced tokens, and its input ``x``."""
+        ...
 
     def code_weights(self) -> Tensor | None:
         """Factors (B, L) of the codes of this scale, known after its blocks; None is one everywhere."""
+        ...
 
 
 def gather_tokens(x: Tensor, keep: Tensor) -> Tensor:
@@ -96,13 +100,14 @@ def in_parts(compute: Callable[[Tensor, Tensor | None], Any], x: Tensor, angles:
     length, step = x.shape[1], max(1, PART // (x.shape[0] * x.shape[2]))
     if x.device.type != "cpu" or length <= step or torch.is_grad_enabled():
         return compute(x, angles)
-    whole: tuple[Tensor, ...] = ()
+    whole: list[Tensor] = []
+    several = False
     for start in range(0, length, step):
         part = slice(start, start + step)
         found = compute(x[:, part], None if angles is None else angles[..., part, :])
         several = isinstance(found, tuple)
         found = found if several else (found,)
-        whole = whole or tuple(y.new_empty(y.shape[0], length, *y.shape[2:]) for y in found)
+        whole = whole or [y.new_empty(y.shape[0], length, *y.shape[2:]) for y in found]
         for target, y in zip(whole, found, strict=True):
             target[:, part] = y
-    return whole if several else whole[0]
+    return tuple(whole) if several else whole[0]

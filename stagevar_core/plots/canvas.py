@@ -17,7 +17,7 @@ _OVERSAMPLE = 3  # Pillow draws lines without smoothing
 
 
 @lru_cache(maxsize=32)
-def font(size: int) -> ImageFont.ImageFont:
+def font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
     """Pillow's own font; a Pillow without FreeType has only a small one."""
     try:
         return ImageFont.load_default(size=size)
@@ -27,7 +27,8 @@ def font(size: int) -> ImageFont.ImageFont:
 
 def mixed(a: Colour, b: Colour, share: float) -> Colour:
     """The colour ``share`` of the way from ``a`` to ``b``."""
-    return tuple(round(x + (y - x) * share) for x, y in zip(a, b, strict=True))
+    red, green, blue = (round(x + (y - x) * share) for x, y in zip(a, b, strict=True))
+    return red, green, blue
 
 
 def ramp(count: int) -> list[Colour]:
@@ -74,9 +75,8 @@ class Canvas:
     def text(self, at: Point, text: str, size: int = 13, colour: Colour = INK, anchor: str = "la") -> None:
         """A line of text; ``anchor`` as in Pillow."""
         big = font(size * _OVERSAMPLE)
-        if not isinstance(big, ImageFont.FreeTypeFont):
-            anchor = None  # the bitmap font knows none
-        self._draw.text(self._at(at), text, fill=colour, font=big, anchor=anchor)
+        known = anchor if isinstance(big, ImageFont.FreeTypeFont) else None  # the bitmap font knows none
+        self._draw.text(self._at(at), text, fill=colour, font=big, anchor=known)
 
     def length(self, text: str, size: int = 13) -> float:
         """Width of a line of text."""

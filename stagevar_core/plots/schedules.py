@@ -168,8 +168,8 @@ def _budget_lines(panel: Panel, schedule: StageSchedule, start: float) -> list[t
     line = [(side, _mean(row)) for side, row in zip(sides, shares, strict=True)]
     panel.curve(line, INK, width=2.6, dots=False)
     for area, share in points:
-        if math.sqrt(area) >= start:
-            mean = _mean(share) if isinstance(share, tuple) else share
+        mean = _mean(share) if isinstance(share, tuple) else share
+        if math.sqrt(area) >= start and mean is not None:
             panel.canvas.dot(panel.at(math.sqrt(area), mean), INK, 3.6)
     return [*entries, ("share of the fidelity stage, mean of all blocks", INK, "line")]
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..acceleration.policy import AccelerationPolicy, DensePolicy
 from ..conditioning.types import Conditioning
-from ..models.contract import Noise, Quantizer, Transformer, check_contract
+from ..models.contract import Noise, Quantizer, Transformer, signed
 from ..network.attention import AttentionFn, attend
 from ..schedule import ScaleSchedule
 from .editing import Known, known_codes
@@ -48,8 +48,7 @@ def generate(  # noqa: PLR0913 - independent collaborators, each with one owner
     """
     if offload is not None and not sequential:
         raise ValueError(f"offload is {str(offload)!r}, but all rows run together; pass sequential=True, too")
-    check_contract(model)
-    model.check(schedule)
+    signed(model).check(schedule)
     settings.validate(len(schedule), model.config.depth)
     if noise is None and not settings.greedy:
         raise ValueError("sampling needs a noise source; pass one, or settings with greedy=True")

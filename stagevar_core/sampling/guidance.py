@@ -38,7 +38,8 @@ class Guide:
         if rows.both:
             self._last = (scale, raw)
         if self.mixing(rows, scale) and 0 in self.layers:
-            return mix(*tempered.chunk(2), weight)
+            conditional, unconditional = tempered.chunk(2)
+            return mix(conditional, unconditional, weight)
         guided = tempered[: rows.batch]
         return guided if rows.both else self._steered(guided, rows, scale, plan, weight)
 
@@ -46,7 +47,8 @@ class Guide:
         """The same for a pass of a head's own network, with the strength of the last scale."""
         tempered = raw * (1.0 / self.temperature[scale.index])
         if rows.both:
-            return mix(*tempered.chunk(2), self.weights[-1])
+            conditional, unconditional = tempered.chunk(2)
+            return mix(conditional, unconditional, self.weights[-1])
         return self._steered(tempered, rows, scale, plan, self.weights[-1])
 
     def described(self, rows: GuidanceRows, scale: Scale, plan: ScalePlan) -> str:

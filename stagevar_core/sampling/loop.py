@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..acceleration.policy import AccelerationPolicy, PolicyRun, RunInfo, ScalePlan, Seen
 from ..conditioning.types import Conditioning
+from ..costs import Work
 from ..models.contract import Drawing, Noise, Quantizer, Transformer
 from ..models.draws import run_costs
 from ..models.guidance import mix, per_scale
@@ -104,7 +105,7 @@ class Run:
         """One scale: the latent (B, C, H, W) with its codes, and what was drawn, on its latent grid."""
         model, rows, quantizer = self.model, self.rows, self.quantizer
         rows.narrow(plan.rows, self.room(scale, policy_run), policy_run)
-        work: Counter[str] = Counter()
+        work: Work = defaultdict(float)
 
         ctx = self.context(scale, plan, work)
         hidden = model(self.tokens(scale, f_hat), ctx)  # (rows, L, C)
@@ -147,7 +148,7 @@ class Run:
         x = self.model.embed(self.quantizer.next_input(f_hat, scale))  # (B, L, C), the same in both rows
         return x.repeat(self.rows.running.count // self.rows.batch, 1, 1)
 
-    def context(self, scale: Scale, plan: ScalePlan, work: Counter[str]) -> ScaleContext:
+    def context(self, scale: Scale, plan: ScalePlan, work: Work) -> ScaleContext:
         """What the blocks may use at a scale."""
         depth, rows = self.model.config.depth, self.rows
         weight, mixing = self.guide.weights[scale.index], self.guide.mixing(rows.running, scale)
@@ -155,7 +156,8 @@ class Run:
         def after_block(layer: int, x: Tensor) -> Tensor:
             self.monitor.block(scale, layer)
             if mixing and layer - depth in self.settings.cfg_layers:
-                mixed = mix(*x.chunk(2), weight)
+                conditional, unconditional = x.chunk(2)
+                mixed = mix(conditional, unconditional, weight)
                 return torch.cat((mixed, mixed))
             return x
 

@@ -20,6 +20,7 @@ class MemoryEstimate:
 
     @property
     def total(self) -> int:
+        """Bytes of both."""
         return self.cache + self.activations
 
 
@@ -28,7 +29,7 @@ def estimate_memory(
 ) -> MemoryEstimate:
     """What a run on a GPU holds at its peak; ``text_tokens`` of all rows together.
 
-    Every term was counted tensor by tensor, see ``tests/test_memory.py``. A CPU needs less.
+    Every term was counted tensor by tensor, see ``tests/sampling/test_memory.py``. A CPU needs less.
     """
     cache = kv_bytes(config, expected.keys + text_tokens, rows=1, itemsize=compute.itemsize)
     most = max(_load(config, load, compute.itemsize) for load in expected.loads)

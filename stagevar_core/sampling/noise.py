@@ -23,6 +23,7 @@ class SeededNoise:
         self._device = device
 
     def exponential(self, scale: Scale, shape: Sequence[int], device: torch.device) -> Tensor:
+        """Unit-rate exponential draws of ``shape`` (B, ...) in float32."""
         draws = [
             torch.empty(*shape[1:], dtype=torch.float32, device=generator.device).exponential_(
                 generator=generator
@@ -32,10 +33,12 @@ class SeededNoise:
         return torch.stack(draws).to(device)
 
     def uniform(self, scale: Scale, shape: Sequence[int], device: torch.device) -> Tensor:
+        """Draws of ``shape`` (B, ...) from 0 to 1 out of the second stream."""
         draws = [
             torch.rand(*shape[1:], generator=generator, device=generator.device) for generator in self._second
         ]
         return torch.stack(draws).to(device)
 
     def image(self, index: int) -> "SeededNoise":
+        """The draws of one image alone."""
         return SeededNoise(self.seeds[index], 1, self._device)

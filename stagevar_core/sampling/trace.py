@@ -1,7 +1,7 @@
 """What a generation did, scale by scale: tokens, rows, counted work, time, memory."""
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..acceleration.policy import ScalePlan
-from ..costs import Flops, UnitCosts, counted, schedule_flops
+from ..costs import Flops, UnitCosts, Work, counted, schedule_flops
 from ..devices import synchronise
 from ..network.cache import CachePair, KVCache
 from ..schedule import Scale, ScaleSchedule
@@ -67,10 +67,12 @@ class Trace:
 
     @property
     def flops(self) -> float:
+        """FLOPs of all scales."""
         return sum(scale.flops.total for scale in self.scales)
 
     @property
     def dense_flops(self) -> float:
+        """FLOPs of all scales without acceleration."""
         return sum(scale.dense.total for scale in self.scales)
 
     @property
@@ -80,14 +82,17 @@ class Trace:
 
     @property
     def milliseconds(self) -> float:
+        """Time of all scales."""
         return sum(scale.milliseconds for scale in self.scales)
 
     @property
     def kv_peak_bytes(self) -> int:
+        """Most memory that the KV cache had reserved."""
         return max((scale.kv_bytes for scale in self.scales), default=0)
 
     @property
     def skipped(self) -> int:
+        """Scales that did not run."""
         return sum(not scale.ran for scale in self.scales)
 
     def summary(self) -> str:
@@ -176,10 +181,10 @@ class Recorder:
 
     def skipped(self, scale: Scale, plan: ScalePlan, cache: KVCache | CachePair) -> None:
         """A scale that did not run."""
-        self._add(scale, plan, Counter(), cache, "", ran=False)
+        self._add(scale, plan, defaultdict(float), cache, "", ran=False)
 
     def ran(
-        self, scale: Scale, plan: ScalePlan, work: Counter, cache: KVCache | CachePair, guidance: str
+        self, scale: Scale, plan: ScalePlan, work: Work, cache: KVCache | CachePair, guidance: str
     ) -> None:
         """A scale that did; ``guidance`` names the rows that took part and how they were mixed."""
         self._add(scale, plan, work, cache, guidance, ran=True)
@@ -188,7 +193,7 @@ class Recorder:
         self,
         scale: Scale,
         plan: ScalePlan,
-        work: Counter,
+        work: Work,
         cache: KVCache | CachePair,
         guidance: str,
         *,

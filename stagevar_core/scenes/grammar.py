@@ -132,7 +132,7 @@ def _background_phrase(spec: SceneSpec, rng: np.random.Generator) -> str:
 
 def _pair_body(spec: SceneSpec, rng: np.random.Generator) -> str:
     first, second = (_article(_noun_phrase(o, rng)) for o in spec.objects)
-    relation = spec.relation
+    relation = spec.relation or RELATIONS[0]
     if rng.random() < 0.2:  # the same fact told from the second object
         first, second, relation = second, first, _INVERSE[relation]
     words = _choice(rng, _RELATION_WORDS[relation])
@@ -195,6 +195,8 @@ _COUNT = re.compile(rf"({_alternatives(list(_NUMBER_OF))}) {_NOUN}(?:es|s){_TAIL
 
 def _object(groups: Sequence[str | None]) -> ObjectSpec:
     size, adjective, colour, shape, noun = groups
+    if colour is None or shape is None:
+        raise ValueError(f"a phrase without colour or shape: {groups}")
     pattern = _PATTERN_OF[noun] if noun else adjective or "plain"
     return ObjectSpec(shape, colour, _SIZE_OF[size] if size else None, pattern)
 

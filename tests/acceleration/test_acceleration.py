@@ -20,7 +20,7 @@ from stagevar_core.sampling.noise import SeededNoise
 from stagevar_core.sampling.result import Generation, Monitor
 from stagevar_core.sampling.settings import SamplingSettings
 from stagevar_core.schedule import Scale, ScaleSchedule, infinity_aspect_table
-from tests.acceleration.test_policy import BRANCHES, SPANS, WHOLE, CacheWatch, Planned
+from tests.support.plans import BRANCHES, SPANS, WHOLE, CacheWatch, Planned
 from tests.support.tiny import (
     SQUARE,
     TALL,

@@ -1,12 +1,10 @@
 """The seam between the loop and acceleration: reduced tokens, fewer guidance rows, skipped scales."""
 
-from dataclasses import dataclass, field
-
 import pytest
 import torch
 from torch import Tensor
 
-from stagevar_core.acceleration.policy import RunInfo, ScalePlan, Seen
+from stagevar_core.acceleration.policy import ScalePlan, Seen
 from stagevar_core.network.cache import KVCache
 from stagevar_core.network.tokens import Site, TokenMap
 from stagevar_core.pipeline import _Clock
@@ -15,40 +13,10 @@ from stagevar_core.sampling.result import Monitor
 from stagevar_core.sampling.rows import GuidanceRows
 from stagevar_core.sampling.settings import SamplingSettings
 from stagevar_core.schedule import Scale, ScaleSchedule, infinity_aspect_table
+from tests.support.plans import BRANCHES, SPANS, WHOLE, CacheWatch, Planned
 from tests.support.tiny import SQUARE, TALL, prompts, run, same_codes, tiny_infinity
 
 ASPECTS = infinity_aspect_table()
-BRANCHES: tuple[range, ...] = ()
-WHOLE = (range(3),)
-SPANS = (range(2), range(2, 3))
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A policy that is its own state: a plan per scale, counted from the last one."""
-
-    plans: dict[int, ScalePlan] = field(default_factory=dict)
-    otherwise: ScalePlan = ScalePlan()
-    info: RunInfo | None = None
-    name = "planned"
-    per_image = False
-    notes = ()
-    regions = 0
-
-    def start(self, info: RunInfo) -> "Planned":
-        return type(self)(self.plans, self.otherwise, info)
-
-    def plan(self, scale: Scale) -> ScalePlan:
-        return self.plans.get(scale.index - len(self.info.schedule), self.otherwise)
-
-    def room(self, scale: Scale) -> int:
-        return sum(later.tokens for later in self.info.schedule.scales[scale.index :])
-
-    def observe(self, seen: Seen) -> None:
-        pass
-
-    def narrow(self, rows: slice) -> None:
-        pass
 
 
 class KeepHalf:
@@ -88,23 +56,6 @@ class Decline(KeepHalf):
     def restore(self, x: Tensor, y: Tensor, tokens: TokenMap | None, site: Site) -> Tensor:
         assert tokens is None
         return y
-
-
-class CacheWatch(Monitor):
-    """Bytes and rows of the run's cache after every scale."""
-
-    def __init__(self, model, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.caches: list[KVCache] = []
-        self.bytes: list[int] = []
-        self.rows: list[int] = []
-        new_cache = model.new_cache
-        monkeypatch.setattr(
-            model, "new_cache", lambda *a: self.caches.append(new_cache(*a)) or self.caches[-1]
-        )
-
-    def scale(self, scale: Scale, f_hat: Tensor) -> None:
-        self.bytes.append(self.caches[-1].bytes)
-        self.rows.append(self.caches[-1].rows)
 
 
 @pytest.mark.parametrize("schedule", [SQUARE, TALL], ids=["square", "tall"])

@@ -18,7 +18,7 @@ from stagevar_core.models.draws import BitHead, TokenHead
 from stagevar_core.network.rotary import rotary_angles, rotate
 from stagevar_core.network.tokens import Site, TokenMap, resize_tokens
 from stagevar_core.schedule import Scale
-from tests.acceleration.test_policy import BRANCHES, SPANS, WHOLE, Planned
+from tests.support.plans import BRANCHES, SPANS, WHOLE, Planned
 from tests.support.tiny import SQUARE, TALL, Logits, prompts, run, same_codes, tiny_infinity
 
 SMALL, LARGE = Scale(3, 2, 3), Scale(4, 4, 5)

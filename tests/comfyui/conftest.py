@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from comfy_server import ComfyServer, Json, read_json, shipped_workflow
 from events import Watcher
+from testbed.comfy_server import ComfyServer, Json, read_json, shipped_workflow
 
 WORKFLOW = "text_to_image_embedded"
 

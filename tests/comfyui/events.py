@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import websocket
-from comfy_server import ComfyServer, Json
 from PIL import Image
+from testbed.comfy_server import ComfyServer, Json
 
 PREVIEW, PREVIEW_WITH_METADATA = 1, 4
 Event = tuple[str, Json]

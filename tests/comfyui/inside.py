@@ -29,7 +29,7 @@ def loaded() -> tuple[Any, Any]:
 def job(model: Any, vae: Any, images: int) -> Any:
     """A run of the sampler on fixed text features."""
     import torch
-    from pack.nodes.acceleration import policy_of
+    from pack.nodes.host.attached import policy_of
     from pack.nodes.host.running import Job
     from pack.stagevar_core.conditioning.types import TextConditioning
     from pack.stagevar_core.sampling.settings import SamplingSettings
@@ -42,7 +42,7 @@ def job(model: Any, vae: Any, images: int) -> Any:
 
 def check_clones(model: Any) -> None:
     """A policy stays on the clones of its model, and nowhere else."""
-    from pack.nodes.acceleration import attach, policy_of
+    from pack.nodes.host.attached import attach, policy_of
     from pack.stagevar_core.acceleration.presets import OFF, PRESETS
 
     model.model_options["transformer_options"] = {"kept": [1]}
@@ -62,7 +62,8 @@ def check_clones(model: Any) -> None:
 
 def check_changes(model: Any) -> None:
     """The node's inputs change a preset as ``preset`` does, and are refused with the same words."""
-    from pack.nodes.acceleration import AS_PRESET, Accelerate, policy_of
+    from pack.nodes.acceleration import AS_PRESET, Accelerate
+    from pack.nodes.host.attached import policy_of
     from pack.stagevar_core.acceleration.presets import PRESETS, preset
     from pack.stagevar_core.acceleration.schedule_file import StageSchedule
 
@@ -99,8 +100,8 @@ def check_changes(model: Any) -> None:
 def check_out_of_memory(model: Any, vae: Any, preset: str) -> None:
     """Where a batch does not fit at all, its images are made one by one; the report covers all of them."""
     import torch
-    from pack.nodes.acceleration import attach
     from pack.nodes.host import running
+    from pack.nodes.host.attached import attach
     from pack.stagevar_core.acceleration.presets import PRESETS
 
     work = job(attach(model, PRESETS[preset]), vae, 3)
@@ -128,8 +129,8 @@ def check_out_of_memory(model: Any, vae: Any, preset: str) -> None:
 
 def check_progress(model: Any, vae: Any, preset: str) -> None:
     """The bar only goes forward, is full at the end, and images that are made one by one share it."""
-    from pack.nodes.acceleration import attach
     from pack.nodes.host import monitor, running
+    from pack.nodes.host.attached import attach
     from pack.stagevar_core.acceleration.presets import PRESETS
 
     shown: list[float] = []
@@ -156,8 +157,8 @@ def check_progress(model: Any, vae: Any, preset: str) -> None:
 
 def check_memory(model: Any, vae: Any) -> None:
     """The estimate falls with what runs, and covers the keys and values of the run."""
-    from pack.nodes.acceleration import attach
     from pack.nodes.host import running
+    from pack.nodes.host.attached import attach
     from pack.stagevar_core.acceleration.presets import PRESETS
 
     estimates = {}

@@ -19,8 +19,8 @@ sys.path.insert(0, COMFYUI)
 def sampled(model: Any, vae: Any) -> Any:
     """The latent of a run of the sampler on fixed text features."""
     import torch
-    from pack.nodes.acceleration import policy_of
     from pack.nodes.host import running
+    from pack.nodes.host.attached import policy_of
     from pack.stagevar_core.conditioning.types import TextConditioning
     from pack.stagevar_core.sampling.settings import SamplingSettings
 
@@ -33,28 +33,28 @@ def sampled(model: Any, vae: Any) -> Any:
 
 def check_clones(model: Any) -> None:
     """A compiler stays on the clones of its model, next to a policy, and nowhere else."""
-    from pack.nodes import acceleration, compiling
+    from pack.nodes.host import attached
     from pack.stagevar_core.acceleration.presets import PRESETS
     from pack.stagevar_core.models.compiling import CompiledTransformer, Compiler
 
     compiler = Compiler("eager")
-    compiled = compiling.attach(model, compiler)
-    assert compiling.network_of(model) is model.model and compiled.model is model.model
+    compiled = attached.attach_compiler(model, compiler)
+    assert attached.network_of(model) is model.model and compiled.model is model.model
     policy = PRESETS["fast"]
     for both in (
-        acceleration.attach(compiled, policy).clone(),
-        compiling.attach(acceleration.attach(model, policy), compiler),
+        attached.attach(compiled, policy).clone(),
+        attached.attach_compiler(attached.attach(model, policy), compiler),
     ):
-        network = compiling.network_of(both)
+        network = attached.network_of(both)
         assert isinstance(network, CompiledTransformer) and network.compiler is compiler
-        assert network.network is model.model and acceleration.policy_of(both.model_options) is policy
-    assert compiling.network_of(model) is model.model
+        assert network.network is model.model and attached.policy_of(both.model_options) is policy
+    assert attached.network_of(model) is model.model
 
 
 def check_pictures(model: Any, vae: Any) -> None:
     """What is sampled does not change; layers of the host are traced in one graph per piece."""
     import torch
-    from pack.nodes import acceleration, compiling
+    from pack.nodes.host import attached
     from pack.stagevar_core.acceleration.presets import PRESETS
     from pack.stagevar_core.models.compiling import Compiler
 
@@ -65,9 +65,9 @@ def check_pictures(model: Any, vae: Any) -> None:
         return graph.forward
 
     for name in ("off", "balanced"):
-        plain = acceleration.attach(model, PRESETS[name])
+        plain = attached.attach(model, PRESETS[name])
         compiler = Compiler(backend)
-        found = sampled(compiling.attach(plain, compiler), vae)
+        found = sampled(attached.attach_compiler(plain, compiler), vae)
         assert not compiler.failed and len(graphs) >= 3
         assert torch.allclose(found, sampled(plain, vae), atol=1e-4), name
 
@@ -76,12 +76,13 @@ def check_node(model: Any, vae: Any) -> None:
     """The node itself, with a real compiler where there is one; without, it changes nothing."""
     import torch
     from pack.nodes import compiling
+    from pack.nodes.host import attached
 
     compiled = compiling.Compile.execute(model).args[0]
     found = sampled(compiled, vae)
     assert torch.allclose(found, sampled(model, vae), atol=1e-4)
     if shutil.which("g++"):
-        assert not compiling.network_of(compiled).compiler.failed
+        assert not attached.network_of(compiled).compiler.failed
 
 
 def check_decoder(vae: Any) -> None:

@@ -7,9 +7,17 @@ import json
 
 import numpy as np
 import pytest
-from comfy_server import ComfyServer, Json, nodes_of, only_node, read_json, sampler_node, shipped_workflow
 from events import Watcher, add_node, saved_images, with_value
 from PIL import Image
+from testbed.comfy_server import (
+    ComfyServer,
+    Json,
+    nodes_of,
+    only_node,
+    read_json,
+    sampler_node,
+    shipped_workflow,
+)
 
 COMPARED = ("off", "balanced", "paper")
 

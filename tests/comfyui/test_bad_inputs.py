@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from comfy_server import ComfyServer, Json, PromptFailed, PromptRejected, nodes_of, sampler_node
 from events import value_of, with_value
+from testbed.comfy_server import ComfyServer, Json, PromptFailed, PromptRejected, nodes_of, sampler_node
 
 
 def refusal(server: ComfyServer, prompt: Json) -> str:

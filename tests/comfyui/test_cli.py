@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from comfy_server import NOT_IN_PACK, ComfyServer, Json, nodes_of, shipped_workflow
-from environment import ROOT
+from testbed.comfy_server import NOT_IN_PACK, ComfyServer, Json, nodes_of, shipped_workflow
+from testbed.environment import ROOT
 
 from tests.support.testbed import Bed, missing
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from comfy_server import ComfyServer, Json, nodes_of, only_node
 from events import add_node, psnr, saved_images
+from testbed.comfy_server import ComfyServer, Json, nodes_of, only_node
 
 TILED = {"tile_size": 64, "overlap": 16, "temporal_size": 64, "temporal_overlap": 8}
 

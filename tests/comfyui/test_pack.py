@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 import pytest
-from comfy_server import PACK_NAME, ComfyServer, Json
+from testbed.comfy_server import PACK_NAME, ComfyServer, Json
 
 NODES = (
     *("StageVARLoadModel", "StageVARLoadTokenizer", "StageVARLoadTextEncoder", "StageVARSampler"),

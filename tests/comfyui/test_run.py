@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from comfy_server import ComfyServer, Json, sampler_node
 from events import Watcher, saved_images, value_of, with_value
+from testbed.comfy_server import ComfyServer, Json, sampler_node
 
 MEMORY_SLACK_MIB = 200  # allocator noise; one leaked key/value cache of the large batch would be more
 

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from comfy_server import (
+from events import add_node, with_value
+from testbed.comfy_server import (
     ComfyServer,
     Json,
     PromptFailed,
@@ -16,7 +17,6 @@ from comfy_server import (
     sampler_node,
     shipped_workflow,
 )
-from events import add_node, with_value
 
 VALUES = {
     "semantic_end": 0.0625,

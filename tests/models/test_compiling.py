@@ -13,9 +13,9 @@ import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import bench_compile
 import pytest
 import torch
+from benchmark import compiling as bench_compile
 
 from stagevar_core.acceleration.presets import PRESETS, preset
 from stagevar_core.autoencoders import bands

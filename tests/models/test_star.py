@@ -19,10 +19,9 @@ from stagevar_core.sampling.generate import generate
 from stagevar_core.sampling.noise import SeededNoise
 from stagevar_core.sampling.settings import SamplingSettings
 from stagevar_core.schedule import Scale, SquareTable
-from tests.support.tiny import Logits, same_codes
+from tests.support.tiny import Logits, plain_attention, same_codes
 from tests.support.tiny_star import SIDES, SQUARES, TEXT, encoded, tiny_clip, tiny_star, write_vocabulary
 from tests.support.tiny_var import DIM, labels, squares, tiny_vq
-from tests.test_costs import plain_attention
 
 SETTINGS = SamplingSettings(cfg_scale=4.0, temperature=1.0, top_k=12, top_p=0.9)
 GREEDY = replace(SETTINGS, greedy=True)

@@ -16,9 +16,9 @@ from stagevar_core.sampling.generate import generate
 from stagevar_core.sampling.noise import SeededNoise
 from stagevar_core.sampling.settings import SamplingSettings
 from stagevar_core.schedule import SIDES_1024
+from tests.support.tiny import plain_attention
 from tests.support.tiny_star import SQUARES, encoded, tiny_star
 from tests.support.tiny_var import DIM, squares, tiny_vq
-from tests.test_costs import plain_attention
 
 SETTINGS = SamplingSettings(cfg_scale=4.0, temperature=1.0, top_k=12, top_p=0.9)
 ODD = squares(*range(1, 10), 11, 12)  # two scales that the sampler draws

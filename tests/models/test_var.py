@@ -22,9 +22,8 @@ from stagevar_core.sampling.noise import SeededNoise
 from stagevar_core.sampling.settings import SamplingSettings
 from stagevar_core.schedule import SIDES_256, SIDES_512, Scale, ScaleSchedule
 from tests.support.editing import rectangle, source_codes
-from tests.support.tiny import Logits, prompts, randomize, same_codes, tiny_infinity
+from tests.support.tiny import Logits, plain_attention, prompts, randomize, same_codes, tiny_infinity
 from tests.support.tiny_var import CLASSES, DIM, SQUARES, VOCAB, labels, squares, tiny_var, tiny_vq
-from tests.test_costs import plain_attention
 
 SAMPLED = SamplingSettings(cfg_scale=2.0, temperature=1.0, top_k=12, top_p=0.9)
 GREEDY = SamplingSettings(cfg_scale=2.0, temperature=1.0, greedy=True)

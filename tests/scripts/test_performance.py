@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 
 import bench
-import bench_models
-import bench_official
-import official_infinity
 import performance_report
 import pytest
 import torch
 import torch.nn.functional as F
+from benchmark import models as bench_models
+from benchmark import official as bench_official
+from benchmark import standins
 
 from stagevar_core.autoencoders.bsq import BSQTokenizerConfig
 from stagevar_core.models.infinity import InfinityConfig
@@ -114,7 +114,7 @@ def test_bench_times_the_official_code_first(
     assert official["bytes"]["weights"] == 2 * 2 * (64 * 64 + 64) + 4 * 4  # blocks in bfloat16
     replaced = "\n".join(official["replaced"])
     assert "autocast" in replaced
-    assert ("flash-attn" in replaced) == official_infinity.missing("flash_attn")
+    assert ("flash-attn" in replaced) == standins.missing("flash_attn")
 
 
 def test_bench_says_why_the_official_code_failed(checkout: Path) -> None:
@@ -131,7 +131,7 @@ def test_what_cannot_be_compiled_runs_as_it_is_written(monkeypatch: pytest.Monke
         raise RuntimeError("no compiler")
 
     monkeypatch.setattr(torch, "compile", compiler)
-    (said,) = official_infinity.replace_compiler(torch.device("cpu"))
+    (said,) = standins.replace_compiler(torch.device("cpu"))
     assert "RuntimeError" in said
 
     def double(x: int) -> int:
@@ -143,7 +143,7 @@ def test_what_cannot_be_compiled_runs_as_it_is_written(monkeypatch: pytest.Monke
 def test_packed_attention_looks_at_the_text_of_its_own_row() -> None:
     generator = torch.Generator().manual_seed(0)
     q, kv = (torch.randn(shape, generator=generator) for shape in ((2 * 3, 4, 8), (5 + 2, 2, 4, 8)))
-    found = official_infinity.plain_packed_attention(
+    found = standins.plain_packed_attention(
         q, kv, torch.tensor([0, 3, 6]), torch.tensor([0, 5, 7]), 3, 5, softmax_scale=0.5
     )
     visible = torch.tensor([[True] * 5 + [False] * 2] * 3 + [[False] * 5 + [True] * 2] * 3)

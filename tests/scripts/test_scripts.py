@@ -8,17 +8,14 @@ from datetime import date, timedelta
 from pathlib import Path
 
 import bench
-import bench_models
-import bench_presets
-import bootstrap
-import comfy_server
-import environment
-import machine
 import performance_report
 import pytest
-import setup_torch
 import torch
-from environment import SetupError
+from benchmark import machine
+from benchmark import models as bench_models
+from benchmark import presets as bench_presets
+from testbed import bootstrap, comfy_server, environment, setup_torch
+from testbed.environment import SetupError
 
 from stagevar_core.acceleration.presets import PRESETS
 from stagevar_core.autoencoders.bsq import BSQTokenizerConfig

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from stagevar_core.models.contract import Tokenizer
+from stagevar_core.models.companions import Tokenizer
 from stagevar_core.schedule import ScaleSchedule
 
 

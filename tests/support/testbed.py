@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from environment import ROOT
+from testbed.environment import ROOT
 
 
 def missing(what: str) -> NoReturn:

@@ -17,24 +17,38 @@ TEXT_WIDTH, NULL_ROWS = 24, 16
 SQUARE = ScaleSchedule.of([(1, 1), (2, 2), (3, 3), (4, 4), (6, 6)], (64, 64))
 TALL = ScaleSchedule.of([(1, 1), (2, 1), (4, 3), (7, 4)], (80, 48))
 GREEDY = SamplingSettings(cfg_scale=3.0, temperature=1.0, greedy=True)
+# Spreads of weights: rounding is not amplified, or rows and tokens differ in what they draw.
+NEAR, FAR = 1.2, 4.0
+# What all tokens share, and the head: with a spread of FAR these would drown the tokens and leave no choice.
+CALM = ("text_pool", "text_mlp", "ada", "modulation", "cross_attn.proj", "head")
+SHARP = 3.0  # logarithm of the scale of attention that looks at few tokens, as in trained models
 
 
-def randomize(module: nn.Module, seed: int, spread: float = 1.2) -> None:
-    """Weights that keep activations alive, drawn without the global random state."""
+def randomize(module: nn.Module, seed: int, spread: float = NEAR) -> None:
+    """Weights that keep activations alive, drawn without the global random state.
+
+    ``spread``: what a matrix makes of unit values, as a standard deviation. Beyond NEAR it is that of the
+    weights which tell tokens and rows apart, and attention is sharp.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             values = torch.randn(parameter.shape, generator=generator)
             if parameter.dim() > 1:
-                values *= spread / parameter[0].numel() ** 0.5
+                calm = any(part in name for part in CALM)
+                values *= (min(spread, NEAR) if calm else spread) / parameter[0].numel() ** 0.5
             elif "norm" in name and not name.endswith("bias"):
                 values = 1.0 + 0.1 * values
             else:
                 values *= 0.3
+            if name.endswith("log_scale") and spread > NEAR:
+                values += SHARP
             parameter.copy_(values)
 
 
-def tiny_infinity(seed: int = 0, *, bits: int = 4, patch: int = 1, depth: int = 3, dtype=None) -> Infinity:
+def tiny_infinity(
+    seed: int = 0, *, bits: int = 4, patch: int = 1, depth: int = 3, dtype=None, spread: float = NEAR
+) -> Infinity:
     """A random transformer; the same seed gives the same weights in every dtype."""
     config = InfinityConfig(
         depth=depth,
@@ -48,7 +62,7 @@ def tiny_infinity(seed: int = 0, *, bits: int = 4, patch: int = 1, depth: int = 
         pool_heads=2,
     )
     model = Infinity(config, dtype=dtype)
-    randomize(model, seed)
+    randomize(model, seed, spread)
     return model.eval()
 
 
@@ -70,6 +84,11 @@ def texts(*lengths: int, seed: int = 0) -> tuple[Tensor, ...]:
 def prompts(*lengths: int, negative: tuple[int, ...] | None = None) -> TextConditioning:
     """Conditioning of random prompts with these lengths in tokens."""
     return TextConditioning(texts(*lengths), texts(*negative, seed=1) if negative else None)
+
+
+def plain_attention(q, k, v, *, scale=None, mask=None):
+    """Matrix products that PyTorch's counter of work sees on every device."""
+    return (q @ k.transpose(-1, -2) * (scale or q.shape[-1] ** -0.5)).softmax(dim=-1) @ v
 
 
 class Logits(Monitor):

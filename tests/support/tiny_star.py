@@ -9,7 +9,7 @@ from stagevar_core.conditioning.clip import END_TOKEN, START_TOKEN, CLIPEncoderC
 from stagevar_core.conditioning.types import TextConditioning
 from stagevar_core.models.star import STAR
 from stagevar_core.models.star_config import STARConfig
-from tests.support.tiny import TEXT_WIDTH, randomize, texts
+from tests.support.tiny import NEAR, TEXT_WIDTH, randomize, texts
 from tests.support.tiny_var import DIM, VOCAB, squares
 
 # The 1024 px schedule at a quarter of its size: as many scales, the sampler's among them.
@@ -41,7 +41,13 @@ _PARTS = (
 
 
 def tiny_star(
-    *, levels: int = len(SIDES), depth: int = 3, sampler: int = 0, text: int = TEXT_WIDTH, dtype=None
+    *,
+    levels: int = len(SIDES),
+    depth: int = 3,
+    sampler: int = 0,
+    text: int = TEXT_WIDTH,
+    dtype=None,
+    spread: float = NEAR,
 ) -> STAR:
     """A random transformer; the same options give the same weights in every dtype."""
     config = STARConfig(
@@ -49,7 +55,7 @@ def tiny_star(
         sampler_depth=sampler,
     )  # fmt: skip
     model = STAR(config, dtype=dtype)
-    randomize(model, 0)
+    randomize(model, 0, spread)
     return model.eval()
 
 

@@ -4,7 +4,7 @@ from stagevar_core.autoencoders.vq import VQTokenizer, VQTokenizerConfig
 from stagevar_core.conditioning.types import ClassConditioning
 from stagevar_core.models.var import VAR, VARConfig
 from stagevar_core.schedule import SIDES_256, ScaleSchedule
-from tests.support.tiny import randomize
+from tests.support.tiny import NEAR, randomize
 
 SIDES = (1, 2, 3, 4, 6)
 VOCAB, DIM, CLASSES = 24, 4, 7
@@ -19,11 +19,13 @@ SQUARES = squares(*SIDES)
 PUBLISHED = squares(*SIDES_256)
 
 
-def tiny_var(sides: tuple[int, ...] = SIDES, *, depth: int = 3, dtype=None, **options) -> VAR:
+def tiny_var(
+    sides: tuple[int, ...] = SIDES, *, depth: int = 3, dtype=None, spread: float = NEAR, **options
+) -> VAR:
     """A random transformer; the same options give the same weights in every dtype."""
     config = VARConfig(depth, 32, 2, 64, sides, CLASSES, VOCAB, DIM, **options)
     model = VAR(config, dtype=dtype)
-    randomize(model, 0)
+    randomize(model, 0, spread)
     return model.eval().requires_grad_(False)
 
 
@@ -35,6 +37,7 @@ def tiny_vq(seed: int = 0, *, phis: int = 4) -> VQTokenizer:
     return tokenizer.eval().requires_grad_(False)
 
 
-def labels(batch: int) -> ClassConditioning:
+def labels(batch: int, *, negative: bool = False) -> ClassConditioning:
     """A class for every image; the first do not depend on their number."""
-    return ClassConditioning(tuple((2 + 3 * index) % CLASSES for index in range(batch)))
+    wanted, unwanted = (tuple((first + 3 * index) % CLASSES for index in range(batch)) for first in (2, 3))
+    return ClassConditioning(wanted, unwanted if negative else None)

@@ -6,11 +6,12 @@ import statistics
 import time
 from typing import Any
 
-from bench_models import Run, measured
 from torch import Tensor
 
 from stagevar_core.models.compiling import CompiledTokenizer, CompiledTransformer, Compiler
 from stagevar_core.pipeline import Pipeline
+
+from .models import Run, measured
 
 EAGER, COMPILED = "eager", "compiled"
 

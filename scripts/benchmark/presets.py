@@ -10,10 +10,10 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from bench_models import MeasuredPipeline, Run, measured, memory_by_kind
-
 from stagevar_core.acceleration.policy import AccelerationPolicy
 from stagevar_core.acceleration.presets import PRESETS, preset
+
+from .models import MeasuredPipeline, Run, measured, memory_by_kind
 
 BASE, LOCAL = "off", "+local"
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from machine import Allocated, Resident, give_back, memory_of, synchronise
-from torch import Tensor, nn
+from torch import Tensor
 
 from stagevar_core.acceleration.policy import AccelerationPolicy
 from stagevar_core.autoencoders.bsq import BSQTokenizerConfig
@@ -28,6 +24,10 @@ from stagevar_core.sampling.result import Monitor
 from stagevar_core.sampling.trace import Trace
 from stagevar_core.schedule import Scale
 
+from .machine import Allocated, Resident, give_back, memory_of
+from .text import EncodedText, RandomText
+from .weights import FP8, Fp8Operations, fill, weight_bytes
+
 PROMPT = "a red circle left of a blue square"
 EMBEDDED = "embedded"
 # Family of the transformer, its shape, and that of its tokenizer.
@@ -42,122 +42,7 @@ FULL_SIZE: dict[str, tuple[str, Any, Any]] = {
     "star-512": ("star", STAR_512, VQTokenizerConfig()),
     "star-1024": ("star", STAR_1024, VQTokenizerConfig()),
 }
-FP8 = torch.float8_e4m3fn
 WARM_UP_TOKENS = 64  # the full-size models warm up on the scales up to here: that touches every weight
-
-
-class Fp8Linear(nn.Linear):
-    """A linear layer that keeps its weight in one byte per element and computes in the dtype of its input.
-
-    Asked for another dtype it is a plain one. ``bias_dtype``: of the bias, which one byte would ruin.
-    """
-
-    bias_dtype = torch.bfloat16
-
-    def __init__(self, inputs: int, outputs: int, bias: bool = True, *, dtype=None, device=None) -> None:
-        narrow = dtype == FP8
-        super().__init__(inputs, outputs, bias, device=device, dtype=self.bias_dtype if narrow else dtype)
-        if narrow:
-            self.weight = nn.Parameter(self.weight.detach().to(FP8), requires_grad=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.weight.dtype != FP8:
-            return super().forward(x)
-        return F.linear(x, self.weight.to(x.dtype), self.bias)
-
-
-class Fp8Operations:
-    """Layers for a transformer of ``dtype=FP8`` with another compute dtype."""
-
-    Linear, LayerNorm = Fp8Linear, nn.LayerNorm
-
-
-def fill(module: nn.Module, device: torch.device, seed: int = 0) -> nn.Module:
-    """Storage and random weights for a module built on meta; no weight is ever held twice.
-
-    Values come from one block of normal numbers, repeated: drawing 8 billion takes minutes and changes no
-    time. Its odd length keeps rows from being equal.
-    """
-    module.to_empty(device=device)
-    block = torch.randn(2**20 + 7, generator=torch.Generator().manual_seed(seed)).to(device)
-    with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            flat = parameter.view(-1)
-            spread = 1.0 / math.sqrt(parameter[0].numel()) if parameter.dim() > 1 else 0.02
-            for start in range(0, flat.numel(), len(block)):
-                part = flat[start : start + len(block)]
-                part.copy_(block[: len(part)] * spread)
-            if parameter.dim() == 1 and "norm" in name and not name.endswith("bias"):
-                parameter.add_(1.0)
-    return module.eval().requires_grad_(False)
-
-
-class RandomText:
-    """Stands in for the text encoder of the full-size models: fixed random features of a usual length."""
-
-    def __init__(self, width: int, tokens: int, device: torch.device) -> None:
-        self.width, self.device = width, device
-        self.features = torch.randn(tokens, width, generator=torch.Generator().manual_seed(1)).to(device)
-
-    def encode(self, prompts: list[str], max_tokens: int = 512) -> tuple[Tensor, ...]:
-        return tuple(self.features[:max_tokens] for _ in prompts)
-
-
-class StoredLinear(nn.Module):
-    """What :class:`Fp8Linear` is, under a name that the layers of ``transformers`` do not look for."""
-
-    weight = None  # they would narrow their input to what they find here
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.register_buffer("narrow", linear.weight.detach().to(FP8), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.narrow.to(x.dtype))
-
-
-class EncodedText(RandomText):
-    """The text of a Flan-T5-XL of random weights that encoded it once and was given back.
-
-    So it goes where the transformer needs the room: the text first, then the encoder makes place. ``seconds``
-    of encoding, the ``bytes`` of its weights and the ``peak`` of the device's memory meanwhile are kept.
-    """
-
-    def __init__(
-        self, config: T5EncoderConfig, tokens: int, device: torch.device, weights: torch.dtype
-    ) -> None:
-        super().__init__(config.d_model, tokens, device)
-        memory = memory_of(device)
-        encoder = _t5(config, device, weights)
-        ids = torch.arange(tokens, device=device).unsqueeze(0) % config.vocab_size
-        memory.reset()
-        started = time.perf_counter()
-        with torch.inference_mode():
-            self.features = encoder(input_ids=ids).last_hidden_state[0].float()
-        synchronise(device)
-        self.seconds = time.perf_counter() - started
-        self.bytes, self.peak = weight_bytes(encoder), memory.peak()
-        del encoder
-        give_back()
-
-
-def _t5(config: T5EncoderConfig, device: torch.device, weights: torch.dtype) -> nn.Module:
-    """An encoder that computes in bfloat16, its linear layers stored as ``weights``."""
-    from transformers import T5Config, T5EncoderModel
-
-    with torch.device("meta"):
-        encoder = T5EncoderModel(T5Config(**config.to_dict(), is_encoder_decoder=False, use_cache=False))
-    encoder.to(torch.bfloat16)
-    for block in encoder.encoder.block:  # one after the other, so that the wide weights are never all there
-        fill(block, device)
-        for part in list(block.modules()) if weights == FP8 else ():
-            for name, child in part.named_children():
-                if type(child) is nn.Linear:
-                    setattr(part, name, StoredLinear(child))
-    fill(encoder.encoder.final_layer_norm, device)
-    embedding = fill(nn.Embedding(config.vocab_size, config.d_model, dtype=torch.bfloat16), device)
-    encoder.set_input_embeddings(embedding)
-    return encoder.eval()
 
 
 class MeasuredPipeline(Pipeline):
@@ -175,6 +60,7 @@ class MeasuredPipeline(Pipeline):
         return super().encode(prompts if self.text_encoder else ["0"] * len(prompts), negative)
 
     def decode(self, f_hat: Tensor) -> Tensor:
+        """Images of accumulated codes, as every pipeline makes them."""
         memory_of(self.device).reset()
         return super().decode(f_hat)
 
@@ -218,16 +104,9 @@ def full_size(
         stored = {"dtype": FP8, "compute_dtype": dtype, "operations": Fp8Operations}
     transformer = pack(fill(spec.module(config, device="meta", **stored), device))
     tokenizer = fill(paired.module(codes, dtype=dtype, device="meta"), device)
-    width = getattr(config, "text_width", None)
-    text = None if width is None else RandomText(width, text_tokens, device)
+    text = RandomText(config.text_width, text_tokens, device) if config.text_width else None
     sizes, defaults = spec.sizes(config), spec.defaults
     return MeasuredPipeline(transformer, tokenizer, text, sizes, defaults=defaults, device=device)
-
-
-def weight_bytes(module: Any) -> int:
-    """Memory of all weights, packed ones included; 0 for what has none."""
-    tensors = [*module.parameters(), *module.buffers()] if isinstance(module, nn.Module) else ()
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def weight_sizes(pipeline: Pipeline) -> dict[str, int]:
@@ -284,6 +163,7 @@ class Run:
 
     @property
     def trace(self) -> Trace:
+        """What ran at every scale."""
         return self.pictures.generation.trace
 
     @property

@@ -7,7 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from environment import log, run_quiet
+from .environment import log, run_quiet
 
 BROWSER_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 MAC_BROWSERS = (

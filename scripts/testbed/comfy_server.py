@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from environment import ROOT
+from .environment import ROOT
 
 PACK_NAME = "ComfyUI-StageVAR"
 # What a copied pack leaves behind where the system has no symbolic links.

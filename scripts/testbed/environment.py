@@ -18,7 +18,7 @@ if sys.version_info < MIN_PYTHON:
     FOUND = ".".join(map(str, sys.version_info[:3]))
     sys.exit(f"error: Python {FOUND} is too old: run this script with Python 3.10 or newer.")
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 VENV = ROOT / ".venv"
 TESTBED = ROOT / ".testbed"
 TRANSIENT = re.compile(

@@ -24,8 +24,8 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from environment import ROOT, TESTBED, VENV, SetupError, disk_full, log, pip, python_says, venv_bin
-from setup_torch import install_torch, install_torchaudio
+from .environment import ROOT, TESTBED, VENV, SetupError, disk_full, log, pip, python_says, venv_bin
+from .setup_torch import install_torch, install_torchaudio
 
 STAMP = VENV / "stagevar-stamp.json"
 
@@ -38,7 +38,13 @@ COMFY_REQUIREMENTS = """
     sentencepiece safetensors>=0.4.2 aiohttp>=3.11.8 yarl>=1.18 pyyaml Pillow scipy tqdm psutil alembic
     SQLAlchemy av>=14.2 kornia>=0.7.1 spandrel pydantic~=2.0 pydantic-settings~=2.0 requests
 """.split()
-TEST_REQUIREMENTS = ["pytest>=8", "ruff==0.17.6", "websocket-client>=1.8", "playwright>=1.50"]
+TEST_REQUIREMENTS = [
+    "pytest>=8",
+    "ruff==0.17.6",
+    "basedpyright==1.40.2",
+    "websocket-client>=1.8",
+    "playwright>=1.50",
+]
 CLI_REQUIREMENT = "comfy-cli==1.23.0"
 # Newer trees list their own requirements; PyTorch is handled apart, the rest only feeds optional features.
 SKIPPED_REQUIREMENTS = """

@@ -12,7 +12,7 @@ import sys
 import urllib.request
 from pathlib import Path
 
-from environment import SetupError, log, pip, python_says, run_quiet
+from .environment import SetupError, log, pip, python_says, run_quiet
 
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 VISION_VERSION = "import importlib.metadata as m; print(m.version('torchvision'))"

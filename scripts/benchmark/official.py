@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_models import FULL_SIZE, full_size
 
-SCRIPT = Path(__file__).with_name("official_infinity.py")
+from .models import FULL_SIZE, full_size
+
+SCRIPTS = Path(__file__).resolve().parents[1]
 
 
 def job_of(model: str, arguments: Any, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
@@ -40,8 +41,8 @@ def job_of(model: str, arguments: Any, device: torch.device, dtype: torch.dtype)
 
 def measure(checkout: Path, job: dict[str, Any]) -> dict[str, Any]:
     """Run the official code; ``ValueError`` with its last words where it fails."""
-    command = [sys.executable, str(SCRIPT), str(checkout)]
-    ended = subprocess.run(command, input=json.dumps(job), capture_output=True, text=True)
+    command = [sys.executable, "-m", "benchmark.official_infinity", str(checkout.resolve())]
+    ended = subprocess.run(command, cwd=SCRIPTS, input=json.dumps(job), capture_output=True, text=True)
     if ended.returncode:
         last = ended.stderr.strip().splitlines()[-1:] or ["it said nothing"]
         raise ValueError(f"the official code in {checkout} failed: {last[0]}")

@@ -1,0 +1,94 @@
+"""A VAR_MODEL, and what nodes leave on it for the sampler: a policy, a compiler."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+import torch
+
+from ...stagevar_core.acceleration.policy import AccelerationPolicy
+from ...stagevar_core.acceleration.presets import OFF
+from ...stagevar_core.checkpoints.load import Checkpoint
+from ...stagevar_core.models.compiling import CompiledTransformer, Compiler
+from ...stagevar_core.models.contract import Transformer
+
+_OPTIONS = "transformer_options"  # of the host's model_options; its clones copy them
+_POLICY, _COMPILER = "stagevar", "stagevar_compile"
+
+
+class HostTransformer(Transformer, Protocol):
+    """A transformer as its loader leaves it.
+
+    ``checkpoint``: its name, sizes and settings; the tensors are in the transformer.
+    """
+
+    checkpoint: Checkpoint
+
+
+class Patcher(Protocol):
+    """What we use of the host's ``ModelPatcher`` around a transformer of ours."""
+
+    model: HostTransformer
+    model_options: dict[str, Any]
+    load_device: torch.device
+
+    def clone(self) -> "Patcher":
+        """Another patcher of the same transformer, with options of its own."""
+        ...
+
+    def model_size(self) -> int:
+        """Bytes of the weights."""
+        ...
+
+
+@dataclass(frozen=True)
+class Attached:
+    """A policy on a model. Clones of the model share it: it is immutable, and some copy deeply."""
+
+    policy: AccelerationPolicy
+
+    def __copy__(self) -> "Attached":
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Attached":
+        return self
+
+
+def attach(model: Patcher, policy: AccelerationPolicy) -> Patcher:
+    """A clone of ``model`` with this policy in place of any other; ``off`` leaves nothing on it."""
+    return _with_option(model, _POLICY, None if policy is OFF else Attached(policy))
+
+
+def policy_of(model_options: Mapping[str, Any]) -> AccelerationPolicy:
+    """The policy on a model, ``off`` without one."""
+    attached = options_of(model_options).get(_POLICY)
+    return attached.policy if isinstance(attached, Attached) else OFF
+
+
+def attach_compiler(model: Patcher, compiler: Compiler) -> Patcher:
+    """A clone of ``model`` whose blocks run through ``compiler``."""
+    return _with_option(model, _COMPILER, compiler)
+
+
+def network_of(model: Patcher) -> Transformer:
+    """The network of a model as it is to run: with compiled blocks where that was asked for."""
+    compiler = options_of(model.model_options).get(_COMPILER)
+    if not isinstance(compiler, Compiler):
+        return model.model
+    compiled = CompiledTransformer(model.model, compiler)
+    return cast(Transformer, compiled)  # what it lacks itself it has of the network
+
+
+def options_of(model_options: Mapping[str, Any]) -> dict[str, Any]:
+    """What nodes of any pack leave for the forward pass."""
+    return model_options.get(_OPTIONS, {})
+
+
+def _with_option(model: Patcher, key: str, value: object | None) -> Patcher:
+    """A clone of ``model`` with an option for the forward pass; None takes it away."""
+    clone = model.clone()
+    options = {**options_of(clone.model_options), key: value}
+    if value is None:
+        del options[key]
+    clone.model_options = {**clone.model_options, _OPTIONS: options}
+    return clone

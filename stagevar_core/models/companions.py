@@ -1,0 +1,87 @@
+"""What comes with a transformer and signs, too: image tokenizer and text encoder (see ``contract.py``)."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .contract import Quantizer
+
+
+class TokenizerConfig(Protocol):
+    """Sizes of an image tokenizer.
+
+    ``dim``: channels of the latent. ``stride``: image pixels per latent pixel and side. ``width``,
+    ``multipliers``, ``blocks``: channels of the finest level, their factors by level, residual blocks.
+    """
+
+    @property
+    def dim(self) -> int: ...
+    @property
+    def stride(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def multipliers(self) -> tuple[int, ...]: ...
+    @property
+    def blocks(self) -> int: ...
+
+    def attention_flops(self, height: int, width: int) -> float:
+        """FLOPs of the decoder beside its convolutional blocks, for a latent of this grid."""
+        ...
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values for JSON."""
+        ...
+
+
+class Tokenizer(Protocol):
+    """An image tokenizer, an ``nn.Module``: pictures to features, accumulated codes to pictures."""
+
+    @property
+    def family(self) -> str: ...
+    @property
+    def config(self) -> TokenizerConfig: ...
+    @property
+    def decoding(self) -> tuple[nn.Module, ...]:
+        """What :meth:`decode` runs; it may have another dtype than the rest."""
+        ...
+
+    def quantizer(self, patch: int = 1) -> Quantizer:
+        """For tokens of ``patch`` x ``patch`` latent pixels; ``ValueError`` for patches it does not have."""
+        ...
+
+    def encode(self, image: Tensor) -> Tensor:
+        """Image (B, 3, height, width) in [-1, 1] to features (B, C, height / stride, width / stride)."""
+        ...
+
+    def decode(self, f_hat: Tensor) -> Tensor:
+        """Accumulated codes (B, C, h, w) to an image (B, 3, h * stride, w * stride) in [-1, 1]."""
+        ...
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """As every module has them."""
+        ...
+
+
+class TextEncoder(Protocol):
+    """A frozen text encoder with its vocabulary."""
+
+    @property
+    def family(self) -> str: ...
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def model(self) -> nn.Module:
+        """The network, whose weights tell one encoder from another."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """Channels of the features."""
+        ...
+
+    def encode(self, prompts: Sequence[str], max_tokens: int = ...) -> tuple[Tensor, ...]:
+        """One (tokens, width) tensor in float32 per prompt, without padding."""
+        ...
