@@ -13,6 +13,7 @@ from torch import Tensor
 from . import families_infinity, families_star, families_var
 from .convert import routes
 from .errors import CheckpointError, listed
+from .header import ModelConfig
 from .spec import FamilySpec, Shapes, first_match
 
 KINDS = {"transformer": "a transformer", "tokenizer": "an image tokenizer", "text_encoder": "a text encoder"}
@@ -21,12 +22,12 @@ KINDS = {"transformer": "a transformer", "tokenizer": "an image tokenizer", "tex
 class Detected(NamedTuple):
     """A recognised file: its specification and the configuration that its shapes show."""
 
-    spec: FamilySpec
-    config: Any
+    spec: FamilySpec[Any]
+    config: ModelConfig
 
 
 # Specific before broad; the first match wins.
-SPECS: tuple[FamilySpec, ...] = (
+SPECS: tuple[FamilySpec[Any], ...] = (
     *families_infinity.SPECS,
     *families_star.SPECS,
     *families_var.SPECS,
@@ -51,7 +52,7 @@ LOOKALIKES: tuple[tuple[str, str], ...] = (
 )
 
 
-def recognise(keys: Sequence[str], source: str) -> FamilySpec | None:
+def recognise(keys: Sequence[str], source: str) -> FamilySpec[Any] | None:
     """The first specification that these keys match; raises for a known file with unreleased options."""
     spec = next((spec for spec in SPECS if spec.matches(keys)), None)
     if spec is None:
@@ -85,9 +86,13 @@ def detect(
     return Detected(spec, spec.config_from(Shapes(named, source, buffers, settings)))
 
 
-def spec_of(kind: str, family: str) -> FamilySpec | None:
-    """The first specification of a kind and family, None where there is none."""
-    return next((spec for spec in SPECS if (spec.kind, spec.name) == (kind, family)), None)
+def spec_of(kind: str, family: str) -> FamilySpec[Any]:
+    """The specification of a kind and family; ``ValueError`` naming the known ones where there is none."""
+    known = {(spec.kind, spec.name): spec for spec in reversed(SPECS)}
+    if (kind, family) not in known:
+        names = [name for of, name in known if of == kind]
+        raise ValueError(f"the {kind.replace('_', ' ')} is of the family {family!r}; expected one of {names}")
+    return known[kind, family]
 
 
 def unknown(keys: Sequence[str], source: str) -> CheckpointError:
@@ -104,6 +109,6 @@ def unknown(keys: Sequence[str], source: str) -> CheckpointError:
     )
 
 
-def _readable(spec: FamilySpec) -> str:
+def _readable(spec: FamilySpec[Any]) -> str:
     keys = (re.sub(r"\(\?:[^)]*\)\??", "", key.split("|")[0]) for key in spec.keys_required[:3])
     return ", ".join(re.sub(r"\\", "", key).replace(".*", "*") for key in keys)

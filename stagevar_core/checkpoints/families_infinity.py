@@ -1,7 +1,9 @@
 """Infinity's files: names of its transformer, image tokenizer and text encoder, and how to recognise them."""
 
+from typing import Any
+
 from ..autoencoders.bsq import BSQTokenizer, BSQTokenizerConfig
-from ..conditioning.t5 import T5EncoderConfig
+from ..conditioning.t5 import T5EncoderConfig, T5TextEncoder, read_tokenizer
 from ..models.infinity import Infinity, InfinityConfig
 from ..schedule import AspectTable, infinity_aspect_table
 from .convert import BLOCK, Fold, Ignore, KeyMap, Rename, self_attention
@@ -202,9 +204,11 @@ T5 = FamilySpec(
     expected=t5_shapes,
     key_map=T5_KEYS,
     unseen=("relative_attention_max_distance", "layer_norm_epsilon", "feed_forward_proj"),
+    encoder=T5TextEncoder,
+    vocabulary=read_tokenizer,
 )
 
-SPECS: tuple[FamilySpec, ...] = (
+SPECS: tuple[FamilySpec[Any], ...] = (
     TRANSFORMER,
     TRANSFORMER.in_our_names(
         r"null_text", r"text_pool\.query", r"blocks\.0\.self_attn\.log_scale", r"level_embed"

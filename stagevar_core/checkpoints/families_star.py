@@ -3,13 +3,15 @@
 Its tokenizer is VAR's, see ``families_var.py``.
 """
 
-from ..conditioning.clip import CLIPEncoderConfig
+from typing import Any
+
+from ..conditioning.clip import CLIPEncoderConfig, CLIPTextEncoder, read_tokenizer
 from ..models.star import STAR
 from ..models.star_config import STARConfig
 from ..schedule import SIDES_256, SIDES_512, SIDES_1024, AspectTable, SquareTable
 from .convert import BLOCK, Fold, Ignore, KeyMap, Rename, self_attention
 from .errors import CheckpointError
-from .spec import FamilySpec, Shape, Shapes, module_shapes
+from .spec import CODEBOOK, FamilySpec, Shape, Shapes, module_shapes
 
 _SAMPLER_BLOCK = r"feat_extract_blocks\.(\d+)"
 
@@ -90,9 +92,7 @@ def _told_sides(shapes: Shapes, levels: int) -> tuple[int, ...]:
     told = shapes.settings.get("patch_nums")
     if not isinstance(told, list | tuple) or len(told) != levels:
         return ()
-    if not all(isinstance(side, int) and 1 <= side <= 1024 for side in told):
-        return ()
-    return tuple(told)
+    return tuple(told) if all(isinstance(side, int) and 1 <= side <= 1024 for side in told) else ()
 
 
 def star_sizes(config: STARConfig) -> AspectTable | None:
@@ -156,6 +156,7 @@ TRANSFORMER = FamilySpec(
     sizes=star_sizes,
     defaults={"cfg": 4.0, "temperature": 1.0, "top_k": 600, "top_p": 0.8},  # of the official demo
     tokenizer="var",
+    pairs=CODEBOOK,
 )
 CLIP = FamilySpec(
     name="clip",
@@ -172,9 +173,11 @@ CLIP = FamilySpec(
     expected=clip_shapes,
     key_map=CLIP_KEYS,
     unseen=("num_attention_heads", "hidden_act", "layer_norm_eps"),
+    encoder=CLIPTextEncoder,
+    vocabulary=read_tokenizer,
 )
 
-SPECS: tuple[FamilySpec, ...] = (
+SPECS: tuple[FamilySpec[Any], ...] = (
     TRANSFORMER,
     TRANSFORMER.in_our_names(
         r"text_proj\.weight", r"level_embed", r"blocks\.0\.cross_attn\.log_scale", r"head\.weight"

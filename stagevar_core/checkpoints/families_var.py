@@ -2,12 +2,13 @@
 
 import math
 from collections import Counter
+from typing import Any
 
 from ..autoencoders.vq import VQTokenizer, VQTokenizerConfig
 from ..models.var import VAR, VARConfig
 from ..schedule import SIDES_256, SIDES_512, SIDES_1024, AspectTable, SquareTable
 from .convert import BLOCK, Fold, Ignore, KeyMap, Rename, self_attention
-from .spec import FamilySpec, Shapes, conv_sizes, module_shapes
+from .spec import CODEBOOK, FamilySpec, Shapes, conv_sizes, module_shapes
 
 _LEVELS = "lvl_1L"  # the scale of every token, which gives the schedule away
 
@@ -119,6 +120,7 @@ TRANSFORMER = FamilySpec(
     buffers=(_LEVELS,),
     sizes=var_sizes,
     defaults={"cfg": 4.0, "temperature": 1.0, "top_k": 900, "top_p": 0.95},  # of the official demo
+    pairs=CODEBOOK,
 )
 TOKENIZER = FamilySpec(
     name="var",
@@ -139,7 +141,7 @@ TOKENIZER = FamilySpec(
     sizes=vq_sizes,
 )
 
-SPECS: tuple[FamilySpec, ...] = (
+SPECS: tuple[FamilySpec[Any], ...] = (
     TRANSFORMER,
     TRANSFORMER.in_our_names(r"class_embed", r"position_embed", r"blocks\.0\.self_attn\.qkv\.weight"),
     TOKENIZER,

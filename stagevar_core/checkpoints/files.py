@@ -205,17 +205,19 @@ def _shard_names(index: Path) -> dict[str, str]:
     names: dict[str, str] = {}
     try:
         names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        valid = bool(names) and all(
-            isinstance(name, str) and Path(name).name == name and "\\" not in name for name in names.values()
-        )
+        if names and all(_lies_beside(name) for name in names.values()):
+            return names
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        valid = False
-    if not valid:
-        raise CheckpointError(
-            f"{index}: not a shard index; expected JSON with a weight_map from tensors to files beside it. "
-            "Download it again"
-        )
-    return names
+        pass  # as unreadable as one that names nothing
+    raise CheckpointError(
+        f"{index}: not a shard index; expected JSON with a weight_map from tensors to files beside it. "
+        "Download it again"
+    )
+
+
+def _lies_beside(name: object) -> bool:
+    """Whether a shard's name is one of a file, without a folder."""
+    return isinstance(name, str) and Path(name).name == name and "\\" not in name
 
 
 def _read_shards(index: Path) -> RawCheckpoint:

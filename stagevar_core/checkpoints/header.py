@@ -7,18 +7,25 @@ encoder) and ``"title"``. Other entries are notes and ignored.
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, TypeGuard
+from typing import Any, ClassVar, Protocol, TypeVar
 
+from ..checks import number, one_of, refuse, shown, whole
 from ..schedule import AspectTable, infinity_aspect_table
 from .errors import CheckpointError, listed
 
 KEY = "stagevar"
 FORMAT = 1
 _LIMIT = 1 << 24  # no size in a real model comes near it
+_POSITIVE = math.ulp(0.0)  # the smallest number above 0
+Config = TypeVar("Config", bound="ModelConfig")
 
-# Sampling defaults whose range is known; others may be any JSON scalar.
+_MAX_PIXELS = 1024  # per side of a token; published models have 8 to 32
+_PER_SCALE = ("cfg", "temperature")  # may also be a list, with a value for every scale
+
+# Sampling defaults whose range is known, whole where its ends are; others may be any JSON scalar.
 _DEFAULT_RANGES = {
     "cfg": (0.0, 1000.0),
     "temperature": (1e-6, 1000.0),
@@ -27,6 +34,21 @@ _DEFAULT_RANGES = {
     "width": (1, 16384),
     "height": (1, 16384),
 }
+
+
+class ModelConfig(Protocol):
+    """Sizes of a model as a frozen dataclass, whose fields a header says and tensors show."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values for JSON."""
+        ...
+
+    @classmethod
+    def from_dict(cls: type[Config], values: dict[str, Any]) -> Config:
+        """The inverse of :meth:`to_dict`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -58,10 +80,10 @@ def parse(metadata: Mapping[str, str] | None, source: str) -> Header | None:
         raise _bad(source, "format", repr(version), f"{FORMAT}, the one this version reads", advice)
     for name, expected in (("kind", str), ("family", str), ("config", dict)):
         if not isinstance(values.get(name), expected):
-            raise _bad(source, name, _short(values.get(name)), f"a JSON {expected.__name__}")
+            raise _bad(source, name, shown(values.get(name)), f"a JSON {expected.__name__}")
     for name in ("tokenizer", "title"):
         if not isinstance(values.get(name, ""), str):
-            raise _bad(source, name, _short(values[name]), "a string")
+            raise _bad(source, name, shown(values[name]), "a string")
     return Header(
         kind=values["kind"],
         family=values["family"],
@@ -91,8 +113,11 @@ def dump(header: Header) -> dict[str, str]:
     return {KEY: json.dumps(values)}
 
 
-def read_config(config_type: type, values: Mapping[str, Any], source: str) -> Any:
-    """``values`` as a ``config_type``, after checking names, types and ranges of all fields."""
+def read_config(config_type: type[Config], values: Mapping[str, object], source: str) -> Config:
+    """``values`` as a ``config_type``, after checking names, types and ranges of all fields.
+
+    Raises :class:`CheckpointError` naming the first entry that is unknown, missing or not allowed.
+    """
     known = {entry.name: entry for entry in fields(config_type)}
     required = {name for name, entry in known.items() if entry.default is MISSING}
     if extra := values.keys() - known.keys():
@@ -100,69 +125,86 @@ def read_config(config_type: type, values: Mapping[str, Any], source: str) -> An
     if missing := required - values.keys():
         raise _bad(source, f"config entry {listed(missing)}", "missing", f"all of {listed(required, 20)}")
     for name, value in values.items():
-        kind = known[name].type
-        kind = kind if isinstance(kind, str) else getattr(kind, "__name__", str(kind))
-        check, expected = _FIELD_CHECKS[kind.partition("[")[0]]
-        if not check(value):
-            raise _bad(source, f"config entry {name}", _short(value), expected)
+        kind = known[name].type  # a text in modules that postpone annotations
+        text = kind.__name__ if isinstance(kind, type) else str(kind)
+        check, expected = _FIELD_CHECKS[text.partition("[")[0]]
+        with _refused(source, f"config entry {name}", value, expected):
+            check(value)
     return config_type.from_dict(dict(values))
 
 
-def _is_size(value: Any) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _LIMIT
+def _size(value: object) -> int:
+    return whole("the size", value, 1, _LIMIT)
 
 
-def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else refuse("the text", value, "a string")
 
 
-_FIELD_CHECKS = {
-    "int": (_is_size, f"a whole number from 1 to {_LIMIT}"),
-    "float": (lambda value: _is_number(value) and value > 0, "a positive number"),
-    "bool": (lambda value: isinstance(value, bool), "true or false"),
-    "str": (lambda value: isinstance(value, str), "a string"),
-    "tuple": (
-        lambda value: isinstance(value, list | tuple) and value and all(_is_size(entry) for entry in value),
-        "a list of positive whole numbers",
-    ),
+def _entries(value: object) -> list[object]:
+    return list(value) if isinstance(value, list | tuple) and value else refuse("the list", value, "entries")
+
+
+# By the type of a field: what refuses a value, and what is expected of it.
+_FIELD_CHECKS: dict[str, tuple[Callable[[object], object], str]] = {
+    "int": (_size, f"a whole number from 1 to {_LIMIT}"),
+    "float": (lambda value: number("the number", value, _POSITIVE), "a positive number"),
+    "bool": (lambda value: one_of("the switch", value, (False, True)), "true or false"),
+    "str": (_text, "a string"),
+    "tuple": (lambda value: [_size(entry) for entry in _entries(value)], "a list of positive whole numbers"),
 }
 
 
-def _trained(values: Any, source: str) -> AspectTable | None:
+@contextmanager
+def _refused(source: str, entry: str, value: object, expected: str) -> Iterator[None]:
+    """Refusals of a block as the error of an entry of the header."""
+    try:
+        yield
+    except ValueError:
+        raise _bad(source, entry, shown(value), expected) from None
+
+
+def _trained(values: object, source: str) -> AspectTable | None:
     if values is None:
         return None
     if not isinstance(values, dict):
-        raise _bad(source, "trained", _short(values), "an object with ratios, budgets and pixels_per_token")
+        raise _bad(source, "trained", shown(values), "an object with ratios, budgets and pixels_per_token")
     ratios, budgets = values.get("ratios"), values.get("budgets")
-    pixels = values.get("pixels_per_token")
-    if not _is_size(pixels) or pixels > 1024:
-        raise _bad(source, "trained.pixels_per_token", _short(pixels), "a whole number from 1 to 1024")
-    if not isinstance(ratios, list) or not ratios or not all(_is_number(ratio) for ratio in ratios):
-        raise _bad(source, "trained.ratios", _short(ratios), "a list of ratios such as [1.0]")
-    if not isinstance(budgets, list) or not budgets or not all(isinstance(name, str) for name in budgets):
-        raise _bad(source, "trained.budgets", _short(budgets), 'a list of budgets such as ["0.06M"]')
+    pixels, allowed = values.get("pixels_per_token"), f"a whole number from 1 to {_MAX_PIXELS}"
+    with _refused(source, "trained.pixels_per_token", pixels, allowed):
+        side = whole("the side", pixels, 1, _MAX_PIXELS)
+    with _refused(source, "trained.ratios", ratios, "a list of ratios such as [1.0]"):
+        chosen = [number("the ratio", ratio) for ratio in _entries(ratios)]
+    with _refused(source, "trained.budgets", budgets, 'a list of budgets such as ["0.06M"]'):
+        named = [_text(name) for name in _entries(budgets)]
     try:
-        return infinity_aspect_table(pixels).restrict([float(ratio) for ratio in ratios], budgets)
+        return infinity_aspect_table(side).restrict(chosen, named)
     except ValueError as error:
         raise _bad(source, "trained", str(error), "ratios and budgets of that table") from None
 
 
-def _defaults(values: Any, source: str) -> dict[str, Any]:
+def _defaults(values: object, source: str) -> dict[str, Any]:
     if not isinstance(values, dict):
-        raise _bad(source, "defaults", _short(values), "an object of sampling settings")
+        raise _bad(source, "defaults", shown(values), "an object of sampling settings")
     for name, value in values.items():
         if name in _DEFAULT_RANGES:
             low, high = _DEFAULT_RANGES[name]
-            whole = isinstance(low, int)
-            per_scale = isinstance(value, list) and name in ("cfg", "temperature")
-            given: list[Any] = list(value) if per_scale else [value]
-            for number in given:
-                if not _is_number(number) or (whole and number != int(number)) or not low <= number <= high:
-                    kind = "a whole number" if whole else "a number"
-                    raise _bad(source, f"defaults.{name}", _short(value), f"{kind} from {low} to {high}")
-        elif not (isinstance(value, bool | str) or _is_number(value)):
-            raise _bad(source, f"defaults.{name}", _short(value), "a number, a string, true or false")
+            kind = "a whole number" if isinstance(low, int) else "a number"
+            per_scale = isinstance(value, list) and name in _PER_SCALE
+            with _refused(source, f"defaults.{name}", value, f"{kind} from {low} to {high}"):
+                for each in value if per_scale else [value]:
+                    _in_range(each, low, high)
+        elif not isinstance(value, bool | str):
+            with _refused(source, f"defaults.{name}", value, "a number, a string, true or false"):
+                number(name, value)
     return dict(values)
+
+
+def _in_range(value: object, low: float, high: float) -> None:
+    """Whole where the ends of the range are; 600.0 is, as JSON does not tell it from 600."""
+    found = number("the value", value, low, high)
+    if isinstance(low, int) and not found.is_integer():
+        refuse("the value", value, "a whole number")
 
 
 def _tokenizer(text: str | None, source: str) -> str | None:
@@ -173,13 +215,8 @@ def _tokenizer(text: str | None, source: str) -> str | None:
     except (ValueError, AttributeError, RecursionError):
         valid = False
     if not valid:
-        raise _bad(source, "tokenizer", _short(text), "a vocabulary in the tokenizers JSON format")
+        raise _bad(source, "tokenizer", shown(text), "a vocabulary in the tokenizers JSON format")
     return text
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _bad(source: str, entry: str, found: str, expected: str, advice: str = "") -> CheckpointError:

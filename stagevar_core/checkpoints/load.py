@@ -9,33 +9,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..conditioning import clip as text_clip
-from ..conditioning import t5 as text
-from ..conditioning.clip import CLIPTextEncoder
-from ..conditioning.t5 import T5TextEncoder
+from ..models.companions import TextEncoder
 from ..schedule import AspectTable
 from . import header as headers
 from .convert import convert
 from .detect import KINDS, SPECS, detect, recognise, spec_of, unknown
 from .errors import CheckpointError, listed
-from .files import RawCheckpoint, read
+from .files import read
 from .spec import FamilySpec
 from .wrappers import Group, extras, groups
-
-__all__ = [
-    "Checkpoint",
-    "CheckpointError",
-    "Loaded",
-    "RawCheckpoint",
-    "build",
-    "check_pairing",
-    "load_text_encoder",
-    "load_tokenizer",
-    "load_transformer",
-    "prepare",
-    "read",
-    "state_dict",
-]
 
 _LOG = logging.getLogger(__name__)
 
@@ -44,7 +26,8 @@ _LOG = logging.getLogger(__name__)
 class Checkpoint:
     """A recognised checkpoint: complete tensors under our names, and what is known about the model.
 
-    ``trained``: the image sizes (None for text encoders). ``notes``: what of the file is not loaded.
+    ``config``: the family's own dataclass, see the configs of ``models/contract.py``. ``trained``: the image
+    sizes (None for text encoders). ``notes``: what of the file is not loaded.
     """
 
     kind: str
@@ -65,8 +48,7 @@ class Checkpoint:
 
     def header(self) -> headers.Header:
         """What a file of ours with these tensors says about them."""
-        spec = spec_of(self.kind, self.family)
-        implied = None if spec is None else _sizes(spec, self.config)
+        implied = spec_of(self.kind, self.family).trained(self.config)
         return headers.Header(
             kind=self.kind,
             family=self.family,
@@ -113,7 +95,7 @@ def prepare(
         config=config,
         tensors=conversion.tensors,
         source=source,
-        trained=(header and header.trained) or _sizes(spec, config),
+        trained=(header and header.trained) or spec.trained(config),
         defaults={**spec.defaults, **(header.defaults if header else {})},
         tokenizer_json=header.tokenizer_json if header else None,
         title=header.title if header else None,
@@ -131,7 +113,7 @@ def state_dict(
     """The tensors of a transformer or tokenizer as its module wants them, taken out of ``checkpoint``.
 
     The module decides which weights have ``dtype`` (None: float32) and which stay float32. Tensors move one
-    by one, so that the weights are never held twice.
+    by one, so that the weights are never held twice. ``ValueError`` for a text encoder, which is no module.
     """
     return _take(checkpoint, _skeleton(checkpoint, nn, dtype), device)
 
@@ -143,7 +125,10 @@ def build(
     device: torch.device | str | None = None,
     operations: Any = nn,
 ) -> nn.Module:
-    """The module of a checkpoint; it takes the tensors over, in the dtypes of :func:`state_dict`."""
+    """The module of a checkpoint; it takes the tensors over, in the dtypes of :func:`state_dict`.
+
+    ``operations``: what its layers are made of, with the names of ``torch.nn``.
+    """
     module = _skeleton(checkpoint, operations, dtype)
     template = module if operations is nn else _skeleton(checkpoint, nn, dtype)
     module.load_state_dict(_take(checkpoint, template, device), strict=True, assign=True)
@@ -157,7 +142,10 @@ def load_transformer(
     device: torch.device | str | None = None,
     operations: Any = nn,
 ) -> Loaded:
-    """Load a transformer; its blocks get ``dtype`` (None: float32), everything around them float32."""
+    """Load a transformer; its blocks get ``dtype`` (None: float32), everything around them float32.
+
+    Raises :class:`CheckpointError` for what is no complete transformer.
+    """
     checkpoint = prepare(*read(path), kind="transformer")
     return Loaded(build(checkpoint, dtype=dtype, device=device, operations=operations), checkpoint)
 
@@ -169,24 +157,31 @@ def load_tokenizer(
     device: torch.device | str | None = None,
     operations: Any = nn,
 ) -> Loaded:
-    """Load an image tokenizer in ``dtype`` (None: float32)."""
+    """Load an image tokenizer in ``dtype`` (None: float32); :class:`CheckpointError` for what is none."""
     checkpoint = prepare(*read(path), kind="tokenizer")
     return Loaded(build(checkpoint, dtype=dtype, device=device, operations=operations), checkpoint)
 
 
 def load_text_encoder(
     path: str | Path, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
-) -> T5TextEncoder | CLIPTextEncoder:
-    """Load a text encoder; its vocabulary comes from the file's metadata or lies beside it."""
+) -> TextEncoder:
+    """Load a text encoder; its vocabulary comes from the file's metadata or lies beside it.
+
+    ``dtype`` None: the encoder's own for the device. Raises :class:`CheckpointError` for what is no complete
+    text encoder, ``ValueError`` where the vocabulary is missing.
+    """
     checkpoint = prepare(*read(path), kind="text_encoder")
     vocabulary = checkpoint.tokenizer_json or read_vocabulary(checkpoint.family, Path(path))
-    kind = CLIPTextEncoder if checkpoint.family == "clip" else T5TextEncoder
-    return kind(checkpoint.config, checkpoint.tensors, vocabulary, dtype=dtype, device=device)
+    encoder = spec_of(checkpoint.kind, checkpoint.family).encoder
+    assert encoder is not None, "every text encoder has one"
+    return encoder(checkpoint.config, checkpoint.tensors, vocabulary, dtype=dtype, device=device)
 
 
 def read_vocabulary(family: str, path: Path) -> str:
     """The ``tokenizers`` JSON that belongs to an encoder file of a family; ``ValueError`` without one."""
-    return (text_clip if family == "clip" else text).read_tokenizer(path)
+    reader = spec_of("text_encoder", family).vocabulary
+    assert reader is not None, "every text encoder has one"
+    return reader(path)
 
 
 def check_pairing(transformer: Checkpoint, tokenizer: Checkpoint) -> None:
@@ -197,15 +192,14 @@ def check_pairing(transformer: Checkpoint, tokenizer: Checkpoint) -> None:
     wanted, found = transformer.config, tokenizer.config
     both = f"{tokenizer.source} does not belong to {transformer.source}"
     spec = spec_of(transformer.kind, transformer.family)
-    family = (spec and spec.tokenizer) or transformer.family
+    family = spec.tokenizer or transformer.family
     if tokenizer.family != family:
         raise CheckpointError(
             f"{both}: it is of the family {tokenizer.family}, expected {family}. "
             "Choose the tokenizer that the model table of the README names"
         )
-    parts = {"dim": "channels per latent pixel", "vocab": "codes"}
-    for name, what in parts.items():
-        asked, has = getattr(wanted, name, None), getattr(found, name, None)
+    for name, what in spec.pairs:
+        asked, has = getattr(wanted, name), getattr(found, name)
         if asked != has:
             raise CheckpointError(
                 f"{both}: it has {has} {what}, the transformer predicts {asked}. "
@@ -219,12 +213,7 @@ def check_pairing(transformer: Checkpoint, tokenizer: Checkpoint) -> None:
         )
 
 
-def _sizes(spec: FamilySpec, config: Any) -> AspectTable | None:
-    """The image sizes that a model of this configuration has without being told."""
-    return spec.sizes(config) if spec.sizes else None
-
-
-def _choose(found: list[Group], source: str, kind: str | None) -> tuple[Group, FamilySpec]:
+def _choose(found: list[Group], source: str, kind: str | None) -> tuple[Group, FamilySpec[Any]]:
     """The set of tensors to load: the first that is recognised, of the wanted kind if there is one."""
     known = [(group, spec) for group in found if (spec := recognise(list(group.tensors), source))]
     if not known:
@@ -239,7 +228,9 @@ def _choose(found: list[Group], source: str, kind: str | None) -> tuple[Group, F
     return wanted[0]
 
 
-def _config(spec: FamilySpec, detected: Any, header: headers.Header | None, source: str) -> Any:
+def _config(
+    spec: FamilySpec[Any], detected: headers.ModelConfig, header: headers.Header | None, source: str
+) -> headers.ModelConfig:
     """The configuration: from the header where there is one, after comparing it with the shapes."""
     if header is None:
         return detected
@@ -268,7 +259,9 @@ def _config(spec: FamilySpec, detected: Any, header: headers.Header | None, sour
     return config
 
 
-def _check_tensors(tensors: Mapping[str, Tensor], spec: FamilySpec, config: Any, source: str) -> None:
+def _check_tensors(
+    tensors: Mapping[str, Tensor], spec: FamilySpec[Any], config: headers.ModelConfig, source: str
+) -> None:
     """Strict: raise for missing, leftover and misshapen tensors, before anything is built."""
     try:
         expected = spec.expected(config)
@@ -300,8 +293,7 @@ def _check_tensors(tensors: Mapping[str, Tensor], spec: FamilySpec, config: Any,
 
 def _skeleton(checkpoint: Checkpoint, operations: Any, dtype: torch.dtype | None) -> nn.Module:
     """The checkpoint's module without storage."""
-    modules = {(spec.kind, spec.name): spec.module for spec in SPECS if spec.module is not None}
-    module = modules.get((checkpoint.kind, checkpoint.family))
+    module = spec_of(checkpoint.kind, checkpoint.family).module
     if module is None:
         raise ValueError(
             f"{checkpoint.source}: a {checkpoint.kind} has no module here; use load_text_encoder"
@@ -312,6 +304,7 @@ def _skeleton(checkpoint: Checkpoint, operations: Any, dtype: torch.dtype | None
 def _take(
     checkpoint: Checkpoint, template: nn.Module, device: torch.device | str | None
 ) -> dict[str, Tensor]:
+    """The tensors that ``template`` has, each in its dtype and moved out of the checkpoint."""
     state, tensors = {}, checkpoint.tensors
     for name, like in template.state_dict().items():
         state[name] = tensors.pop(name).to(device=device, dtype=like.dtype)

@@ -3,17 +3,23 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import Any, Generic, NoReturn, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from ..models.companions import TextEncoder
 from ..schedule import AspectTable
 from .convert import KeyMap
 from .errors import CheckpointError
+from .header import ModelConfig
 
 Shape = tuple[int, ...]
-_MAX_BUFFER = 1 << 20  # elements
+Config = TypeVar("Config", bound=ModelConfig)
+# What a transformer that predicts rows of a codebook shares with its tokenizer.
+CODEBOOK = (("dim", "channels per latent pixel"), ("vocab", "codes"))
+_MAX_BUFFER = 1 << 20  # elements; what counts the tokens of a schedule has some thousand
 
 
 class Shapes:
@@ -37,7 +43,7 @@ class Shapes:
         return key in self._shapes
 
     def size(self, key: str, dim: int = 0) -> int:
-        """Size of one dimension, at least 1."""
+        """Size of one dimension, at least 1; ``CheckpointError`` where the tensor does not have it."""
         shape = self._shapes.get(key)
         if shape is None:
             self._fail(f"it lacks the tensor {key}")
@@ -55,7 +61,7 @@ class Shapes:
         return len({match[1] for key in self._shapes if (match := re.match(pattern, key))})
 
     def ratio(self, what: str, number: int, divisor: int) -> int:
-        """``number / divisor``, which has to be a whole number."""
+        """``number / divisor``; ``CheckpointError`` naming ``what`` where it is no whole number."""
         if number % divisor:
             self._fail(f"{what} does not come out whole: {number} / {divisor}")
         return number // divisor
@@ -77,7 +83,7 @@ class Shapes:
 
 
 @dataclass(frozen=True)
-class FamilySpec:
+class FamilySpec(Generic[Config]):
     """How to recognise one kind of file and what it becomes.
 
     ``keys_required`` / ``keys_forbidden``: regular expressions over whole keys, all / none of which occur.
@@ -85,27 +91,39 @@ class FamilySpec:
     ``config_from`` reads shapes under our names; ``unseen`` are the config fields that shapes cannot show.
     ``expected``: names and shapes that a config stands for. ``buffers``: keys of the file whose values
     ``config_from`` reads. ``sizes``: the image sizes that a config stands for; None where they say nothing.
-    ``defaults``: sampling settings. ``tokenizer``: the family of its tokenizers, its own when empty.
+    ``defaults``: sampling settings.
+
+    Transformers: ``tokenizer`` is the family of their tokenizers, their own when empty; ``pairs`` are fields
+    of the config that a tokenizer must share, with what they count. Text encoders: ``encoder`` takes (config,
+    tensors, vocabulary, dtype=, device=); ``vocabulary`` reads the ``tokenizers`` JSON of a file or raises
+    ``ValueError``.
     """
 
     name: str
     kind: str
     title: str
     keys_required: tuple[str, ...]
-    config_type: type
-    config_from: Callable[[Shapes], Any]
-    expected: Callable[[Any], dict[str, Shape]]
+    config_type: type[Config]
+    config_from: Callable[[Shapes], Config]
+    expected: Callable[[Config], dict[str, Shape]]
     keys_forbidden: tuple[str, ...] = ()
     key_map: KeyMap | None = None
     module: type[nn.Module] | None = None
     unsupported: tuple[tuple[str, str], ...] = ()
     unseen: tuple[str, ...] = ()
     buffers: tuple[str, ...] = ()
-    sizes: Callable[[Any], AspectTable | None] | None = None
+    sizes: Callable[[Config], AspectTable | None] | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
     tokenizer: str = ""
+    pairs: tuple[tuple[str, str], ...] = CODEBOOK[:1]
+    encoder: Callable[..., TextEncoder] | None = None
+    vocabulary: Callable[[Path], str] | None = None
 
-    def in_our_names(self, *keys_required: str) -> "FamilySpec":
+    def trained(self, config: Config) -> AspectTable | None:
+        """The image sizes that a model of this configuration has without being told."""
+        return self.sizes(config) if self.sizes else None
+
+    def in_our_names(self, *keys_required: str) -> "FamilySpec[Config]":
         """The same model in a file of ours, which needs no key map."""
         return replace(
             self,

@@ -46,11 +46,6 @@ class Group(NamedTuple):
     tensors: dict[str, Tensor]
     settings: Mapping[str, Any] = MappingProxyType({})
 
-    @property
-    def label(self) -> str:
-        """The names, for people."""
-        return ".".join(self.path) or "top level"
-
 
 def groups(
     content: Mapping[str, Any], path: tuple[str, ...] = (), settings: Mapping[str, Any] = MappingProxyType({})

@@ -52,7 +52,7 @@ class CLIPEncoderConfig:
         """Channels of the features."""
         return self.hidden_size
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """The fields as plain values for JSON."""
         return asdict(self)
 
@@ -153,7 +153,7 @@ class CLIPTextEncoder:
 
     @torch.inference_mode()
     def encode(self, prompts: Sequence[str], max_tokens: int = MAX_TOKENS) -> tuple[Tensor, ...]:
-        """Features of each prompt."""
+        """Features of each prompt, (tokens, width) in float32 on the encoder's device, without padding."""
         tokenize = partial(self.tokenize, max_tokens=max_tokens)
         return encode_by_length(prompts, tokenize, self._features, self.device)
 

@@ -45,7 +45,7 @@ class T5EncoderConfig:
         """Channels of the features."""
         return self.d_model
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """The fields as plain values for JSON."""
         return asdict(self)
 
@@ -120,7 +120,7 @@ class T5TextEncoder:
     @property
     def width(self) -> int:
         """Channels of the features."""
-        return self.config.d_model
+        return self.config.width
 
     def tokenize(self, prompt: str, max_tokens: int = MAX_TOKENS) -> list[int]:
         """Token ids and the end token, alone for an empty prompt; what is too long is cut with a warning."""
@@ -134,7 +134,7 @@ class T5TextEncoder:
 
     @torch.inference_mode()
     def encode(self, prompts: Sequence[str], max_tokens: int = MAX_TOKENS) -> tuple[Tensor, ...]:
-        """Features of each prompt."""
+        """Features of each prompt, (tokens, width) in float32 on the encoder's device, without padding."""
         tokenize = partial(self.tokenize, max_tokens=max_tokens)
         return encode_by_length(prompts, tokenize, self._features, self.device)
 
