@@ -2,29 +2,35 @@
 
 import argparse
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from ..acceleration.schedule_file import StageSchedule
+from ..checks import whole
 from ..evaluation.calibrate import Calibration, Request
 from ..files import replaced
-from ..plots.schedules import curves
+from ..plots.schedules import curves, mean_of_known
 from ..schedule import ScaleSchedule
-from .options import add_model_options, check_seed, load_pipeline, settings_of
-from .output import output_file, save
+from .options import (
+    Commands,
+    add_model_options,
+    add_size_options,
+    check_seed,
+    check_size,
+    load_pipeline,
+    settings_of,
+)
+from .output import check_file, output_file, save
+from .prompts import MAX_PROMPTS, captions, read_lines
 
-SAVE_EVERY = 5  # prompts
-CAPTIONS = 20
+SAVE_EVERY = 5  # prompts; an interrupted call loses fewer
+CAPTIONS = 20  # where no prompts are given
 RANKS = ("rank", "rank_of_tokens", "rank_of_width")
-MAX_PROMPTS = 100_000
-MAX_PROMPT_BYTES = 1 << 24
 
 
-def add_parser(commands: Any) -> None:
+def add_parser(commands: Commands) -> None:
     """Register the command."""
     parser = commands.add_parser("calibrate", help="measure a model and write its schedule file")
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="text, one prompt or class per line")
@@ -35,8 +41,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--plot", type=Path, metavar="FILE", help="the curves as an image")
     parser.add_argument("--alpha", type=float, default=0.96, help="share of the energy that a rank holds")
     parser.add_argument("--chunks", type=int, default=8, help="chunks of blocks that are measured apart")
-    parser.add_argument("--width", type=int, help="snapped to the nearest trained size")
-    parser.add_argument("--height", type=int)
+    add_size_options(parser)
     parser.add_argument("--resume", action="store_true", help="go on where an interrupted call stopped")
     add_model_options(parser)
     parser.set_defaults(run=run)
@@ -45,6 +50,7 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Measure, save now and then, write the schedule."""
     check_seed(arguments.seed)
+    check_size(arguments)
     Request(arguments.alpha, arguments.chunks)  # refuses what no model could use before one is loaded
     out, prompts = schedule_path(arguments.out), read_prompts(arguments)
     if arguments.plot is not None:
@@ -105,30 +111,19 @@ def schedule_path(path: Path) -> Path:
     """``path`` once its folder exists; raises ``ValueError`` when it cannot be a schedule."""
     if path.suffix != ".json" or path.is_dir():
         raise ValueError(f"--out is {path}; expected a file that ends in .json")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
+    return check_file(path)
 
 
 def read_prompts(arguments: argparse.Namespace) -> list[str]:
     """The prompts of the file, or captions that the training of the embedded model never saw."""
-    limit = arguments.limit
-    if limit is not None and not 1 <= limit <= MAX_PROMPTS:
-        raise ValueError(f"--limit is {limit}; expected 1 to {MAX_PROMPTS} prompts")
-    if arguments.prompts is None:
-        from ..evaluation.score import held_out  # a file of prompts does not need the scenes
-
-        return [caption for _, caption in held_out(limit or CAPTIONS, arguments.seed)]
-    with arguments.prompts.open("rb") as file:
-        data = file.read(MAX_PROMPT_BYTES + 1)
-    if len(data) > MAX_PROMPT_BYTES:
-        raise ValueError(f"{arguments.prompts} has more than {MAX_PROMPT_BYTES} bytes; expected a text file")
-    try:
-        lines = [line.strip() for line in data.decode("utf-8-sig").splitlines()]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{arguments.prompts} is no text in UTF-8 ({error})") from None
-    prompts = [line for line in lines if line][:limit]
+    limit, path = arguments.limit, arguments.prompts
+    if limit is not None:
+        whole("--limit", limit, 1, MAX_PROMPTS, f"1 to {MAX_PROMPTS} prompts")
+    if path is None:
+        return captions(limit or CAPTIONS, arguments.seed)
+    prompts = read_lines(path)[:limit]
     if not 1 <= len(prompts) <= MAX_PROMPTS:
-        raise ValueError(f"{arguments.prompts} has {len(prompts)} prompts; expected 1 to {MAX_PROMPTS} lines")
+        raise ValueError(f"{path} has {len(prompts)} prompts; expected 1 to {MAX_PROMPTS} lines")
     return prompts
 
 
@@ -146,7 +141,7 @@ def table(schedule: StageSchedule) -> str:
     ]
     for scale in grids:
         index = scale.index
-        rank, of_tokens, of_width = (average(found[name][index]) for name in RANKS)
+        rank, of_tokens, of_width = (mean_of_known(found[name][index]) for name in RANKS)
         lines.append(
             f"{scale.height:>4}x{scale.width:<4} {grids.area_fraction(scale):>6.3f} "
             f"{boundaries.stage(grids, scale):<9} {cell(rank, 6, 1)} {cell(of_tokens, 7, 3)} "
@@ -155,12 +150,6 @@ def table(schedule: StageSchedule) -> str:
             f"{cell(found['disagreement'][index], 6, 3)} {cell(found['entropy'][index], 7, 3)}"
         )
     return "\n".join(lines)
-
-
-def average(values: Sequence[float | None]) -> float | None:
-    """The mean over the chunks; None where nothing was measured."""
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
 
 
 def cell(value: float | None, width: int, digits: int) -> str:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from ..acceleration.policy import AccelerationPolicy
 from ..acceleration.presets import DEFAULT, PRESETS, adjusted, preset
-from ..checks import inside
+from ..checks import inside, whole
 from ..devices import hardware
 from ..evaluation import report, tables
 from ..evaluation.album import Album, grid
@@ -21,18 +21,24 @@ from ..evaluation.compare import REFERENCE, Comparison, Job, compare
 from ..evaluation.lpips import LPIPS
 from ..pipeline import Pipeline
 from ..sampling.generate import generate
-from .options import add_model_options, check_request, load_pipeline, settings_of
+from .options import (
+    Commands,
+    add_model_options,
+    add_size_options,
+    check_request,
+    check_size,
+    load_pipeline,
+    settings_of,
+)
 from .output import check_file, output_file
 from .prompts import DEFAULT_PROMPTS, Prompts, read_prompts
 
 GRID_ROWS = 12
-
-
 _SAMPLING_LOG = logging.getLogger(generate.__module__.rpartition(".")[0])
 
 
-def add_parser(commands: Any) -> argparse.ArgumentParser:
-    """Add the command to the others."""
+def add_parser(commands: Commands) -> None:
+    """Register the command."""
     text = "draw the same prompts and seeds under several presets and measure quality, work and time"
     command = commands.add_parser("compare", help=text, description=f"{text.capitalize()}.")
     command.add_argument(
@@ -58,8 +64,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "--seeds", type=int, help="pictures per prompt (default: 1; 4 for the two benchmarks)"
     )
     command.add_argument("--batch", type=int, default=20, help="pictures at once (default: %(default)s)")
-    command.add_argument("--width", type=int, help="snapped to the nearest trained size")
-    command.add_argument("--height", type=int)
+    add_size_options(command)
     command.add_argument(
         "--lpips", type=Path, nargs="+", metavar="FILE", help="weights of LPIPS, Alex or VGG"
     )
@@ -76,23 +81,17 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     kind.add_argument("--dpg", type=Path, metavar="DIR", help="DPG-Bench's folder of prompts")
     add_model_options(command)
     command.set_defaults(run=run)
-    return command
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Compare presets."""
     check_request(arguments)
+    check_size(arguments)
     policies = chosen_policies(arguments.presets, arguments.overrides)
     if arguments.against is not None and arguments.against not in policies:
         raise ValueError(f"--against is {arguments.against!r}; expected one of {list(policies)}")
     prompts = read_prompts(arguments)
-    seeds = arguments.seeds
-    if seeds is None:
-        seeds = 1 if prompts.benchmark is None else 4
-    if not 1 <= seeds <= 1024:
-        raise ValueError(f"--seeds is {seeds}; expected 1 to 1024 pictures per prompt")
-    if prompts.benchmark == "dpg" and seeds != 4:
-        raise ValueError(f"--seeds is {seeds}; DPG-Bench has 4 pictures per prompt")
+    seeds = seeds_of(arguments.seeds, prompts.benchmark)
     if arguments.grid is not None:
         output_file(arguments.grid)
     for path in (arguments.json, arguments.markdown):
@@ -104,25 +103,13 @@ def run(arguments: argparse.Namespace) -> None:
     else:
         print("no LPIPS: its weights were not given (--lpips FILE)", file=sys.stderr)
     pipeline = load_pipeline(arguments)
-    prompts.fit(pipeline)
-    schedule = pipeline.schedule(arguments.width, arguments.height)
-    height, width = pipeline.trained.image_size(schedule)
-    if prompts.benchmark == "dpg" and height != width:
-        raise ValueError(f"the pictures are {width} x {height}; DPG-Bench's scorer reads square ones")
-    job = Job(
-        tuple(entry["prompt"] for entry in prompts.entries),
-        seeds,
-        arguments.seed,
-        arguments.batch,
-        settings_of(pipeline, arguments),
-        schedule,
-    )
+    job = job_of(arguments, pipeline, prompts, seeds)
     limit = len(prompts.entries) if prompts.kept else GRID_ROWS
     album = Album(arguments.out / "pictures", prompts.entries, seeds, limit)
     found = measure(pipeline, policies, job, arguments.out, album, lpips)
     about = {
         "command": shlex.join(["python", "-m", "stagevar_core", *sys.argv[1:]]),
-        "models": {name: getattr(arguments, name).name for name in ("transformer", "tokenizer")},
+        "models": {"transformer": arguments.transformer.name, "tokenizer": arguments.tokenizer.name},
         "dtype": str(pipeline.transformer.compute_dtype).removeprefix("torch."),
         "hardware": hardware(pipeline.device),
     }
@@ -133,11 +120,33 @@ def run(arguments: argparse.Namespace) -> None:
     export(arguments, album, found, prompts)
 
 
+def seeds_of(given: int | None, benchmark: str | None) -> int:
+    """Pictures per prompt; ``ValueError`` for other numbers than a benchmark has."""
+    if given is None:
+        return 1 if benchmark is None else 4
+    whole("--seeds", given, 1, 1024, "1 to 1024 pictures per prompt")
+    if benchmark == "dpg" and given != 4:
+        raise ValueError(f"--seeds is {given}; DPG-Bench has 4 pictures per prompt")
+    return given
+
+
+def job_of(arguments: argparse.Namespace, pipeline: Pipeline, prompts: Prompts, seeds: int) -> Job:
+    """What to draw with this model; ``ValueError`` for what it or the benchmark cannot."""
+    prompts.fit(pipeline)
+    schedule = pipeline.schedule(arguments.width, arguments.height)
+    height, width = pipeline.trained.image_size(schedule)
+    if prompts.benchmark == "dpg" and height != width:
+        raise ValueError(f"the pictures are {width} x {height}; DPG-Bench's scorer reads square ones")
+    texts = tuple(entry["prompt"] for entry in prompts.entries)
+    settings = settings_of(pipeline, arguments)
+    return Job(texts, seeds, arguments.seed, arguments.batch, settings, schedule)
+
+
 def chosen_policies(names: str, overrides: list[str]) -> dict[str, AccelerationPolicy]:
     """The presets, the dense run first, with their settings changed."""
     wanted = [name.strip() for name in names.split(",") if name.strip()]
     policies = {name: preset(name) for name in dict.fromkeys([REFERENCE, *wanted])}
-    changes: dict[str, dict[str, Any]] = {}
+    changes: dict[str, dict[str, object]] = {}
     for text in overrides:
         place, sign, value = text.partition("=")
         name, colon, key = place.rpartition(":")
@@ -153,7 +162,7 @@ def chosen_policies(names: str, overrides: list[str]) -> dict[str, AccelerationP
     return policies
 
 
-def parsed(text: str) -> Any:
+def parsed(text: str) -> object:
     """A value as JSON, else the text itself."""
     try:
         return json.loads(text)

@@ -3,9 +3,8 @@
 import argparse
 import json
 import logging
-from dataclasses import fields
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -13,19 +12,27 @@ from ..acceleration.presets import PRESETS
 from ..acceleration.schedule_file import identity
 from ..pipeline import Pictures
 from ..plots.timeline import timeline
-from .options import add_model_options, check_request, load_pipeline, policy_of, settings_of
+from .options import (
+    Commands,
+    add_model_options,
+    add_size_options,
+    check_request,
+    check_size,
+    load_pipeline,
+    policy_of,
+    settings_of,
+)
 from .output import output_file, rounded, save
 
 _LOG = logging.getLogger(__name__)
 
 
-def add_parser(commands: Any) -> None:
+def add_parser(commands: Commands) -> None:
     """Register the command."""
     generate = commands.add_parser("generate", help="make images from a prompt")
     generate.add_argument("--prompt", required=True, help="what to draw; may be empty")
     generate.add_argument("--negative", help="what not to draw (default: the model's null text)")
-    generate.add_argument("--width", type=int, help="snapped to the nearest trained size")
-    generate.add_argument("--height", type=int)
+    add_size_options(generate)
     generate.add_argument("--batch", type=int, default=1, help="number of images")
     generate.add_argument("--out", type=Path, metavar="FILE", help="the image; several get a number each")
     generate.add_argument("--steps-out", type=Path, metavar="DIR", help="one image per scale")
@@ -40,7 +47,7 @@ def add_parser(commands: Any) -> None:
 
 
 def save_pictures(found: Pictures, arguments: argparse.Namespace) -> tuple[list[str], list[str]]:
-    """Write the images and, where asked for, one per scale."""
+    """Write the images and, where asked for, one per scale; the paths of both."""
     files, steps = [], []
     several = len(found.images) > 1
     for index, (image, seed) in enumerate(zip(found.images.numpy(), found.seeds, strict=True)):
@@ -59,6 +66,7 @@ def save_pictures(found: Pictures, arguments: argparse.Namespace) -> tuple[list[
 def run(arguments: argparse.Namespace) -> None:
     """Make and save images."""
     check_request(arguments)
+    check_size(arguments)
     if arguments.out is None and arguments.steps_out is None:
         raise ValueError("nowhere to write to; pass --out x.png, or --steps-out DIR")
     if arguments.out is not None:
@@ -96,19 +104,18 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.report_out is not None:
         print(save(np.asarray(timeline(trace.to_dict())), arguments.report_out))
     if arguments.json:
-        settings = found.settings
-        report = {
-            "prompt": arguments.prompt,
-            "negative": arguments.negative,
-            "seed": arguments.seed,
-            "seeds": list(found.seeds),
-            "width": width,
-            "height": height,
-            "schedule": [list(grid) for grid in found.schedule.grids],
-            "settings": {item.name: getattr(settings, item.name) for item in fields(settings)},
-            "seconds": seconds,
-            "files": files,
-            "steps": steps,
-            "report": trace.to_dict(),
-        }
-        print(json.dumps(report))
+        asked = {name: getattr(arguments, name) for name in ("prompt", "negative", "seed")}
+        made = {"seconds": seconds, "files": files, "steps": steps, "report": trace.to_dict()}
+        print(json.dumps({**asked, **described(found), **made}))
+
+
+def described(found: Pictures) -> dict[str, object]:
+    """What the pictures are, as plain values."""
+    width, height = found.size
+    return {
+        "seeds": list(found.seeds),
+        "width": width,
+        "height": height,
+        "schedule": [list(grid) for grid in found.schedule.grids],
+        "settings": asdict(found.settings),
+    }

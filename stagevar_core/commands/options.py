@@ -1,4 +1,4 @@
-"""Options that the commands share: models, device, sampling settings, preset."""
+"""Options that the commands share: models, device, size, sampling settings, preset."""
 
 import argparse
 from pathlib import Path
@@ -8,9 +8,15 @@ import torch
 from ..acceleration.policy import AccelerationPolicy
 from ..acceleration.presets import preset
 from ..acceleration.schedule_file import StageSchedule
+from ..checks import whole
 from ..devices import DTYPES
 from ..pipeline import EMBEDDED, MAX_BATCH, MAX_SEED, Pipeline
+from ..sampling.settings import SamplingSettings
 from .output import first_line
+
+Commands = argparse._SubParsersAction  # what a parser's ``add_subparsers`` returns; it has no public name
+MAX_SIDE = 16384  # pixels, as of the aspect tables
+MAX_THREADS = 1024
 
 
 def numbers(text: str) -> float | list[float]:
@@ -21,6 +27,12 @@ def numbers(text: str) -> float | list[float]:
         message = f"got {text!r}, expected a number or one per scale such as 4,3,2"
         raise argparse.ArgumentTypeError(message) from None
     return values[0] if len(values) == 1 else values
+
+
+def add_size_options(parser: argparse.ArgumentParser) -> None:
+    """Width and height of the pictures in pixels."""
+    parser.add_argument("--width", type=int, help="snapped to the nearest trained size")
+    parser.add_argument("--height", type=int)
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -40,11 +52,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def load_pipeline(arguments: argparse.Namespace) -> Pipeline:
-    """The models that the options name."""
+    """The models that the options name; ``ValueError`` for files and devices that do not work."""
     if arguments.threads is not None:
-        if not 1 <= arguments.threads <= 1024:
-            raise ValueError(f"threads is {arguments.threads}; expected 1 or more")
-        torch.set_num_threads(arguments.threads)
+        torch.set_num_threads(whole("--threads", arguments.threads, 1, MAX_THREADS, f"1 to {MAX_THREADS}"))
     device = None
     if arguments.device is not None:
         try:
@@ -59,31 +69,34 @@ def load_pipeline(arguments: argparse.Namespace) -> Pipeline:
     return Pipeline.load(*paths, dtype=dtype, device=device)
 
 
-def settings_of(pipeline: Pipeline, arguments: argparse.Namespace):
-    """Sampling settings from the options."""
-    names = ("cfg", "temperature", "top_k", "top_p")
-    return pipeline.settings(**{name: getattr(arguments, name) for name in names})
+def settings_of(pipeline: Pipeline, arguments: argparse.Namespace) -> SamplingSettings:
+    """Sampling settings from the options, the model's own where they say nothing."""
+    return pipeline.settings(arguments.cfg, arguments.temperature, arguments.top_k, arguments.top_p)
 
 
 def check_request(arguments: argparse.Namespace) -> None:
     """Refuse values that no model could use before anything is loaded."""
-    if not 1 <= arguments.batch <= MAX_BATCH:
-        raise ValueError(f"--batch is {arguments.batch}; expected 1 to {MAX_BATCH}")
+    whole("--batch", arguments.batch, 1, MAX_BATCH, f"1 to {MAX_BATCH}")
     check_seed(arguments.seed)
-    for name in ("width", "height"):
-        value = getattr(arguments, name, None)
-        if value is not None and not 1 <= value <= 16384:
-            raise ValueError(f"--{name} is {value}; expected 1 to 16384 pixels, for example 128")
+
+
+def check_size(arguments: argparse.Namespace) -> None:
+    """Refuse sides that no picture has before anything is loaded."""
+    for name, value in (("--width", arguments.width), ("--height", arguments.height)):
+        if value is not None:
+            whole(name, value, 1, MAX_SIDE, f"1 to {MAX_SIDE} pixels, for example 128")
 
 
 def check_seed(seed: int) -> None:
     """Raise ``ValueError`` for a number that is no seed."""
-    if not 0 <= seed <= MAX_SEED:
-        raise ValueError(f"--seed is {seed}; expected 0 to {MAX_SEED}")
+    whole("--seed", seed, 0, MAX_SEED, f"0 to {MAX_SEED}")
 
 
 def policy_of(arguments: argparse.Namespace) -> tuple[AccelerationPolicy, StageSchedule | None]:
-    """The preset, with the stages and budgets of a schedule file where one is given."""
+    """The preset, with the stages and budgets of a schedule file where one is given, and that schedule.
+
+    Raises ``ValueError`` for a preset that is not known or takes no schedule.
+    """
     policy = preset(arguments.preset)
     if arguments.schedule is None:
         return policy, None

@@ -3,16 +3,17 @@
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
+from ..checks import whole
 from ..evaluation import score as evaluation
-from .options import add_model_options, check_request, load_pipeline, settings_of
-from .output import output_file, save
+from .options import Commands, add_model_options, check_request, load_pipeline, settings_of
+from .output import check_file, output_file, save
+from .prompts import MAX_PROMPTS
 
 
-def add_parser(commands: Any) -> None:
+def add_parser(commands: Commands) -> None:
     """Register the command."""
     score = commands.add_parser("score", help="draw captions that training never saw and read them back")
     score.add_argument("--prompts", type=int, default=500, help="number of captions")
@@ -30,14 +31,11 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Score the model, its tokenizer or the renderer on unseen captions."""
     check_request(arguments)
-    if not 1 <= arguments.prompts <= 100_000:
-        raise ValueError(f"--prompts is {arguments.prompts}; expected 1 to 100000")
+    whole("--prompts", arguments.prompts, 1, MAX_PROMPTS, f"1 to {MAX_PROMPTS}")
     if arguments.grid is not None:
         output_file(arguments.grid)
     if arguments.json is not None:
-        if arguments.json.is_dir():
-            raise ValueError(f"{arguments.json} is a folder; expected a file such as report.json")
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        check_file(arguments.json)
     scenes, captions = zip(*evaluation.held_out(arguments.prompts, arguments.seed), strict=True)
     if arguments.rendered:
         pictures = evaluation.rendered(scenes, batch=arguments.batch)

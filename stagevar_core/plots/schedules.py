@@ -73,7 +73,7 @@ def _rank_panel(
         points = [(_centre(i, len(grids)), row[chunk]) for i, row in enumerate(rows)]
         panel.curve(points, colour, width=1.3, dots=False)
     for name, colour, dash in (("rank_of_tokens", INK, 0.0), ("rank_of_width", ORANGE, 6.0)):
-        means = [_mean(row) for row in (curves.get(name) or {}).get("mean", [])]
+        means = [mean_of_known(row) for row in (curves.get(name) or {}).get("mean", [])]
         panel.curve([(_centre(i, len(grids)), mean) for i, mean in enumerate(means)], colour, dash=dash)
     _grid_names(panel, grids)
     entries = [("share of the tokens, mean of all blocks", INK, "line")]
@@ -165,10 +165,10 @@ def _budget_lines(panel: Panel, schedule: StageSchedule, start: float) -> list[t
             panel.curve(line, colour, width=1.3, dots=False)
         entries.append((f"first of {count} chunks of blocks", ramp(count)[0], "line"))
         entries.append(("last chunk", ramp(count)[-1], "line"))
-    line = [(side, _mean(row)) for side, row in zip(sides, shares, strict=True)]
+    line = [(side, mean_of_known(row)) for side, row in zip(sides, shares, strict=True)]
     panel.curve(line, INK, width=2.6, dots=False)
     for area, share in points:
-        mean = _mean(share) if isinstance(share, tuple) else share
+        mean = mean_of_known(share) if isinstance(share, tuple) else share
         if math.sqrt(area) >= start and mean is not None:
             panel.canvas.dot(panel.at(math.sqrt(area), mean), INK, 3.6)
     return [*entries, ("share of the fidelity stage, mean of all blocks", INK, "line")]
@@ -192,6 +192,7 @@ def _model(schedule: StageSchedule) -> str:
     return f"{model['family']} ({sizes})" if sizes else str(model["family"])
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
+def mean_of_known(values: Sequence[float | None]) -> float | None:
+    """The mean over the chunks of blocks; None where nothing was measured."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
