@@ -8,11 +8,14 @@ from PIL import Image, ImageDraw, ImageFont
 
 Colour = tuple[int, int, int]
 Point = tuple[float, float]
+Band = tuple[str, float, float]  # of the x axis: name, from, to
+Place = tuple[Point, Point]  # upper left corner and size of a panel
 
 INK, MUTED, GRID, PAPER = (31, 41, 55), (107, 114, 128), (225, 228, 233), (255, 255, 255)
 BLUE, ORANGE, GREEN, VIOLET = (37, 99, 175), (214, 107, 25), (21, 128, 98), (124, 74, 170)
 GREY, PALE = (148, 156, 168), (205, 211, 220)
 STAGES = {"semantic": (234, 241, 251), "structure": (232, 245, 238), "fidelity": (253, 243, 230)}
+LEFT, RIGHT = 92, 28  # margins of a panel that spans the canvas
 _OVERSAMPLE = 3  # Pillow draws lines without smoothing
 
 
@@ -58,6 +61,23 @@ def wrapped(text: str, limit: int, lines: int) -> list[str]:
     if len(found) > lines:
         found = [*found[: lines - 1], found[lines - 1][: limit - 3] + "..."]
     return found
+
+
+def bands_of(stages: Sequence[str]) -> list[Band]:
+    """Runs of equal stages as (name, from, to) of the x axis; nothing where a policy has no stages."""
+    found: list[Band] = []
+    for index, name in enumerate(stages):
+        start, stop = index / len(stages), (index + 1) / len(stages)
+        if found and found[-1][0] == name:
+            found[-1] = (name, found[-1][1], stop)
+        else:
+            found.append((name, start, stop))
+    return found if any(name for name, _, _ in found) else []
+
+
+def centre(index: int, count: int) -> float:
+    """Where scale ``index`` of ``count`` is on the x axis, 0 to 1."""
+    return (index + 0.5) / count
 
 
 class Canvas:
@@ -173,7 +193,7 @@ class Panel:
         y = min(max(y / self.high, 0.0), 1.0)
         return self.left + x * (self.right - self.left), self.bottom - y * (self.bottom - self.top)
 
-    def bands(self, stages: Sequence[tuple[str, float, float]], *, named: bool = False) -> None:
+    def bands(self, stages: Sequence[Band], *, named: bool = False) -> None:
         """Stages behind the axes as (name, from, to), with their names above the panel."""
         for name, start, stop in stages:
             a, b = self.at(start, self.high), self.at(stop, 0.0)

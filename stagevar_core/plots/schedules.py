@@ -10,8 +10,27 @@ from ..acceleration.schedule_file import StageSchedule
 from ..acceleration.settings import share_at
 from ..acceleration.stages import STAGES, StageBoundaries
 from ..schedule import ScaleSchedule
-from .canvas import BLUE, GREEN, GREY, INK, MUTED, ORANGE, VIOLET, Canvas, Colour, Panel, ramp, ticks, wrapped
-from .timeline import _LEFT, _RIGHT, Band, Place, _bands, _centre
+from .canvas import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    LEFT,
+    MUTED,
+    ORANGE,
+    RIGHT,
+    VIOLET,
+    Band,
+    Canvas,
+    Colour,
+    Panel,
+    Place,
+    bands_of,
+    centre,
+    ramp,
+    ticks,
+    wrapped,
+)
 
 # The small charts of a calibration: (title of the axis, its upper end) and its lines (name, curve, colour).
 _CHARTS = (
@@ -39,7 +58,7 @@ def curves(schedule: StageSchedule) -> Image:
         raise ValueError(f"{schedule.source} holds no measurement; make one with the calibrate command")
     grids = ScaleSchedule.of(measured["schedule"])
     boundaries = schedule.stages() or StageBoundaries()
-    bands = _bands(boundaries.stages(grids))
+    bands = bands_of(boundaries.stages(grids))
     found = measured["curves"]
     half = max(430, 46 * len(grids))
     canvas = Canvas(2 * (half + 100) + 30, 980)
@@ -70,11 +89,11 @@ def _rank_panel(
     rows = (curves.get("rank_of_tokens") or {}).get("mean") or []
     colours = ramp(len(rows[0])) if rows else []
     for chunk, colour in enumerate(colours):
-        points = [(_centre(i, len(grids)), row[chunk]) for i, row in enumerate(rows)]
+        points = [(centre(i, len(grids)), row[chunk]) for i, row in enumerate(rows)]
         panel.curve(points, colour, width=1.3, dots=False)
     for name, colour, dash in (("rank_of_tokens", INK, 0.0), ("rank_of_width", ORANGE, 6.0)):
         means = [mean_of_known(row) for row in (curves.get(name) or {}).get("mean", [])]
-        panel.curve([(_centre(i, len(grids)), mean) for i, mean in enumerate(means)], colour, dash=dash)
+        panel.curve([(centre(i, len(grids)), mean) for i, mean in enumerate(means)], colour, dash=dash)
     _grid_names(panel, grids)
     entries = [("share of the tokens, mean of all blocks", INK, "line")]
     entries.append(("share of the width, mean of all blocks", ORANGE, "dash"))
@@ -105,7 +124,7 @@ def _chart(
     panel.bands(bands, named=True)
     panel.axes(title, marks)
     for _, curve, colour in lines:
-        points = [(_centre(i, len(grids)), mean) for i, mean in enumerate(curve["mean"])]
+        points = [(centre(i, len(grids)), mean) for i, mean in enumerate(curve["mean"])]
         panel.curve(points, colour, spread=curve["std"])
     if not values:
         canvas.text(panel.at(0.5, panel.high / 2), "not measured", 13, MUTED, "mm")
@@ -124,7 +143,7 @@ def preview(schedule: StageSchedule) -> Image:
     whose = "" if schedule.stages() is not None else " (of the preset; the usual ones are shown)"
     ends = f"semantic up to {boundaries.semantic_end:.4g}, structure up to {boundaries.structure_end:.4g}"
     canvas.text((24, 58), f"{ends} of the final area{whose}", 13, MUTED, "lm")
-    panel = Panel(canvas, (_LEFT, 110), (1000 - _LEFT - _RIGHT, 270), 1.05)
+    panel = Panel(canvas, (LEFT, 110), (1000 - LEFT - RIGHT, 270), 1.05)
     sides = [0.0, math.sqrt(boundaries.semantic_end), math.sqrt(boundaries.structure_end), 1.0]
     panel.bands([(n, a, b) for n, a, b in zip(STAGES, sides, sides[1:], strict=False) if b > a], named=True)
     panel.axes("tokens that run", [0.0, 0.25, 0.5, 0.75, 1.0], "{:.0%}")
@@ -135,10 +154,10 @@ def preview(schedule: StageSchedule) -> Image:
         canvas.text((x, y + 16), name, 12, MUTED, "mm")
     middle = panel.at(0.5, 0.0)
     canvas.text((middle[0], middle[1] + 38), "area of the scale, fraction of the final grid", 12, MUTED, "mm")
-    canvas.legend((_LEFT, 446), entries)
+    canvas.legend((LEFT, 446), entries)
     settings = ", ".join(f"{name} {value}" for name, value in schedule.settings.items())
     if settings:
-        canvas.text((_LEFT, 474), wrapped(f"settings: {settings}", 130, 1)[0], 12, MUTED, "lm")
+        canvas.text((LEFT, 474), wrapped(f"settings: {settings}", 130, 1)[0], 12, MUTED, "lm")
     return canvas.finish()
 
 
@@ -177,7 +196,7 @@ def _budget_lines(panel: Panel, schedule: StageSchedule, start: float) -> list[t
 def _grid_names(panel: Panel, grids: ScaleSchedule) -> None:
     """Every scale's grid and area under its place."""
     for scale in grids:
-        x = panel.at(_centre(scale.index, len(grids)), 0.0)[0]
+        x = panel.at(centre(scale.index, len(grids)), 0.0)[0]
         panel.canvas.text((x, panel.bottom + 12), f"{scale.height}x{scale.width}", 11, INK, "mm")
         area = f"{grids.area_fraction(scale):.2g}"
         panel.canvas.text((x, panel.bottom + 26), area, 10, MUTED, "mm")

@@ -10,50 +10,44 @@ from .canvas import (
     GREEN,
     GREY,
     INK,
+    LEFT,
     MUTED,
     ORANGE,
     PALE,
+    RIGHT,
     VIOLET,
+    Band,
     Canvas,
     Colour,
     Panel,
-    Point,
+    Place,
+    bands_of,
+    centre,
     ticks,
     wrapped,
 )
 
-Band = tuple[str, float, float]
-
-
-Place = tuple[Point, Point]  # upper left corner and size of a panel
-
-
-Scales = Sequence[Mapping[str, Any]]
-
-
+Scales = Sequence[Mapping[str, Any]]  # of Trace.to_dict()
 _UNITS = ((1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"), (1.0, "FLOP"))
-
-
-_LEFT, _RIGHT = 92, 28  # margins of a panel that spans the canvas
 
 
 def timeline(trace: Mapping[str, Any]) -> Image:
     """What a generation did scale by scale, from ``Trace.to_dict()``: work, time and tokens against dense."""
     scales = trace["scales"]
-    width = max(900, _LEFT + _RIGHT + 84 * len(scales))
+    width = max(900, LEFT + RIGHT + 84 * len(scales))
     notes = [line for note in trace["notes"] for line in wrapped(note, width // 7, 2)][:6]
     canvas = Canvas(width, 800 + 18 * len(notes))
     _heading(canvas, trace)
     if not scales:
         canvas.text((24, 110), "no scale ran", 14, MUTED)
         return canvas.finish()
-    bands = _bands([scale["stage"] for scale in scales])
-    inner = width - _LEFT - _RIGHT
-    _work_panel(canvas, ((_LEFT, 146), (inner, 220)), scales, bands)
-    _time_panel(canvas, ((_LEFT, 396), (inner, 120)), scales, bands)
-    last = _token_panel(canvas, ((_LEFT, 546), (inner, 140)), scales, bands)
+    bands = bands_of([scale["stage"] for scale in scales])
+    inner = width - LEFT - RIGHT
+    _work_panel(canvas, ((LEFT, 146), (inner, 220)), scales, bands)
+    _time_panel(canvas, ((LEFT, 396), (inner, 120)), scales, bands)
+    last = _token_panel(canvas, ((LEFT, 546), (inner, 140)), scales, bands)
     for index, scale in enumerate(scales):
-        x = last.at(_centre(index, len(scales)), 0.0)[0]
+        x = last.at(centre(index, len(scales)), 0.0)[0]
         grid = scale["scale"]["grid"]
         canvas.text((x, last.bottom + 14), f"{grid[0]}x{grid[1]}", 13, INK, "mm")
         rows = f"{scale['rows']} row" + ("s" if scale["rows"] != 1 else "")
@@ -115,7 +109,7 @@ def _bars(panel: Panel, bars: Sequence[_Bar]) -> None:
         for height, colour in bar.parts:
             panel.canvas.box(panel.at(left, top), panel.at(right, top + height), fill=colour)
             top += height
-        x, y = panel.at(_centre(index, len(bars)), max(bar.whole, top))
+        x, y = panel.at(centre(index, len(bars)), max(bar.whole, top))
         panel.canvas.text((x, y - 8), bar.label, 11, bar.colour, "mm")
 
 
@@ -163,22 +157,6 @@ def _token_panel(canvas: Canvas, place: Place, scales: Scales, bands: Sequence[B
         bars.append(_Bar(label, scale["ran"], tokens, [(computed, BLUE)]))
     _bars(panel, bars)
     return panel
-
-
-def _bands(stages: Sequence[str]) -> list[Band]:
-    """Runs of equal stages as (name, from, to) of the x axis; nothing where a policy has no stages."""
-    found: list[Band] = []
-    for index, name in enumerate(stages):
-        start, stop = index / len(stages), (index + 1) / len(stages)
-        if found and found[-1][0] == name:
-            found[-1] = (name, found[-1][1], stop)
-        else:
-            found.append((name, start, stop))
-    return found if any(name for name, _, _ in found) else []
-
-
-def _centre(index: int, count: int) -> float:
-    return (index + 0.5) / count
 
 
 def _unit(most: float) -> tuple[float, str]:
