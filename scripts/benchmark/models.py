@@ -104,7 +104,9 @@ def full_size(
         stored = {"dtype": FP8, "compute_dtype": dtype, "operations": Fp8Operations}
     transformer = pack(fill(spec.module(config, device="meta", **stored), device))
     tokenizer = fill(paired.module(codes, dtype=dtype, device="meta"), device)
-    text = RandomText(config.text_width, text_tokens, device) if config.text_width else None
+    text = None
+    if config.text_width:
+        text = RandomText(transformer.text_family, config.text_width, text_tokens, device)
     sizes, defaults = spec.sizes(config), spec.defaults
     return MeasuredPipeline(transformer, tokenizer, text, sizes, defaults=defaults, device=device)
 
@@ -114,7 +116,7 @@ def weight_sizes(pipeline: Pipeline) -> dict[str, int]:
     return {
         "transformer": weight_bytes(pipeline.transformer),
         "tokenizer": weight_bytes(pipeline.tokenizer),
-        "text_encoder": weight_bytes(getattr(pipeline.text_encoder, "model", None)),
+        "text_encoder": weight_bytes(pipeline.text_encoder.model) if pipeline.text_encoder else 0,
     }
 
 

@@ -17,8 +17,9 @@ from .weights import FP8, fill, weight_bytes
 class RandomText:
     """Stands in for the text encoder of the full-size models: fixed random features of a usual length."""
 
-    def __init__(self, width: int, tokens: int, device: torch.device) -> None:
-        self.width, self.device = width, device
+    def __init__(self, family: str | None, width: int, tokens: int, device: torch.device) -> None:
+        self.family, self.width, self.device = family, width, device
+        self.model = nn.Identity()  # no weights
         self.features = torch.randn(tokens, width, generator=torch.Generator().manual_seed(1)).to(device)
 
     def encode(self, prompts: list[str], max_tokens: int = 512) -> tuple[Tensor, ...]:
@@ -50,7 +51,7 @@ class EncodedText(RandomText):
     def __init__(
         self, config: T5EncoderConfig, tokens: int, device: torch.device, weights: torch.dtype
     ) -> None:
-        super().__init__(config.d_model, tokens, device)
+        super().__init__("t5", config.d_model, tokens, device)
         memory = memory_of(device)
         encoder = _t5(config, device, weights)
         ids = torch.arange(tokens, device=device).unsqueeze(0) % config.vocab_size

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -59,7 +58,6 @@ def fill(module: nn.Module, device: torch.device, seed: int = 0) -> nn.Module:
     return module.eval().requires_grad_(False)
 
 
-def weight_bytes(module: Any) -> int:
-    """Memory of all weights, packed ones included; 0 for what has none."""
-    tensors = [*module.parameters(), *module.buffers()] if isinstance(module, nn.Module) else ()
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+def weight_bytes(module: nn.Module) -> int:
+    """Memory of all weights, packed ones included."""
+    return sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
