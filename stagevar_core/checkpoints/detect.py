@@ -16,6 +16,7 @@ from .errors import CheckpointError, listed
 from .header import ModelConfig
 from .spec import FamilySpec, Shapes, first_match
 
+# What loaders ask for, and how people call it.
 KINDS = {"transformer": "a transformer", "tokenizer": "an image tokenizer", "text_encoder": "a text encoder"}
 
 

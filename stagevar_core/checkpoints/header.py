@@ -17,7 +17,7 @@ from ..schedule import AspectTable, infinity_aspect_table
 from .errors import CheckpointError, listed
 
 KEY = "stagevar"
-FORMAT = 1
+FORMAT = 1  # rises when files can no longer be read by what came before
 _LIMIT = 1 << 24  # no size in a real model comes near it
 _POSITIVE = math.ulp(0.0)  # the smallest number above 0
 Config = TypeVar("Config", bound="ModelConfig")

@@ -33,7 +33,7 @@ PREFIXES = (
     "trainer.",
     "state_dict.",
 )
-_MAX_DEPTH = 4
+_MAX_DEPTH = 4  # of nested entries; published files have two levels
 
 
 class Group(NamedTuple):

@@ -33,7 +33,7 @@ from .options import (
 from .output import check_file, output_file
 from .prompts import DEFAULT_PROMPTS, Prompts, read_prompts
 
-GRID_ROWS = 12
+GRID_ROWS = 12  # prompts whose pictures people look at
 _SAMPLING_LOG = logging.getLogger(generate.__module__.rpartition(".")[0])
 
 

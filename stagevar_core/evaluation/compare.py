@@ -30,9 +30,9 @@ from .metrics import psnr, ssim
 from .score import SCORED
 from .store import Part, Store
 
-REFERENCE = "off"
-NEARNESS = ("psnr", "ssim", "lpips")
-WORK = ("flops", "milliseconds", "computed", "rows", "ran", "kv_bytes")
+REFERENCE = "off"  # the variant that all others are measured against
+NEARNESS = ("psnr", "ssim", "lpips")  # of pictures to those of the reference
+WORK = ("flops", "milliseconds", "computed", "rows", "ran", "kv_bytes")  # per batch and scale
 Keep = Callable[[str, int, np.ndarray], None]  # variant, number of the picture, picture (H, W, 3) uint8
 
 

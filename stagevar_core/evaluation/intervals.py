@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-Z95 = 1.959964
+Z95 = 1.959964  # of a normal variable, 95% are within so many deviations
 
 
 class Interval(NamedTuple):
@@ -20,7 +20,7 @@ class Interval(NamedTuple):
 def interval(values: np.ndarray, *, share: bool = False) -> Interval | None:
     """Of values (n,), without those that are NaN; None when there is none.
 
-    Normal; with ``share`` Wilson's, for values from 0 to 1 (cautious where they are not all 0 or 1).
+    Normal; with ``share`` Wilson's (1927), for values from 0 to 1 (cautious where not all are 0 or 1).
     """
     known = values[~np.isnan(values)]
     n = len(known)

@@ -80,7 +80,8 @@ class LPIPS:
         return total
 
     def _features(self, pictures: Tensor) -> list[Tensor]:
-        """Features of unit norm at the five places."""
+        """Features (B, C, h, w) of unit norm at the five places."""
+        # The scaling layer of the published package: the statistics of ImageNet for pictures from -1 to 1.
         shift = torch.tensor([-0.030, -0.088, -0.188], device=pictures.device).view(1, 3, 1, 1)
         spread = torch.tensor([0.458, 0.448, 0.450], device=pictures.device).view(1, 3, 1, 1)
         x = (pictures.permute(0, 3, 1, 2).float() / 127.5 - 1.0 - shift) / spread

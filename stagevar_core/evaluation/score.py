@@ -75,11 +75,14 @@ class Evaluation:
     right: list[bool] = field(default_factory=list)
 
 
-Pictures = Iterator[dict[str, np.ndarray]]
+Pictures = Iterator[dict[str, np.ndarray]]  # batch for batch, variant -> (B, H, W, 3) uint8
 
 
-def collect(captions: Sequence[str], pictures: Pictures, advance: Callable[[int], Any]) -> Evaluation:
-    """Score batches of pictures, given in the order of the captions as one array per variant."""
+def collect(captions: Sequence[str], pictures: Pictures, advance: Callable[[int], object]) -> Evaluation:
+    """Score batches of pictures, in the order of the captions, each a dict of variant to (B, H, W, 3) uint8.
+
+    ``advance`` is called with every batch's size. ``ValueError`` for pictures that the scorer cannot read.
+    """
     scores: dict[str, list] = {}
     shown, done = [], 0
     for batch in pictures:
@@ -195,7 +198,7 @@ def _cell(value: dict[str, float]) -> str:
 def contact_sheet(
     images: np.ndarray, right: Sequence[bool], columns: int = 10, limit: int = 100
 ) -> np.ndarray:
-    """The first pictures side by side, framed green where every part is right and red elsewhere."""
+    """The first ``limit`` pictures (N, H, W, 3) uint8 in a grid, framed green where ``right``, else red."""
     framed = []
     for image, good in zip(images[:limit], right, strict=False):
         frame = np.full((image.shape[0] + 6, image.shape[1] + 6, 3), 255, np.uint8)

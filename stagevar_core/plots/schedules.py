@@ -1,12 +1,12 @@
 """Plots of what a calibration found and what a schedule asks for."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from PIL.Image import Image
 
 from ..acceleration.schedule_file import StageSchedule
+from ..acceleration.schedule_reader import Curve, Measured
 from ..acceleration.settings import share_at
 from ..acceleration.stages import STAGES, StageBoundaries
 from ..schedule import ScaleSchedule
@@ -75,7 +75,7 @@ def curves(schedule: StageSchedule) -> Image:
 
 
 def _rank_panel(
-    canvas: Canvas, place: Place, measured: Mapping[str, Any], grids: ScaleSchedule, bands: Sequence[Band]
+    canvas: Canvas, place: Place, measured: Measured, grids: ScaleSchedule, bands: Sequence[Band]
 ) -> None:
     """Ranks relative to tokens, a line per chunk of blocks, and their mean relative to tokens and width."""
     curves = measured["curves"]
@@ -107,7 +107,7 @@ def _chart(
     canvas: Canvas,
     place: Place,
     axis: tuple[str, float | None],
-    lines: Sequence[tuple[str, Mapping[str, Any] | None, Colour]],
+    lines: Sequence[tuple[str, Curve | None, Colour]],
     scales: tuple[ScaleSchedule, Sequence[Band]],
 ) -> None:
     """A panel with a curve per (name, means and deviations, colour); ``axis``: title and upper end."""

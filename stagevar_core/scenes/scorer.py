@@ -16,7 +16,7 @@ CHROMA_THRESHOLD = 48.0  # a pixel above it belongs to an object; the darkest ob
 SPECK_PIXELS, SPECK_SHARE = 8, 0.01  # smaller than either (share: of the largest object) is ignored
 MIN_SHAPE_OVERLAP = 0.6  # intersection over union with the best template; below it the shape is 'unknown'
 MIN_MODULATION, MIN_BACKGROUND_MODULATION = 0.18, 18.0  # drawn: 0.5 of the colour, 58 grey levels
-MIN_PATTERN_CORRELATION = 0.4
+MIN_PATTERN_CORRELATION = 0.4  # two different patterns correlate by less than 0.04
 SIZE_BOUNDARY = 27.0  # radius between small (20-24) and large (30-36)
 
 
