@@ -26,8 +26,8 @@ _LOG = logging.getLogger(__name__)
 class Checkpoint:
     """A recognised checkpoint: complete tensors under our names, and what is known about the model.
 
-    ``config``: the family's own dataclass, see the configs of ``models/contract.py``. ``trained``: the image
-    sizes (None for text encoders). ``notes``: what of the file is not loaded.
+    ``config``: the family's own dataclass. ``trained``: the image sizes (None for text encoders). ``notes``:
+    what of the file is not loaded.
     """
 
     kind: str

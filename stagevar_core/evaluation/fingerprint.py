@@ -37,7 +37,9 @@ def code() -> str:
 
 
 def _sampled(name: str, value: Tensor) -> bytes:
-    value = value.detach()
-    flat = (value.to_dense() if value.is_mkldnn else value).flatten()
-    some = flat[:: max(1, len(flat) // _SAMPLES)].float().cpu().numpy().tobytes()
-    return f"{name} {tuple(value.shape)} {value.dtype}".encode() + some
+    """One tensor; a buffer that its module never reads may be on the meta device and has no values."""
+    described = f"{name} {tuple(value.shape)} {value.dtype}".encode()
+    if value.is_meta:
+        return described
+    flat = (value.detach().to_dense() if value.is_mkldnn else value.detach()).flatten()
+    return described + flat[:: max(1, len(flat) // _SAMPLES)].float().cpu().numpy().tobytes()

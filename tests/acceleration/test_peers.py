@@ -32,6 +32,8 @@ from stagevar_core.sampling.settings import SamplingSettings
 from stagevar_core.schedule import ScaleSchedule, infinity_aspect_table
 from tests.support.tiny import SQUARE, TALL, Logits, prompts, run, same_codes, tiny_infinity
 
+pytestmark = pytest.mark.slow
+
 # Three scales beyond a quarter of the area, as the schedules of 1024 px.
 LONG = ScaleSchedule.of([(1, 1), (2, 2), (3, 3), (4, 4), (5, 5), (6, 6), (8, 8)], (64, 64))
 WIDE = ScaleSchedule.of([(1, 1), (1, 2), (2, 3), (2, 5), (3, 6), (4, 8), (5, 10)], (48, 80))

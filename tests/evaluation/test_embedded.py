@@ -6,6 +6,8 @@ import torch
 from stagevar_core.evaluation import score as evaluate
 from stagevar_core.pipeline import EMBEDDED, Pipeline
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = 120  # a standard error of about .03: the bounds below leave it twice under the README's figures
 
 

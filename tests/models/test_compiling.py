@@ -40,6 +40,8 @@ from tests.support.tiny import (
 )
 from tests.support.tiny_var import tiny_vq
 
+pytestmark = pytest.mark.slow
+
 PIECES = 3  # before attention, after it, the feed-forward
 HAS_COMPILER = any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++", "cl") if name)
 

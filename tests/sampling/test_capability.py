@@ -22,6 +22,8 @@ from tests.support.capability import (
 )
 from tests.support.tiny import Logits
 
+pytestmark = pytest.mark.slow
+
 DRAWS = 12  # for each family
 CASES = [
     pytest.param(family, grids, id=f"{family.name} {grids[-1][0]}x{grids[-1][1]}")

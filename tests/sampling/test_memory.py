@@ -29,6 +29,8 @@ from stagevar_core.schedule import SIDES_256, ScaleSchedule, infinity_aspect_tab
 from tests.support.memory import Peak
 from tests.support.tiny import randomize
 
+pytestmark = pytest.mark.slow
+
 TEXT_WIDTH, TOKENS, GIB = 64, 6, 2**30
 KNOWN_BEFORE = ("off", "quality", "balanced", "fast", "paper", "paper-released", "fastvar")
 WAYS = {

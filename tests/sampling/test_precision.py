@@ -10,6 +10,8 @@ from stagevar_core.pipeline import Pipeline
 from stagevar_core.sampling.generate import generate
 from stagevar_core.sampling.noise import SeededNoise
 
+pytestmark = pytest.mark.slow
+
 PROMPTS, SCALES = 36, 5
 
 

@@ -18,6 +18,8 @@ from benchmark import standins
 from stagevar_core.autoencoders.bsq import BSQTokenizerConfig
 from stagevar_core.models.infinity import InfinityConfig
 
+pytestmark = pytest.mark.slow
+
 SHAPE = InfinityConfig(
     depth=2, width=64, heads=2, hidden=128, bits=4, text_width=24, null_rows=16, pool_heads=2
 )

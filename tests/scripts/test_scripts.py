@@ -24,6 +24,8 @@ from stagevar_core.conditioning.t5 import T5EncoderConfig
 from stagevar_core.models.infinity import InfinityConfig
 from tests.support import tiny_families
 
+pytestmark = pytest.mark.slow
+
 
 def test_pip_failures_become_one_line() -> None:
     said = "Collecting torch\nERROR: Could not install packages: [Errno 28] No space left on device\n"
