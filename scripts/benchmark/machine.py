@@ -1,7 +1,4 @@
-"""What a machine can do: peak memory, matrix-product and copy ceilings; and the version of the code.
-
-It needs nothing of this package, as the official code is measured with it in an environment of its own.
-"""
+"""What a machine can do: peak memory, matrix-product and copy ceilings; and the code that runs on it."""
 
 from __future__ import annotations
 
@@ -16,11 +13,7 @@ from pathlib import Path
 
 import torch
 
-
-def synchronise(device: torch.device) -> None:
-    """Wait until the device has finished."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+from stagevar_core.devices import synchronise
 
 
 def give_back() -> None:
