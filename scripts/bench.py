@@ -32,15 +32,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from benchmark import compiling as bench_compile  # noqa: E402
-from benchmark import official as bench_official  # noqa: E402
-from benchmark import presets as bench_presets  # noqa: E402
-from benchmark.machine import ceilings, code_version, hardware, higher  # noqa: E402
-from benchmark.models import (  # noqa: E402
+from benchmark import ROOT
+from benchmark import compiling as bench_compile
+from benchmark import official as bench_official
+from benchmark import presets as bench_presets
+from benchmark.machine import ceilings, code_version, higher
+from benchmark.models import (
     EMBEDDED,
     FP8,
     PROMPT,
@@ -51,11 +48,11 @@ from benchmark.models import (  # noqa: E402
     memory_by_kind,
     warm_up,
 )
-from benchmark.options import DTYPES, parse  # noqa: E402
+from benchmark.options import parse
 
-from stagevar_core.autoencoders.costs import decode_flops  # noqa: E402
-from stagevar_core.conditioning.t5 import T5EncoderConfig  # noqa: E402
-from stagevar_core.devices import default_device  # noqa: E402
+from stagevar_core.autoencoders.costs import decode_flops
+from stagevar_core.conditioning.t5 import T5EncoderConfig
+from stagevar_core.devices import DTYPES, default_device, hardware
 
 
 def cold_start(arguments: argparse.Namespace) -> float:

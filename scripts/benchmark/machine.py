@@ -1,26 +1,19 @@
-"""What a machine is and can do: peak memory, matrix-product and copy ceilings, names of the hardware."""
+"""What a machine can do: peak memory, matrix-product and copy ceilings; and the code that runs on it."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import gc
-import os
-import platform
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 
-
-def synchronise(device: torch.device) -> None:
-    """Wait until the device has finished."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+from stagevar_core.devices import synchronise
 
 
 def give_back() -> None:
@@ -129,30 +122,3 @@ def code_version(root: Path) -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def hardware(device: torch.device) -> dict[str, Any]:
-    """What the numbers belong to."""
-    found = {
-        "device": str(device),
-        "processor": processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "system": platform.system(),
-    }
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        found |= {"gpu": properties.name, "gpu_bytes": properties.total_memory}
-    return found
-
-
-def processor() -> str:
-    """The CPU's own name where the system tells."""
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()

@@ -24,10 +24,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from .machine import Resident, give_back, memory_of, synchronise
+from stagevar_core.devices import DTYPES, synchronise
+
+from .machine import Resident, give_back, memory_of
 from .standins import replace_compiler, replace_missing
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 WARM_UP_SCALES = 5  # up to 8x8 tokens, as the bench warms up
 
 

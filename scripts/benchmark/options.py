@@ -5,12 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import torch
+from stagevar_core.devices import DTYPES
 
 from . import presets
 from .models import EMBEDDED, FULL_SIZE
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def parse(description: str | None) -> argparse.Namespace:

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stagevar_core.conditioning.t5 import T5EncoderConfig
+from stagevar_core.devices import synchronise
 
-from .machine import give_back, memory_of, synchronise
+from .machine import give_back, memory_of
 from .weights import FP8, fill, weight_bytes
 
 
