@@ -88,8 +88,3 @@ def artifacts() -> Path:
     """A folder for what a person may want to look at after the run."""
     ARTIFACTS.mkdir(parents=True, exist_ok=True)
     return ARTIFACTS
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Compiling comes last: after it the process holds tensors that the tests of memory would count."""
-    items.sort(key=lambda item: item.path.name == "test_compiling.py" and item.path.parent.name == "models")
