@@ -1,8 +1,8 @@
 """Sets up everything and runs all checks: ruff, its formatter, types, pytest with ComfyUI and a browser.
 
-python3 scripts/test.py                  everything
+python3 scripts/test.py                  everything, in as many processes as there are cores, four at most
 python3 scripts/test.py --fast           lint, types and the tests without ComfyUI that take no seconds
-python3 scripts/test.py tests/test_x.py  extra arguments go to pytest
+python3 scripts/test.py tests/test_x.py  extra arguments go to pytest, which then runs in one process
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from testbed.environment import ROOT, TESTBED, SetupError, log
 
 Command = list[str | Path]
 FAST = "not (comfy or browser or slow)"
+# A process for every core takes whole files, in the order of tests/conftest.py; each uses one thread.
+SHARED = ["-n", str(min(4, os.cpu_count() or 1)), "--dist", "loadfile", "--no-loadscope-reorder"]
 
 
 def test_environment(setup: Setup) -> dict[str, str]:
@@ -44,7 +46,7 @@ def type_check(setup: Setup) -> Command:
 def main(arguments: list[str]) -> int:
     """Runs every check, also after one failed, and returns 1 if any did."""
     fast = "--fast" in arguments
-    rest = [argument for argument in arguments if argument != "--fast"] or ["tests"]
+    rest = [argument for argument in arguments if argument != "--fast"] or [*SHARED, "tests"]
     setup = bootstrap(tests=True)
     log(f"ready after {setup.seconds:.0f} s")
     environment = test_environment(setup)

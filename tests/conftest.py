@@ -22,8 +22,24 @@ from tests.support.testbed import Bed, missing
 if TYPE_CHECKING:
     from stagevar_core.pipeline import Pipeline
 
+# Tiny tensors gain nothing from a second thread, which costs more in waiting than it computes; with a second
+# process beside it a hundred times more. Set before torch is imported; programs that tests start inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A compilation that fails leaves torch's evaluator of frames behind, which holds arguments longer. So in any
+# process the tests that count storages come before those that compile.
+COMPILES = Path(__file__).parent / "models" / "test_compiling.py"
+
 # Screenshots and the like, for people to look at; ignored by git.
 ARTIFACTS = Path(os.environ.get("STAGEVAR_ARTIFACTS", ROOT / "output" / "tests"))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What compiles comes last, and the quick files where processes share them, so that all end at once."""
+    shared = hasattr(config, "workerinput")
+    long = {item.path for item in items if item.get_closest_marker("slow")}
+    long |= {item.path for item in items if item.path.parent.name == "comfyui"}
+    items.sort(key=lambda item: (shared and item.path not in long, item.path == COMPILES))
 
 
 @pytest.fixture(scope="session")
@@ -72,8 +88,3 @@ def artifacts() -> Path:
     """A folder for what a person may want to look at after the run."""
     ARTIFACTS.mkdir(parents=True, exist_ok=True)
     return ARTIFACTS
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Compiling comes last: after it the process holds tensors that the tests of memory would count."""
-    items.sort(key=lambda item: item.path.name == "test_compiling.py" and item.path.parent.name == "models")

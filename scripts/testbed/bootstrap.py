@@ -40,6 +40,7 @@ COMFY_REQUIREMENTS = """
 """.split()
 TEST_REQUIREMENTS = [
     "pytest>=8",
+    "pytest-xdist>=3.8",
     "ruff==0.17.6",
     "basedpyright==1.40.2",
     "websocket-client>=1.8",

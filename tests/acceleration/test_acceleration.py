@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stagevar_core.acceleration.policy import ScalePlan
+from stagevar_core.acceleration.policy import AccelerationPolicy, ScalePlan
 from stagevar_core.acceleration.presets import OFF, PRESETS, preset
 from stagevar_core.acceleration.reduction import RESTORATIONS, Memory, Reduction
 from stagevar_core.acceleration.scores import SCORES
@@ -20,6 +20,7 @@ from stagevar_core.sampling.noise import SeededNoise
 from stagevar_core.sampling.result import Generation, Monitor
 from stagevar_core.sampling.settings import SamplingSettings
 from stagevar_core.schedule import Scale, ScaleSchedule, infinity_aspect_table
+from tests.support.pairs import pairs
 from tests.support.plans import BRANCHES, SPANS, WHOLE, CacheWatch, Planned
 from tests.support.tiny import (
     SQUARE,
@@ -33,8 +34,6 @@ from tests.support.tiny import (
     same_codes,
     tiny_infinity,
 )
-
-pytestmark = pytest.mark.slow
 
 ASPECTS = infinity_aspect_table()
 STAGED = [name for name, policy in PRESETS.items() if isinstance(policy, StagedPolicy)]
@@ -74,9 +73,10 @@ def test_off_is_the_run_without_a_policy(schedule: ScaleSchedule) -> None:
     assert all(torch.equal(a, b) for a, b in zip(seen[0].raw, seen[1].raw, strict=True))
 
 
-@pytest.mark.parametrize("guidance", ["both", "conditional", "unconditional", "reuse"])
-@pytest.mark.parametrize("spans", [1, 2, 8])
-@pytest.mark.parametrize("schedule", [LARGE, TALL], ids=["large", "tall"])
+@pytest.mark.parametrize(
+    ("guidance", "spans", "schedule"),
+    pairs(("both", "conditional", "unconditional", "reuse"), (1, 2, 8), (LARGE, TALL)),
+)
 def test_a_full_budget_is_the_dense_run(guidance: str, spans: int, schedule: ScaleSchedule) -> None:
     model, text = tiny_infinity(), prompts(5, 9)
     dense = sampled(model, text, schedule, policy=preset("quality", guidance=guidance))
@@ -96,10 +96,15 @@ class Identity(Reduction):
         super().__init__(spans, Memory(), choose, restoration=restoration, code_weight=0.3, images=2)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("restoration", RESTORATIONS)
-@pytest.mark.parametrize("spans", [WHOLE, SPANS, BRANCHES], ids=["scale", "spans", "branches"])
-@pytest.mark.parametrize("rows", ["both", "conditional", "unconditional"])
+@pytest.mark.parametrize(
+    ("rows", "spans", "restoration", "dtype"),
+    pairs(
+        ("both", "conditional", "unconditional"),
+        (WHOLE, SPANS, BRANCHES),
+        RESTORATIONS,
+        (torch.float32, torch.bfloat16),
+    ),
+)
 def test_gathering_every_token_is_the_dense_run(rows: str, spans: tuple, restoration: str, dtype) -> None:
     model, text = tiny_infinity(dtype=dtype), prompts(5, 9)
 
@@ -343,13 +348,16 @@ def test_the_cache_holds_what_the_preset_keeps(kv, monkeypatch: pytest.MonkeyPat
     assert [watch.caches[0].length(layer) for layer in range(3)] == [length] * 3
 
 
+KEEPING = [preset(name, kv=kv) for name in STAGED for kv in ("append", "none", 0.2)]
+# The others are fixed methods, and 'auto' learns its stages late.
+KEEPING += [policy for name, policy in PRESETS.items() if name not in STAGED and name != "auto"]
+
+
 @pytest.mark.parametrize("cfg", [1.0, 3.0])
-@pytest.mark.parametrize("kv", ["append", "none", 0.2])
-@pytest.mark.parametrize("name", [name for name in PRESETS if name != "auto"])  # which learns its stages late
+@pytest.mark.parametrize("policy", KEEPING, ids=lambda policy: policy.name)
 def test_the_cache_is_made_once_and_once_more_for_fewer_rows(
-    name: str, kv, cfg: float, monkeypatch: pytest.MonkeyPatch
+    policy: AccelerationPolicy, cfg: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    policy = preset(name, kv=kv) if name in STAGED else PRESETS[name]
     resized, resize = [], KVCache._resize
     monkeypatch.setattr(KVCache, "_resize", lambda *a: resized.append(a) or resize(*a))
     model = tiny_infinity()

@@ -30,9 +30,8 @@ from stagevar_core.sampling.noise import SeededNoise
 from stagevar_core.sampling.result import Monitor
 from stagevar_core.sampling.settings import SamplingSettings
 from stagevar_core.schedule import ScaleSchedule, infinity_aspect_table
+from tests.support.pairs import pairs
 from tests.support.tiny import SQUARE, TALL, Logits, prompts, run, same_codes, tiny_infinity
-
-pytestmark = pytest.mark.slow
 
 # Three scales beyond a quarter of the area, as the schedules of 1024 px.
 LONG = ScaleSchedule.of([(1, 1), (2, 2), (3, 3), (4, 4), (5, 5), (6, 6), (8, 8)], (64, 64))
@@ -95,9 +94,9 @@ class Latents(Monitor):
         self.found.append(f_hat)
 
 
-@pytest.mark.parametrize("way", ["guided", "unguided", "negative"])
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "shape", "way"), pairs(tuple(METHODS), tuple(SHAPES), ("guided", "unguided", "negative"))
+)
 def test_an_image_is_the_same_in_a_batch_and_alone(method: str, shape: str, way: str) -> None:
     model, schedule, policy = tiny_infinity(depth=4), SHAPES[shape], METHODS[method]
     cfg = 1.0 if way == "unguided" else 3.0

@@ -18,8 +18,6 @@ from stagevar_core.network.tokens import resize_tokens
 from stagevar_core.schedule import Scale, ScaleSchedule, infinity_aspect_table
 from tests.support.tiny import SQUARE, Logits, prompts, run, tiny_infinity
 
-pytestmark = pytest.mark.slow
-
 ASPECTS = infinity_aspect_table()
 MEGAPIXEL = ASPECTS.schedule(1.0, "1M")
 LATE = ScaleSchedule.of([(1, 1), (2, 2), (4, 4), (6, 6), (7, 7), (8, 8)])

@@ -26,8 +26,6 @@ from stagevar_core.schedule import infinity_aspect_table
 from tests.support import official_files as official
 from tests.support.official_files import SMALL, latent, small_tokenizer, small_transformer
 
-pytestmark = pytest.mark.slow
-
 # Config, chunks in the file, bits that the specification's parameter count refers to, that count.
 TRANSFORMERS = {
     "125M": (INFINITY_125M, 4, 32, 125.2e6),

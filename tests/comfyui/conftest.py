@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from events import Watcher
 from testbed.comfy_server import ComfyServer, Json, read_json, shipped_workflow
+
+from tests.support.events import Watcher
 
 WORKFLOW = "text_to_image_embedded"
 

@@ -7,7 +7,6 @@ import json
 
 import numpy as np
 import pytest
-from events import Watcher, add_node, saved_images, with_value
 from PIL import Image
 from testbed.comfy_server import (
     ComfyServer,
@@ -18,6 +17,8 @@ from testbed.comfy_server import (
     sampler_node,
     shipped_workflow,
 )
+
+from tests.support.events import Watcher, add_node, saved_images, with_value
 
 COMPARED = ("off", "balanced", "paper")
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from events import value_of, with_value
 from testbed.comfy_server import ComfyServer, Json, PromptFailed, PromptRejected, nodes_of, sampler_node
+
+from tests.support.events import value_of, with_value
 
 
 def refusal(server: ComfyServer, prompt: Json) -> str:

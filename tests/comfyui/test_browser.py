@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from events import value_of
 from playwright.sync_api import Browser, Page, Route, sync_playwright
 from testbed.comfy_server import ComfyServer, Json, read_json, shipped_workflow
 from testbed.environment import ROOT
 
+from tests.support.events import value_of
 from tests.support.testbed import Bed, missing
 
 pytestmark = pytest.mark.browser

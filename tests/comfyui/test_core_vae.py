@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from events import add_node, psnr, saved_images
 from testbed.comfy_server import ComfyServer, Json, nodes_of, only_node
+
+from tests.support.events import add_node, psnr, saved_images
 
 TILED = {"tile_size": 64, "overlap": 16, "temporal_size": 64, "temporal_overlap": 8}
 

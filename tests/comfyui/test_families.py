@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from events import add_node, saved_images, with_value
 from PIL import Image
 from testbed.comfy_server import ComfyServer, Json, PromptFailed, PromptRejected, read_json, shipped_workflow
 
+from tests.support.events import add_node, saved_images, with_value
 from tests.support.testbed import Bed, run_inside
 from tests.support.tiny_families import CLIP_FILE, STAR_FILE, TOKENIZER_FILE, VAR_FILE, write_families
 

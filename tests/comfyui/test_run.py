@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from events import Watcher, saved_images, value_of, with_value
 from testbed.comfy_server import ComfyServer, Json, sampler_node
+
+from tests.support.events import Watcher, saved_images, value_of, with_value
 
 MEMORY_SLACK_MIB = 200  # allocator noise; one leaked key/value cache of the large batch would be more
 

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-from events import add_node, with_value
 from testbed.comfy_server import (
     ComfyServer,
     Json,
@@ -17,6 +16,8 @@ from testbed.comfy_server import (
     sampler_node,
     shipped_workflow,
 )
+
+from tests.support.events import add_node, with_value
 
 VALUES = {
     "semantic_end": 0.0625,

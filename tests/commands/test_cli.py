@@ -24,8 +24,6 @@ from stagevar_core.sampling.settings import SamplingSettings
 from stagevar_core.scenes import render, sample_scene, score
 from tests.support.tiny_files import CODES, DEFAULTS, command, write_models
 
-pytestmark = pytest.mark.slow
-
 ROOT = Path(__file__).resolve().parents[2]
 PROMPT = "a red circle left of a blue square"
 

@@ -15,8 +15,6 @@ from stagevar_core.pipeline import EMBEDDED, Pipeline
 from tests.support import tiny_families as tiny
 from tests.support.tiny_star import write_vocabulary
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -25,8 +25,6 @@ from stagevar_core.pipeline import Pipeline
 from tests.support.tiny import randomize, tiny_infinity
 from tests.support.tiny_files import command, write_models
 
-pytestmark = pytest.mark.slow
-
 PROMPTS = ["a red circle", "blue", "a square left of a circle"]
 
 

@@ -19,8 +19,6 @@ from stagevar_core.evaluation import tables as compare_tables
 from stagevar_core.evaluation.compare import Job, compare
 from tests.support.tiny_files import command
 
-pytestmark = pytest.mark.slow
-
 CAPTIONS = ("a red circle", "a blue square", "two red circles")
 POLICIES = {"balanced": PRESETS["balanced"], "first five": FirstScales(5)}
 ABOUT = {"command": "x", "dtype": "float32", "hardware": {"processor": "p", "threads": 1, "torch": "t"}}

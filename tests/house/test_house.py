@@ -125,6 +125,17 @@ def test_relative_imports_stay_inside_the_core() -> None:
     assert not offenders, listed(offenders)
 
 
+def test_what_tests_share_is_in_their_support() -> None:
+    known = sources("tests")
+    offenders = [
+        f"{source.place}:{line} imports {name}"
+        for source in known.values()
+        for line, name in imported(source, known)
+        if name.rpartition(".")[2].startswith("test_")
+    ]
+    assert not offenders, listed(offenders)
+
+
 # --------------------------------------------------------------------------------------------------- sizes
 
 

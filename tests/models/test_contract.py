@@ -18,8 +18,6 @@ from tests.support.tiny import prompts, randomize
 from tests.support.tiny_var import labels, squares, tiny_vq
 from tests.support.toy_family import Toy, ToyConfig
 
-pytestmark = pytest.mark.slow
-
 SCHEDULE = squares(1, 2, 3, 4, 6, 8)
 SETTINGS = SamplingSettings(cfg_scale=2.0, temperature=1.0)
 

@@ -200,6 +200,7 @@ def test_the_second_stream_is_that_of_the_global_generator() -> None:
 # ----------------------------------------------------------------------------------------- acceleration
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", [0, 1], ids=["plain", "sampler"])
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_run_on_the_1024_schedule(name: str, sampler: int) -> None:

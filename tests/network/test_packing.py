@@ -2,7 +2,7 @@
 
 import gc
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -36,10 +36,19 @@ def linear(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
     return layer.requires_grad_(False)
 
 
+@pytest.fixture(params=[1, 2], ids=["one thread", "two threads"])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """How many torch computes with meanwhile."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
 @packs
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(1, 40), (2, 7, 40), (3, 50, 40), (2, 0, 40)])
-def test_a_packed_layer_gives_the_same_bits(shape: tuple[int, ...], bias: bool) -> None:
+def test_a_packed_layer_gives_the_same_bits(threads: int, shape: tuple[int, ...], bias: bool) -> None:
     layer, x = linear(40, 24, bias), drawn(*shape, seed=1)
     assert torch.equal(PackedLinear(layer)(x), layer(x))
     part = drawn(shape[0], *[2 * size for size in shape[1:-1]], 40)[..., : shape[-1]]

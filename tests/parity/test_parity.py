@@ -37,6 +37,7 @@ def test_committed_fixtures(folder: Path) -> None:
     assert not report.left_out, printed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", MEGABYTES)
 def test_all_fixtures_where_they_are(family: str) -> None:
     if not (ALL / family).is_dir():

@@ -94,6 +94,7 @@ def ratio(model: str, policy: AccelerationPolicy) -> float:
     return trace.dense_flops / (trace.flops + mixing)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "model", "expected"), PUBLISHED)
 def test_preset_saves_what_is_published(name, model, expected):
     assert ratio(model, PRESETS[name]) == pytest.approx(expected, rel=TOLERANCE)

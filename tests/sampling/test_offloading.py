@@ -10,6 +10,8 @@ from stagevar_core.sampling.settings import SamplingSettings
 from stagevar_core.schedule import ScaleSchedule
 from tests.support.capability import FAMILIES, Family
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("preset", ["off", "balanced", "paper", "fastvar"])
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)

@@ -38,8 +38,6 @@ from tests.support.tiny import (
     tiny_infinity,
 )
 
-pytestmark = pytest.mark.slow
-
 SETTINGS = SamplingSettings(cfg_scale=3.0, temperature=1.0)
 COUPLED = {  # both rows of an image together choose the tokens of the fidelity stage
     "gather": StagedPolicy("gather", changed(StageSettings(), guidance="both", tokens="gather", keep=0.5)),

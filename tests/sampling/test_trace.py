@@ -15,8 +15,6 @@ from stagevar_core.sampling.trace import Trace, joined
 from stagevar_core.schedule import Scale
 from tests.support.tiny import SQUARE, TALL, prompts, run, tiny_infinity
 
-pytestmark = pytest.mark.slow
-
 UNGUIDED = SamplingSettings(cfg_scale=1.0, temperature=1.0, greedy=True)
 
 

@@ -94,6 +94,7 @@ def test_objects_keep_their_distance(scenes):
                 assert np.hypot(a.x - b.x, a.y - b.y) - a.radius - b.radius >= 5
 
 
+@pytest.mark.slow
 def test_rendered_scenes_pass(scores):
     summary = summarise(scores)
     assert summary["all"]["strict"]["mean"] >= 0.98 and summary["all"]["texture"]["mean"] >= 0.98

@@ -3,13 +3,10 @@
 import importlib
 from pathlib import Path
 
-import pytest
 import torch
 
 from stagevar_core.models.infinity import Infinity, InfinityConfig
 from stagevar_core.schedule import ScaleSchedule
-
-pytestmark = pytest.mark.slow
 
 FOLDER = Path(__file__).parents[2] / "scripts" / "train_embedded"
 CONFIG = InfinityConfig(
