@@ -83,6 +83,10 @@ class Reduction:
             self._memory.put(site, full if self._restoration == "state" else self._change(x, y, tokens, past))
         return full
 
+    def concerns(self, site: Site) -> bool:
+        """Whether this is about a region at all; the others run all tokens."""
+        return self._where(site)
+
     def remembers(self, site: Site) -> bool:
         """Whether the output of a region is kept for a later scale."""
         return self._remember and self._restoration != "anchor" and self._where(site)

@@ -4,7 +4,11 @@ from typing import Protocol
 
 
 class Decoder(Protocol):
-    """Sizes of a convolutional decoder, see ``models/contract.py: TokenizerConfig``."""
+    """Sizes of a convolutional decoder.
+
+    ``dim``: channels of the latent. ``width``, ``multipliers``, ``blocks``: channels of the finest level,
+    their factors by level, residual blocks.
+    """
 
     @property
     def dim(self) -> int: ...
@@ -16,7 +20,7 @@ class Decoder(Protocol):
     def blocks(self) -> int: ...
 
     def attention_flops(self, height: int, width: int) -> float:
-        """FLOPs beside the convolutional blocks."""
+        """FLOPs beside the convolutional blocks, for a latent of this grid."""
         ...
 
 

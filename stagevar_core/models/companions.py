@@ -6,30 +6,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ..autoencoders.costs import Decoder
 from .contract import Quantizer
 
 
-class TokenizerConfig(Protocol):
-    """Sizes of an image tokenizer.
+class TokenizerConfig(Decoder, Protocol):
+    """Sizes of an image tokenizer. ``stride``: image pixels per latent pixel and side."""
 
-    ``dim``: channels of the latent. ``stride``: image pixels per latent pixel and side. ``width``,
-    ``multipliers``, ``blocks``: channels of the finest level, their factors by level, residual blocks.
-    """
-
-    @property
-    def dim(self) -> int: ...
     @property
     def stride(self) -> int: ...
-    @property
-    def width(self) -> int: ...
-    @property
-    def multipliers(self) -> tuple[int, ...]: ...
-    @property
-    def blocks(self) -> int: ...
-
-    def attention_flops(self, height: int, width: int) -> float:
-        """FLOPs of the decoder beside its convolutional blocks, for a latent of this grid."""
-        ...
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values for JSON."""

@@ -100,12 +100,12 @@ def _planned(
         )
         flops += units.refining(scale, rows)
         costs.append(flops.total + units.head * rows * (scale.tokens - tokens))
-        computed = _computed(plan, scale)
+        computed, appended = _computed(plan, scale), _appended(plan, units, scale)
         if plan.store and scale != info.schedule.final:
             stored += tokens
-            passing = max(passing, away * (length + computed))
+            passing = max(passing, away * (length + appended))
         else:
-            passing = max(passing, rows * (length + computed))
+            passing = max(passing, rows * (length + appended))
         reduced = plan.reduction is not None
         loads.append(Load(rows * scale.tokens, rows * computed, info.batch * scale.tokens, turns, reduced))
         remembered = max(remembered, _regions(plan, units, scale) * rows * scale.tokens)
@@ -128,6 +128,15 @@ def _computed(plan: ScalePlan, scale: Scale) -> int:
     """Tokens per row that a block runs on at the most; a plan for single branches may leave some whole."""
     whole = plan.reduction is None or not plan.reduction.spans or not plan.budget
     return scale.tokens if whole else max(plan.budget)
+
+
+def _appended(plan: ScalePlan, units: UnitCosts, scale: Scale) -> int:
+    """Tokens per row whose keys a layer appends at the most."""
+    if not isinstance(plan.reduction, Reduction) or plan.reduction.spans or not plan.budget:
+        return _computed(plan, scale)
+    attention = next(iter(units.branches))  # comes first in every family
+    sites = (Site(scale, range(layer, layer + 1), attention) for layer in range(units.depth))
+    return max(plan.budget) if all(map(plan.reduction.concerns, sites)) else scale.tokens
 
 
 def _regions(plan: ScalePlan, units: UnitCosts, scale: Scale) -> int:
