@@ -79,10 +79,10 @@ def known_codes(
         )
     for scale, *given in zip(schedule, known, masks or known, strict=False):
         grid = quantizer.latent_grid(scale)
-        for what, tensor in zip(("codes", "mask"), given, strict=True):
+        for what, tensor in zip(("codes of scale {} have", "mask of scale {} has"), given, strict=True):
             if tuple(tensor.shape[-2:]) != grid:
                 raise ValueError(
-                    f"the known {what} of scale {scale.index} have the grid {tuple(tensor.shape[-2:])}; this "
+                    f"the known {what.format(scale.index)} the grid {tuple(tensor.shape[-2:])}; this "
                     f"schedule has {grid} there. Encode the picture, and make its masks, for this schedule"
                 )
     return [Known(code, masks[index] if masks else None) for index, code in enumerate(known)]

@@ -13,7 +13,7 @@ from stagevar_core.sampling.forecast import forecast
 from stagevar_core.sampling.generate import generate
 from stagevar_core.sampling.noise import SeededNoise
 from stagevar_core.sampling.settings import SamplingSettings
-from tests.support.capability import Bench, Family, check_policy
+from tests.support.capability import Bench, Family, check_policy, codebook
 from tests.support.tiny import prompts, randomize
 from tests.support.tiny_var import labels, squares, tiny_vq
 from tests.support.toy_family import Toy, ToyConfig
@@ -31,9 +31,7 @@ def toy() -> Toy:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_family_that_signs_runs_under_every_preset(name: str) -> None:
-    family = Family(
-        "toy", lambda schedule: toy(), labels, lambda schedule: tiny_vq().quantizer(), unguided=0.0
-    )
+    family = Family("toy", lambda schedule: toy(), labels, codebook, unguided=0.0)
     check_policy(Bench(family, SCHEDULE), PRESETS[name])
 
 
@@ -42,9 +40,7 @@ def test_its_work_is_forecast_and_reported(name: str) -> None:
     model = toy()
     info = RunInfo(SCHEDULE, model.config.depth, 1, True, False, (3,))
     planned = forecast(PRESETS[name], info, run_costs(model, SCHEDULE, model.drawing_head()), 0).flops
-    quantizer = tiny_vq().quantizer()
-    options = {"noise": SeededNoise(3, 1), "quantizer": quantizer, "policy": PRESETS[name]}
-    trace = generate(model, labels(1), SCHEDULE, SETTINGS, **options).trace
+    trace = generate(model, labels(1), SCHEDULE, SETTINGS, **drawing(), policy=PRESETS[name]).trace
     assert sum(planned) == pytest.approx(trace.flops, rel=0.1)
     assert timeline(trace.to_dict()).size[0] >= 900
 
@@ -68,15 +64,7 @@ def refused(model, schedule=SCHEDULE, settings=SETTINGS, **options) -> str:
     for module in model.modules():
         module.register_forward_hook(lambda *call: seen.append(call))
     with pytest.raises(ValueError) as error:
-        generate(
-            model,
-            labels(1),
-            schedule,
-            settings,
-            noise=SeededNoise(0, 1),
-            quantizer=tiny_vq().quantizer(),
-            **options,
-        )
+        generate(model, labels(1), schedule, settings, **drawing(), **options)
     assert not seen
     return str(error.value)
 
@@ -98,11 +86,9 @@ def test_schedules_settings_and_codes_that_cannot_be_are_refused() -> None:
     assert "codes of scale 1 have the grid (3, 3); this schedule has (2, 2)" in refused(toy(), known=known)
     masks = [torch.ones(1, 1, 1, dtype=torch.bool), torch.ones(1, 4, 4, dtype=torch.bool)]
     known[1] = torch.zeros(1, 2, 2, dtype=torch.long)
-    assert "mask of scale 1 have the grid (4, 4)" in refused(toy(), known=known, masks=masks)
+    assert "mask of scale 1 has the grid (4, 4)" in refused(toy(), known=known, masks=masks)
 
 
 def test_the_wrong_kind_of_conditioning_is_named() -> None:
     with pytest.raises(ValueError, match="Toy is conditioned on a class label, got an encoded text"):
-        generate(
-            toy(), prompts(3), SCHEDULE, SETTINGS, noise=SeededNoise(0, 1), quantizer=tiny_vq().quantizer()
-        )
+        generate(toy(), prompts(3), SCHEDULE, SETTINGS, **drawing())
