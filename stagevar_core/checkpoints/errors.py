@@ -24,3 +24,8 @@ def short(name: object, limit: int = 300) -> str:
     if len(text) > limit:
         text = f"{text[: limit // 2]}...{text[-limit // 4 :]}"
     return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
+
+
+def article(title: str) -> str:
+    """A title with its indefinite article."""
+    return f"{'an' if title[0] in 'AEIOU' else 'a'} {title}"

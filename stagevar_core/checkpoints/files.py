@@ -4,7 +4,8 @@ import json
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,10 +13,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from .errors import CheckpointError, NeedsCodeError, listed
+from .errors import CheckpointError, NeedsCodeError, listed, short
 from .shards import PICKLES, SAFETENSORS, Parts, parts_of
 
-_MAX_HEADER = 100_000_000  # the safetensors format's own limit
+_MAX_HEADER = 100_000_000  # bytes, the safetensors format's own limit
+_MAX_GROWTH = 50  # of a compressed archive
 
 # First bytes of files that are often saved under a checkpoint's name.
 _SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
@@ -122,9 +124,10 @@ def _check_length(path: Path) -> None:
         header = json.loads(raw) if len(raw) == length else {}
         entries = [entry for name, entry in header.items() if name != "__metadata__"]
         needed += max((int(entry["data_offsets"][1]) for entry in entries), default=0)
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+    except (ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
-            f"{path}: damaged safetensors header ({error}); expected a table of tensors. Download it again"
+            f"{path}: damaged safetensors header ({short(error, 120)}); expected a table of tensors. "
+            "Download it again"
         ) from error
     if size < needed:
         raise CheckpointError(
@@ -133,13 +136,10 @@ def _check_length(path: Path) -> None:
 
 
 def _read_pickle(path: Path, archive: bool) -> RawCheckpoint:
-    if archive and not zipfile.is_zipfile(path):
-        raise CheckpointError(
-            f"{path}: the file is cut off ({path.stat().st_size:,} bytes, the archive's end is missing); "
-            "download it again"
-        )
+    records = _records(path) if archive else []
+    mapped = archive and all(record.compress_type == zipfile.ZIP_STORED for record in records)
     try:
-        content = torch.load(str(path), map_location="cpu", weights_only=True, mmap=archive)
+        content = torch.load(str(path), map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         raise _needs_code(path, str(error)) from None
     except Exception as error:  # damaged bytes make it fail in many ways
@@ -153,7 +153,62 @@ def _read_pickle(path: Path, archive: bool) -> RawCheckpoint:
         raise CheckpointError(
             f"{path}: holds a {type(content).__name__}; expected a dict of tensors. Save `model.state_dict()`"
         )
+    _check_tensors(content, records if mapped else None, path)
     return RawCheckpoint(dict(content), None, str(path))
+
+
+def _records(path: Path) -> list[zipfile.ZipInfo]:
+    """The entries of an archive; raises for one that is cut off or that unpacks to far more than it is."""
+    size = path.stat().st_size
+    try:
+        with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise CheckpointError(
+            f"{path}: the file is cut off or damaged ({size:,} bytes, the archive's end cannot be read: "
+            f"{short(error, 120)}); download it again"
+        ) from error
+    unpacked = sum(record.file_size for record in records)
+    if unpacked > max(_MAX_GROWTH * size, _MAX_HEADER):
+        raise CheckpointError(
+            f"{path}: {size:,} bytes that unpack to {unpacked:,}; expected the weights of a trained model, "
+            "which hardly shrink. Get the file from its publisher"
+        )
+    return records
+
+
+def _check_tensors(content: Mapping[Any, Any], records: list[zipfile.ZipInfo] | None, path: Path) -> None:
+    """Raise for tensors without storage, and for mapped ones that are longer than their ``records``."""
+    sizes: dict[int, int] = {}
+    for name, tensor in _tensors(content):
+        if tensor.is_meta:
+            raise CheckpointError(
+                f"{path}: the tensor {short(name)} is on the meta device, without numbers; expected weights. "
+                "Save the model again after loading its weights"
+            )
+        if records is not None and tensor.layout is torch.strided and not tensor.is_nested:
+            storage = tensor.untyped_storage()
+            sizes[storage.data_ptr()] = storage.nbytes()
+    stored = Counter(record.file_size for record in records or ())
+    if records is not None and (extra := Counter(filter(None, sizes.values())) - stored):
+        raise CheckpointError(
+            f"{path}: damaged PyTorch file ({extra.total()} tensors are longer than what is stored of them); "
+            "download it again"
+        )
+
+
+def _tensors(content: Mapping[Any, Any]) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor in nested dicts and lists with the names that lead to it, each container once."""
+    seen: set[int] = set()
+    waiting: list[tuple[str, Any]] = [("", content)]
+    while waiting:
+        name, value = waiting.pop()
+        if isinstance(value, Tensor):
+            yield name, value
+        elif isinstance(value, Mapping | list | tuple) and id(value) not in seen:
+            seen.add(id(value))
+            entries = value.items() if isinstance(value, Mapping) else enumerate(value)
+            waiting += [(f"{name}.{short(key)}" if name else short(key), each) for key, each in entries]
 
 
 def _needs_code(path: Path, reason: str) -> NeedsCodeError:
