@@ -154,10 +154,6 @@ class StagedRun:
                 length = min(length, self._kv_budget(other) or length)
         return longest - start
 
-    def mixture(self, x: Tensor, budget: int, site: Site) -> TokenMap:
-        """What runs in place of the tokens ``x`` (rows, L, C) of a projected region, from the seeds' draws."""
-        return random_projection(x, budget, self._generators, raster_positions=True)
-
     def observe(self, seen: Seen) -> None:
         """Remember what the scores need of a scale's outputs."""
         tokens = self.settings.tokens
@@ -203,7 +199,7 @@ class StagedRun:
             if budget >= scale.tokens:
                 return None
             if settings.mode == "projection":
-                return self.mixture(x, budget, site)
+                return random_projection(x, budget, self._generators, raster_positions=True)
             # The same tokens in every span that runs as many: they then have a state of their own.
             if self._chosen is None or self._chosen.count != budget:
                 delta = self.memory.get(site) if settings.restoration == "delta" else None

@@ -8,10 +8,10 @@ from .changes import changed
 from .settings import Guidance, StageSettings, Tokens
 from .staged import StagedPolicy
 
-# Ratios of the ranks of the 8 chunks to the tokens at an energy share of 0.96, by area fraction of scales 40, 48
-# and 64 of 64, with the digits of the public code's table. It was measured on Infinity-2B and is used for all
-# models: 27 219 337 401 410 317 252 306 of 1600 tokens, 31 271 437 512 541 422 309 376 of 2304, 34 223 341 273
-# 233 122 157 228 of 4096.
+# Ratios of the ranks of the 8 chunks to the tokens at an energy share of 0.96, by area fraction of scales 40,
+# 48 and 64 of 64, with the digits of the public code's table. It was measured on Infinity-2B and is used for
+# all models: 27 219 337 401 410 317 252 306 of 1600 tokens, 31 271 437 512 541 422 309 376 of 2304, 34 223
+# 341 273 233 122 157 228 of 4096.
 RANKS = (
     (
         0.390625,
@@ -39,9 +39,10 @@ PAPER = StagedPolicy("paper", _SETTINGS)
 """What the paper's figure shows: the whole fidelity stage runs, none of its scales is skipped.
 
 Reported for Infinity-2B: 3.4x, GenEval 0.73 -> 0.72 (the published code skips two scales, see below).
-Deviations: draws come from the image's seed instead of a global generator, ranks are interpolated by area
-fraction between the published ones, any grid and batch runs, and the null text is used even when the user
-gives a negative prompt.
+Equal to the public code bit for bit where its mixtures and positions are put in place of ours. Deviations:
+draws come from the image's seed instead of a global generator, ranks are interpolated by area fraction
+between the published ones, any grid and batch runs, and the null text is used even when the user gives a
+negative prompt.
 """
 
 PAPER_RELEASED = StagedPolicy("paper-released", changed(_SETTINGS, skip=2))

@@ -186,7 +186,7 @@ class ScaleContext:
         return reduction.restore(x, y, tokens, site)
 
     def _tokens(self, reduction: TokenReduction, x: Tensor, site: Site) -> TokenMap | None:
-        """The tokens of a region; rows that share what a branch computes keep those of the conditional one."""
+        """The tokens of a region; rows that share a branch keep those of the conditional one."""
         if site.part not in self.per_image:
             return reduction.reduce(x, site)
         if site.half == 1 and site.part in self.kept:
