@@ -5,6 +5,7 @@ same and is refused with the same words wherever it is set. Lists may stand for 
 boundaries and windows, as JSON has them; what a value may be is checked by the settings themselves.
 """
 
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import TypeVar
 
@@ -25,6 +26,8 @@ _PARTS = {
 }
 NAMES = ("boundaries", "structure_end", *(name for part in _PARTS.values() for name in part), "skip")
 """What :func:`changed` takes. ``structure_end`` moves the boundaries, ``semantic_end`` only where it must."""
+AUTO = "auto"
+_OWN = ("keep", "code_weight", "structure_end", "skip")  # may be AUTO, or -1 as older workflows have it
 
 Object = TypeVar("Object", StageBoundaries, LocalWindow)
 
@@ -37,13 +40,28 @@ def flat(settings: StageSettings) -> dict[str, object]:
     return {**values, "skip": settings.skip}
 
 
+def given(changes: Mapping[str, object]) -> dict[str, object]:
+    """``changes`` without those that leave a preset's own value: 'auto', or -1, of the numbers that have one.
+
+    Other negative numbers stay, and are refused where they are set.
+    """
+
+    def own(name: str, value: object) -> bool:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return name in _OWN and ((number and value == -1) or (isinstance(value, str) and value == AUTO))
+
+    return {name: value for name, value in changes.items() if not own(name, value)}
+
+
 def changed(settings: StageSettings, /, **changes: object) -> StageSettings:
     """``settings`` with some values replaced, by the names in :data:`NAMES`.
 
-    Shares over the depth are averaged where all blocks are reduced at once. Raises ``ValueError`` for names
-    that are none and values that cannot be used: the name, what was found, what is allowed.
+    Values that :func:`given` takes for the preset's own change nothing. Shares over the depth are averaged
+    where all blocks are reduced at once. Raises ``ValueError`` for names that are none and values that cannot
+    be used: the name, what was found, what is allowed.
     """
     keys("", changes, NAMES)
+    changes = given(changes)
     values = {name: converted(name, value) for name, value in changes.items()}
     if "structure_end" in values:
         if "boundaries" in values:

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 
-from ..checks import one_of
+from ..checks import keys, one_of
 from .auto import AutoPolicy, AutoSettings
-from .changes import changed
+from .changes import NAMES, changed, given
 from .fastvar import FASTVAR
 from .policy import AccelerationPolicy, DensePolicy
 from .settings import Guidance, StageSettings, Tokens
@@ -70,17 +70,33 @@ def preset(name: str, /, **overrides: object) -> AccelerationPolicy:
     return adjusted(policy, overrides) if overrides else policy
 
 
-def adjusted(policy: AccelerationPolicy, changes: Mapping[str, object], schedule: str = "") -> StagedPolicy:
-    """A preset with some of its settings replaced; ``schedule``: the file that they come from.
+def adjusted(policy: AccelerationPolicy, changes: Mapping[str, object]) -> AccelerationPolicy:
+    """A preset with some of its settings replaced; itself where all of them are to stay its own.
 
     ``ValueError`` for methods without stages, which have no such settings, unknown names, and values that
-    cannot be used.
+    cannot be used. What says the preset's own: see :func:`~.changes.given`.
     """
-    if not isinstance(policy, StagedPolicy):
-        staged = [name for name, known in PRESETS.items() if isinstance(known, StagedPolicy)]
-        what = "schedule" if schedule else next(iter(changes), "change")
-        raise ValueError(
-            f"preset {policy.name!r} is a fixed method and takes no {what}; expected one of {staged}, or no "
-            f"{what}"
-        )
-    return StagedPolicy(f"{policy.name} ({schedule or 'changed'})", changed(policy.settings, **changes))
+    kept = given(keys("", changes, NAMES))
+    if not kept:
+        return policy
+    return StagedPolicy(
+        f"{policy.name} (changed)", changed(_staged(policy, next(iter(kept))).settings, **kept)
+    )
+
+
+def scheduled(policy: AccelerationPolicy, changes: Mapping[str, object], schedule: str) -> StagedPolicy:
+    """A preset with what the file ``schedule`` replaces; ``ValueError`` as of :func:`adjusted`."""
+    return StagedPolicy(
+        f"{policy.name} ({schedule})", changed(_staged(policy, "schedule").settings, **changes)
+    )
+
+
+def _staged(policy: AccelerationPolicy, what: str) -> StagedPolicy:
+    """``policy`` where it has stages; ``what``: that which it would take then."""
+    if isinstance(policy, StagedPolicy):
+        return policy
+    staged = [name for name, known in PRESETS.items() if isinstance(known, StagedPolicy)]
+    raise ValueError(
+        f"preset {policy.name!r} is a fixed method and takes no {what}; expected one of {staged}, or no "
+        f"{what}"
+    )

@@ -8,17 +8,18 @@ What a file leaves out stays as the preset has it.
 
 import json
 import re
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeGuard
 
-from ..checks import refuse
+from ..checks import refuse, shown
 from ..files import replaced
 from ..network.local import LocalWindow
 from .changes import changed
 from .policy import AccelerationPolicy
-from .presets import adjusted
+from .presets import scheduled
 from .schedule_reader import FORMAT, MAX_BYTES, SIZES, VERSION, Identity, Measured, read
 from .settings import Keep, StageSettings
 from .staged import StagedPolicy
@@ -46,12 +47,11 @@ class StageSchedule:
     def load(cls, path: Path | str) -> "StageSchedule":
         """Read a file; ``ValueError`` names the key, the value and what is allowed there."""
         path = Path(path)
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
+        data = _read(path)
         if len(data) > MAX_BYTES:
             raise ValueError(f"{path.name} has more than {MAX_BYTES} bytes; a schedule has a few thousand")
         try:
-            text = data.decode("utf-8")
+            text = data.decode("utf-8-sig")  # some editors begin a file with a mark
         except UnicodeDecodeError as error:
             raise ValueError(f"{path.name} is no text in UTF-8 ({error}); expected a JSON object") from None
         return cls.parse(text, path.name)
@@ -113,7 +113,7 @@ class StageSchedule:
             changes["boundaries"] = self.boundaries
         if self.keep is not None:
             changes["keep"] = self.keep
-        return adjusted(policy, changes, self.source)
+        return scheduled(policy, changes, self.source)
 
 
 def identity(family: str, sizes: Mapping[str, object]) -> Identity:
@@ -143,6 +143,20 @@ def resolve(folder: Path | str, name: str) -> Path:
             f"the schedule {name!r} is a link that leaves {folder.name}; expected a file in that folder"
         )
     return path
+
+
+def _read(path: Path) -> bytes:
+    """A file's bytes, no more than one beyond :data:`MAX_BYTES`; ``ValueError`` where there are none."""
+    what = f"a schedule file at {shown(str(path))}"
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would wait for somebody who writes to it
+            raise ValueError(f"{path.name} is no file; expected {what}")
+        with path.open("rb") as file:
+            return file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise ValueError(f"{path.name} is not there; expected {what}") from None
+    except OSError as error:
+        raise ValueError(f"{shown(path.name)} cannot be read ({error.strerror}); expected {what}") from None
 
 
 def _described(model: Identity) -> str:

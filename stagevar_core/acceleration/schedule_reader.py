@@ -8,8 +8,8 @@ import json
 from collections.abc import Mapping
 from typing import NoReturn, TypedDict
 
-from ..checks import inside, keys, number, refuse, shown, whole
-from .changes import NAMES, changed, converted
+from ..checks import SHOWN, inside, keys, number, refuse, shown, whole
+from .changes import NAMES, changed, converted, given
 from .settings import MOST_CHUNKS, MOST_SCALES, Keep, StageSettings, checked_keep
 from .stages import StageBoundaries
 
@@ -83,8 +83,11 @@ def read(text: str, source: str) -> Contents:
         raise ValueError(f"{source} is no valid JSON ({error}); expected a schedule") from None
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
-    with inside(f"{source}: "):
-        return _contents(values)
+    try:
+        with inside(f"{source}: "):
+            return _contents(values)
+    except RecursionError:  # what JSON could nest, but a message could not show
+        raise ValueError(f"{source} is nested too deeply; expected a schedule") from None
 
 
 def _contents(values: object) -> Contents:
@@ -102,7 +105,7 @@ def _contents(values: object) -> Contents:
     return {
         "model": _model(values["model"]) if "model" in values else None,
         "boundaries": boundaries,
-        "keep": checked_keep(values["keep"]) if "keep" in values else None,
+        "keep": checked_keep(values["keep"]) if "keep" in given(values) else None,
         "settings": settings,
         "measured": _measured(values["measured"]) if "measured" in values else None,
     }
@@ -111,8 +114,9 @@ def _contents(values: object) -> Contents:
 def _model(values: object) -> Identity:
     """A family and sizes."""
     sizes = keys("model", values, ("family", *SIZES))
-    if not isinstance(sizes.get("family"), str):
-        refuse("model.family", sizes.get("family"), "the name of a model family such as 'infinity'")
+    family = sizes.get("family")
+    if not isinstance(family, str) or len(family) > SHOWN or not family.isprintable():
+        refuse("model.family", family, "the name of a model family such as 'infinity'")
     for name, value in sizes.items():
         if name != "family":
             whole(f"model.{name}", value, 0, _COUNT)

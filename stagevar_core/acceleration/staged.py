@@ -149,9 +149,11 @@ class StagedRun:
                 length += other.tokens
                 longest = max(longest, length)
             elif self.settings.cache.kv != "none" and not self.skipped(other):
-                length += 0 if other == self.info.schedule.final else max(self.budgets(other))
+                budgets = self.budgets(other)
+                length += 0 if other == self.info.schedule.final else max(budgets)
                 longest = max(longest, length)
-                length = min(length, self._kv_budget(other) or length)
+                if min(budgets):  # blocks without tokens do not attend, and what they store stays as it is
+                    length = min(length, self._kv_budget(other) or length)
         return longest - start
 
     def observe(self, seen: Seen) -> None:

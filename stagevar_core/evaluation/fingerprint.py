@@ -31,9 +31,11 @@ def weights(*models: object) -> str:
 
 
 def code() -> str:
-    """Of the source of this package, which decides what is measured."""
+    """Of this package, its source and its tables, which decide what is measured."""
     core = Path(__file__).parents[1]
-    return digest(*(file.read_bytes() for file in sorted(core.rglob("*.py"))))
+    files = sorted(file for kind in ("*.py", "*.json") for file in core.rglob(kind))
+    named = ((file.relative_to(core).as_posix(), file.read_bytes()) for file in files)
+    return digest(*(f"{name} {len(data)} ".encode() + data for name, data in named))
 
 
 def _sampled(name: str, value: Tensor) -> bytes:

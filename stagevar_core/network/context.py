@@ -14,7 +14,7 @@ from ..schedule import Scale, ScaleSchedule
 from .attention import Attend, AttentionFn
 from .cache import KVCache
 from .local import LocalWindow, WindowTable, local_attention
-from .tokens import Site, TokenReduction, in_parts
+from .tokens import Site, TokenMap, TokenReduction, in_parts
 
 Branch = Callable[[Tensor, Tensor | None], Tensor]
 """A residual branch: tokens (rows, L, C) and their rotary positions to what is added, (rows, L, C)."""
@@ -36,8 +36,9 @@ class ScaleContext:
     they run, over all rows and blocks. ``tables``: what local attention worked out, the same in all blocks.
 
     ``turns``: the conditional and the unconditional rows, where every block runs the one after the other;
-    empty: all rows together. ``half``: which of them this is, None is all rows. ``per_image``: branches that
-    run for the conditional rows alone and serve both, through ``given`` where rows run in turn.
+    empty: all rows together. ``half``: which of them this is, None is all rows. ``images``: rows of one kind.
+    ``per_image``: branches that run for the conditional rows alone and serve both, on the same tokens;
+    through ``given`` and ``kept`` where rows run in turn.
     """
 
     scale: Scale
@@ -56,8 +57,10 @@ class ScaleContext:
     tables: dict[tuple[Scale, ...], WindowTable] = field(default_factory=dict)
     turns: Sequence[Turn] = ()
     half: int | None = None
+    images: int = 1
     per_image: tuple[str, ...] = ()
     given: dict[str, Tensor] = field(default_factory=dict)
+    kept: dict[str, TokenMap | None] = field(default_factory=dict)
 
     def run(self, blocks: Sequence[nn.Module], x: Tensor) -> Tensor:
         """All blocks in order, (rows, L, C); spans of them on fewer tokens where the plan says so."""
@@ -171,7 +174,7 @@ class ScaleContext:
         reduction = self.reduction
         if reduction is None:
             return compute(x, self.positions)
-        tokens = reduction.reduce(x, site)
+        tokens = self._tokens(reduction, x, site)
         if tokens is None:
             y = compute(x, self.positions)
         elif tokens.count == 0:
@@ -181,3 +184,16 @@ class ScaleContext:
                 self.work["reduction"] += 2 * tokens.matrix.numel() * x.shape[-1]
             y = compute(tokens.apply(x), tokens.positions(self.positions))
         return reduction.restore(x, y, tokens, site)
+
+    def _tokens(self, reduction: TokenReduction, x: Tensor, site: Site) -> TokenMap | None:
+        """The tokens of a region; rows that share a branch keep those of the conditional one."""
+        if site.part not in self.per_image:
+            return reduction.reduce(x, site)
+        if site.half == 1 and site.part in self.kept:
+            return self.kept.pop(site.part)
+        tokens = reduction.reduce(x, site)
+        if tokens is not None and len(x) > self.images:
+            tokens = tokens.shared(self.images, len(x) // self.images)
+        if site.half == 0:
+            self.kept[site.part] = tokens
+        return tokens

@@ -49,6 +49,13 @@ class TokenMap:
             return gather_tokens(x, self.keep)
         return (self.matrix.to(x.dtype).mT @ x).to(x.dtype)
 
+    def shared(self, rows: int, times: int) -> "TokenMap":
+        """The map of the first ``rows`` for all of ``times`` as many rows."""
+        parts = (self.keep, self.matrix, self.at)
+        return TokenMap(
+            *(None if p is None else p[:rows].repeat(times, *(1,) * (p.dim() - 1)) for p in parts)
+        )
+
     def positions(self, angles: Tensor | None) -> Tensor | None:
         """Rotary angles (2, rows, r, D / 2) of the r tokens from all, (2, L, D / 2); None stays None."""
         return None if angles is None else angles[:, self.keep if self.at is None else self.at]

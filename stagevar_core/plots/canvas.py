@@ -16,6 +16,7 @@ BLUE, ORANGE, GREEN, VIOLET = (37, 99, 175), (214, 107, 25), (21, 128, 98), (124
 GREY, PALE = (148, 156, 168), (205, 211, 220)
 STAGES = {"semantic": (234, 241, 251), "structure": (232, 245, 238), "fidelity": (253, 243, 230)}
 LEFT, RIGHT = 92, 28  # margins of a panel that spans the canvas
+_LEAST = 1e-300  # smaller numbers have no tenth that is not 0
 _OVERSAMPLE = 3  # Pillow draws lines without smoothing
 
 
@@ -42,7 +43,7 @@ def ramp(count: int) -> list[Colour]:
 
 def ticks(high: float, wanted: int = 4) -> list[float]:
     """Round numbers from 0 to at least ``high``."""
-    if not high > 0 or not math.isfinite(high):
+    if not high > _LEAST or not math.isfinite(high):
         return [0.0, 1.0]
     rough = high / wanted
     power = 10.0 ** math.floor(math.log10(rough))
@@ -184,7 +185,7 @@ class Panel:
     """Axes in a rectangle of a canvas; x runs from 0 to 1, y from 0 to ``high``."""
 
     def __init__(self, canvas: Canvas, corner: Point, size: Point, high: float) -> None:
-        self.canvas, self.high = canvas, high or 1.0
+        self.canvas, self.high = canvas, high if high > _LEAST else 1.0
         self.left, self.top = corner
         self.right, self.bottom = corner[0] + size[0], corner[1] + size[1]
 

@@ -182,6 +182,7 @@ class Run:
             after_block=after_block,
             work=work,
             turns=rows.turns,
+            images=rows.batch,
             per_image=self.model.config.unit_costs.per_image,
         )
 

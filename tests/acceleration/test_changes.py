@@ -58,6 +58,13 @@ GOOD = {
 BAD = {
     "keep, true": {"keep": True},
     "keep, text": {"keep": "half"},
+    "keep, between": {"keep": -0.5},
+    "keep, nearly": {"keep": -0.9999},
+    "keep, below": {"keep": -2},
+    "code_weight, between": {"code_weight": -0.5},
+    "structure_end, between": {"structure_end": -1e-6},
+    "skip, below": {"skip": -2},
+    "evenness, own": {"evenness": "auto"},
     "keep, null": {"keep": None},
     "keep, out of range": {"keep": 1.5},
     "keep, no points": {"keep": []},
@@ -116,6 +123,23 @@ def test_every_face_makes_the_same_settings(name: str, changes: dict) -> None:
     assert hash(expected) is not None  # what came as lists is tuples
     for face in FACES.values():
         assert face(name, changes) == expected
+
+
+OWN = {
+    "auto": {"keep": "auto", "code_weight": "auto", "structure_end": "auto", "skip": "auto"},
+    "as older workflows have it": {"keep": -1.0, "code_weight": -1, "structure_end": -1.0, "skip": -1},
+}
+
+
+@pytest.mark.parametrize("changes", OWN.values(), ids=OWN)
+def test_a_value_may_be_left_to_the_preset(changes: dict) -> None:
+    for name, policy in PRESETS.items():
+        assert preset(name, **changes) is policy  # fixed methods as well
+        assert chosen_policies(name, [f"{key}={value}" for key, value in changes.items()])[name] is policy
+    for face in (by_preset, *FACES.values()):
+        assert face("fast", changes) == PRESETS["fast"].settings
+        beside = face("fast", {**changes, "reuse": 0.25})
+        assert beside == changed(PRESETS["fast"].settings, reuse=0.25)
 
 
 @pytest.mark.parametrize("changes", BAD.values(), ids=BAD)

@@ -29,9 +29,16 @@ from stagevar_core.network.context import ScaleContext
 from stagevar_core.sampling.noise import SeededNoise
 from stagevar_core.sampling.result import Monitor
 from stagevar_core.sampling.settings import SamplingSettings
-from stagevar_core.schedule import ScaleSchedule, infinity_aspect_table
+from stagevar_core.schedule import (
+    SIDES_256,
+    SIDES_512,
+    SIDES_1024,
+    ScaleSchedule,
+    infinity_aspect_table,
+)
 from tests.support.pairs import pairs
 from tests.support.tiny import SQUARE, TALL, Logits, prompts, run, same_codes, tiny_infinity
+from tests.support.tiny_var import squares
 
 # Three scales beyond a quarter of the area, as the schedules of 1024 px.
 LONG = ScaleSchedule.of([(1, 1), (2, 2), (3, 3), (4, 4), (5, 5), (6, 6), (8, 8)], (64, 64))
@@ -184,17 +191,42 @@ def test_fastvar_prunes_two_scales_and_skips_two() -> None:
     assert found.scales[3].visible == pytest.approx(visible)  # only the kept tokens are in the cache
 
 
-def test_fastvar_takes_the_setting_for_hart_where_few_scales_are_large() -> None:
-    found = run(tiny_infinity(), prompts(5), SQUARE, policy=FASTVAR).trace
-    assert [scale.budget for scale in found.scales] == [(), (), (), (8,), (9,)]
-    assert found.skipped == 0 and len(found.notes) == 1 and "HART" in found.notes[0]
-    # Cross-attention runs on all 36 tokens, the two other branches on 9.
-    assert found.scales[-1].computed == pytest.approx((9 + 36 + 9) / 3)
+@pytest.mark.parametrize("shape", ["square", "tall"])
+def test_fastvar_skips_nothing_where_few_scales_are_large(shape: str) -> None:
+    schedule = SHAPES[shape]
+    found = run(tiny_infinity(depth=32), prompts(5), schedule, policy=FASTVAR).trace
+    kept = [
+        scale.tokens - int(share * scale.tokens)
+        for scale, share in zip(schedule.scales[-2:], (0.4, 0.5), strict=True)
+    ]
+    assert [scale.budget for scale in found.scales] == [()] * (len(schedule) - 2) + [(kept[0],), (kept[1],)]
+    assert found.skipped == 0 and len(found.notes) == 1 and "none of them is skipped" in found.notes[0]
+    # All three branches of 25 of the 32 blocks, as on the published schedules.
+    last = schedule.final.tokens
+    assert found.scales[-1].computed == pytest.approx((25 * kept[1] + 7 * last) / 32)
+
+
+def test_fastvar_has_the_setting_for_hart_on_its_schedule_alone() -> None:
+    started = FASTVAR.start(info(squares(*SIDES_1024), depth=24))
+    plans = [started.plan(scale) for scale in started.info.schedule]
+    assert all(plan.run for plan in plans) and started.anchor == 11  # side 36
+    assert [plan.budget for plan in plans[-3:]] == [(), (48 * 48 // 2,), (64 * 64 // 4,)]
+    assert started.setting is ON_HART and started.layers == range(24)
+    assert len(started.notes) == 1 and "HART" in started.notes[0]
+    for others in (
+        SIDES_256,
+        SIDES_512,
+    ):  # of VAR and STAR: the public code has no setting, ours is Infinity's
+        started = FASTVAR.start(info(squares(*others), depth=30))
+        plans = [started.plan(scale) for scale in started.info.schedule]
+        assert [plan.run for plan in plans] == [True] * 8 + [False] * 2 and not started.notes
+        assert [bool(plan.budget) for plan in plans] == [False] * 6 + [True] * 2 + [False] * 2
+        assert started.setting is ON_INFINITY and started.layers == range(3, 28)
 
 
 @pytest.mark.parametrize("part", ["self", "cross", "ffn"])
 def test_fastvar_adds_the_anchor_scales_branch_output_to_the_tokens_it_drops(part: str) -> None:
-    policy = FastVAR(replace(ON_INFINITY, layers=(0.0, 1.0)))
+    policy = FastVAR(replace(ON_INFINITY, blocks=None))
     started = policy.start(info(WIDE))
     generator = torch.Generator().manual_seed(0)
     seen: list[Tensor] = []
@@ -232,10 +264,22 @@ def test_fastvar_adds_the_anchor_scales_branch_output_to_the_tokens_it_drops(par
     assert restored.tolist() == [WIDE[4].tokens // 2] * 4
 
 
-def test_fastvar_prunes_the_same_share_of_any_depth() -> None:
-    assert FASTVAR.start(info(LONG, 32)).layers == range(3, 28)
-    assert FASTVAR.start(info(LONG, 40)).layers == range(4, 35)
-    assert FASTVAR.start(info(SQUARE, 40)).layers == range(40)  # HART's setting
+def test_fastvar_prunes_the_blocks_of_its_code_where_a_model_has_them() -> None:
+    assert [FASTVAR.start(info(LONG, depth)).layers for depth in (28, 32, 40)] == [range(3, 28)] * 3
+    # Fewer blocks: the same part of the depth, dense at the start and at the end.
+    assert FASTVAR.start(info(LONG, 16)).layers == range(2, 14)
+    assert FASTVAR.start(info(SQUARE, 6)).layers == range(1, 5)
+    assert FASTVAR.start(info(LONG, 1)).layers == range(0, 1)
+
+
+def test_the_ranks_are_those_of_the_public_code() -> None:
+    started = PRESETS["paper"].start(info(infinity_aspect_table().schedule(1.0, "1M"), depth=32))
+    plans = [started.plan(scale) for scale in started.info.schedule]
+    assert [plan.budget for plan in plans[-3:]] == [
+        (27, 219, 337, 401, 410, 317, 252, 306),
+        (31, 271, 437, 512, 541, 422, 309, 376),
+        (34, 223, 341, 273, 233, 122, 157, 228),
+    ]
 
 
 def test_sparsevar_runs_what_changed_and_a_lattice_of_anchors() -> None:

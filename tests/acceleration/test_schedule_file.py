@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -229,8 +230,72 @@ def test_files_that_are_no_text_or_far_too_long_are_refused(tmp_path: Path) -> N
     path.write_bytes(b" " * (MAX_BYTES + 1))
     with pytest.raises(ValueError, match=rf"x\.json has more than {MAX_BYTES} bytes"):
         StageSchedule.load(path)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(ValueError, match=r"absent\.json is not there; expected a schedule file at"):
         StageSchedule.load(tmp_path / "absent.json")
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(FULL).encode())  # as some editors save it
+    assert StageSchedule.load(path) == StageSchedule.parse(json.dumps(FULL))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no pipes and permissions of that kind")
+@pytest.mark.parametrize(
+    "kind", ["folder", "pipe", "loop", "below a file", "long name", "zero", "unreadable"]
+)
+def test_what_cannot_be_read_is_an_error_of_ours(tmp_path: Path, kind: str, monkeypatch) -> None:
+    path = tmp_path / "x.json"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "loop":
+        path.symlink_to("x.json")
+    elif kind == "below a file":
+        path.write_text("{}")
+        path = path / "y.json"
+    elif kind == "long name":
+        path = tmp_path / ("x" * 300 + ".json")
+    elif kind == "zero":
+        path = Path("/dev/zero")
+    else:
+        path.write_text(json.dumps(FULL))
+
+        def refused(*_: object) -> None:
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(ValueError, match="expected a schedule file at") as found:
+        StageSchedule.load(path)
+    assert len(str(found.value)) < 300 and "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize("place", ["", "model", "settings", "boundaries", "measured", "measured.curves"])
+def test_tens_of_thousands_of_keys_take_no_longer_than_they_are_long(place: str) -> None:
+    many: dict = {f"key {i}": i for i in range(40_000)}
+    for key in reversed(place.split(".") if place else []):
+        many = {key: {**FULL["measured"], **many} if key == "measured" else many}
+    text = json.dumps({**FULL, **many} if place else {**many, **FULL})
+    started = time.process_time()
+    with pytest.raises(ValueError, match="is unknown; expected any of"):
+        StageSchedule.parse(text)
+    assert time.process_time() - started < 5.0
+    repeated = text[:-1] + ', "version": 1}'
+    with pytest.raises(ValueError, match="'version' is there twice"):
+        StageSchedule.parse(repeated)
+
+
+@pytest.mark.parametrize("depth", [10, 300, 900, 960, 980, 990, 2000, 400_000])
+@pytest.mark.parametrize(("opened", "closed"), [("[", "]"), ('{"a":', "}"), ("[[0.5, ", "]]")])
+def test_deep_nesting_is_refused_whatever_the_depth(depth: int, opened: str, closed: str) -> None:
+    text = json.dumps({"format": FORMAT, "version": VERSION})[:-1]
+    with pytest.raises(ValueError, match="nested too deeply|expected|characters"):
+        StageSchedule.parse(f'{text}, "keep": {opened * depth}1{closed * depth}}}')
+
+
+@pytest.mark.parametrize("family", ["x" * 1000, "two\nlines", "\ud800", "", "\0"])
+def test_a_family_is_a_short_name(family: str) -> None:
+    text = json.dumps({**FULL, "model": {"family": family}})
+    if family:
+        with pytest.raises(ValueError, match="model.family is .* expected the name of a model family"):
+            StageSchedule.parse(text)
 
 
 def test_every_setting_of_the_presets_can_be_written_and_read() -> None:

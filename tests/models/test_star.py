@@ -5,21 +5,25 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from stagevar_core.acceleration.fastvar import FastVAR, PruningSetting
 from stagevar_core.acceleration.presets import PRESETS
+from stagevar_core.acceleration.reduction import Reduction
 from stagevar_core.conditioning.clip import CLIPTextEncoder, read_tokenizer
 from stagevar_core.conditioning.types import ClassConditioning
 from stagevar_core.models.star import STAR
 from stagevar_core.models.star_sampler import pass_counts
 from stagevar_core.models.teacher import teacher_forced
 from stagevar_core.network.rotary import normalised_angles
+from stagevar_core.network.tokens import Site
 from stagevar_core.pipeline import Pipeline
 from stagevar_core.sampling.generate import generate
 from stagevar_core.sampling.noise import SeededNoise
 from stagevar_core.sampling.settings import SamplingSettings
 from stagevar_core.schedule import Scale, SquareTable
-from tests.support.tiny import Logits, plain_attention, same_codes
+from tests.support.tiny import FAR, Logits, plain_attention, same_codes
 from tests.support.tiny_star import SIDES, SQUARES, TEXT, encoded, tiny_clip, tiny_star, write_vocabulary
 from tests.support.tiny_var import DIM, labels, squares, tiny_vq
 
@@ -215,6 +219,61 @@ def test_presets_run_on_the_1024_schedule(name: str, sampler: int) -> None:
         assert torch.equal(dense.f_hat, result.f_hat)
     elif not policy.per_image:  # those decide by what was drawn
         assert result.trace.ratio > 1.2
+
+
+class Texts:
+    """What cross-attention adds to every token of every row, per block and scale that is reduced."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.found: list[tuple[Site, Tensor, Tensor]] = []
+        restore = Reduction.restore
+
+        def watched(reduction, x, y, tokens, site):
+            full = restore(reduction, x, y, tokens, site)
+            if site.part == "cross" and tokens is not None:
+                self.found.append((site, tokens.keep, full - x))
+            return full
+
+        monkeypatch.setattr(Reduction, "restore", watched)
+
+
+@pytest.mark.parametrize("sequential", [False, True], ids=["together", "in turn"])
+def test_pruned_tokens_of_both_rows_read_the_text_at_their_own_place(
+    sequential: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, model = Texts(monkeypatch), tiny_star(depth=4, levels=6, spread=FAR)
+    run(model, encoded(2), SHORT, policy=FastVAR(PruningSetting((0.4, 0.5), 0)), sequential=sequential)
+    assert seen.found
+    if sequential:
+        halves = seen.found[::2], seen.found[1::2]
+        pairs = [(a, b) for a, b in zip(*halves, strict=True)]
+    else:
+        pairs = [
+            ((site, keep[:2], added[:2]), (site, keep[2:], added[2:])) for site, keep, added in seen.found
+        ]
+    differing = 0
+    for (_, keep, given), (_, own, got) in pairs:
+        assert torch.equal(keep, own)
+        index = keep.unsqueeze(-1).expand(-1, -1, given.shape[-1])
+        assert torch.allclose(given.gather(1, index), got.gather(1, index), atol=1e-4)
+        differing += int((given.gather(1, index)[:, 1:] - given.gather(1, index)[:, :-1]).abs().max() > 0.01)
+    assert differing == len(pairs)  # tokens do not read the same, so that their order matters
+
+
+def test_rows_of_star_choose_their_own_tokens_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: dict[str, int] = {"self": 0, "ffn": 0}
+    reduce = Reduction.reduce
+
+    def watched(reduction, x, site):
+        tokens = reduce(reduction, x, site)
+        if tokens is not None and site.part in kept:
+            kept[site.part] += int((tokens.keep[:1] != tokens.keep[1:]).sum())
+        return tokens
+
+    monkeypatch.setattr(Reduction, "reduce", watched)
+    model = tiny_star(depth=4, levels=6, spread=FAR)
+    run(model, encoded(1), SHORT, policy=FastVAR(PruningSetting((0.4, 0.5), 0)))
+    assert all(kept.values())
 
 
 def test_the_text_is_counted_once_per_image() -> None:

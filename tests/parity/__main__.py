@@ -12,13 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
+from . import accelerated as parity_accelerated
 from . import infinity as parity_infinity
 from . import star as parity_star
 from . import var as parity_var
 from .report import Report, UnreadableFolder, UnreleasedOption
 
 # One module per family: claims(folder, config) -> bool, compare(folder, config, report).
-FAMILIES: tuple[ModuleType, ...] = (parity_infinity, parity_var, parity_star)
+FAMILIES: tuple[ModuleType, ...] = (parity_accelerated, parity_infinity, parity_var, parity_star)
 
 
 def read_config(folder: Path) -> dict:

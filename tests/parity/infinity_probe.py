@@ -87,4 +87,5 @@ class Probe(Monitor):
         self.seen[f"{self._place}block{arguments[2]:02d}_out"] = output
 
     def _drawn(self, drawing: Drawing, drawn: Drawn) -> None:
+        self.seen[f"{self._place}hidden"] = drawing.hidden
         self.seen[f"{self._place}bits"] = drawing.quantizer.to_tokens(drawn.kept)

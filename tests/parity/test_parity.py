@@ -14,7 +14,12 @@ from tests.parity.report import Report
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 COMMITTED = FIXTURES / "infinity"
 ALL = Path(__file__).parents[3] / "shared" / "fixtures"
-MEGABYTES = {"infinity": 8, "var": 3, "star": 3}  # of the committed folders of each family, at most
+MEGABYTES = {
+    "infinity": 8,
+    "var": 3,
+    "star": 3,
+    "accelerated": 3,
+}  # of the committed folders of each family, at most
 
 
 def run(folder: Path) -> tuple[Report, str]:
@@ -76,6 +81,48 @@ def test_one_wrong_bit_is_a_miss_and_counted(copy: Path) -> None:
     assert report.missed == 1
     line = next(line for line in printed.splitlines() if line.startswith("MISS"))
     assert "target_bits x5" in line and "mismatched bits 1/" in line and "worst at scale02" in line
+
+
+PEERS = FIXTURES / "accelerated"
+
+
+@pytest.mark.parametrize("folder", sorted((ALL / "accelerated").glob("*")), ids=lambda folder: folder.name)
+def test_the_public_code_of_the_peers_is_met_bit_for_bit(folder: Path) -> None:
+    report, printed = run(folder)
+    assert not report.failed and not report.left_out, printed
+    lines = printed.splitlines()
+    for name in json.loads((folder / "config.json").read_text(encoding="utf-8"))["runs"]:
+        said = next(line for line in lines if f" {name} " in line and ": " in line)
+        assert "preset paper" in said or "preset fastvar" in said  # not a plan of the folder's own
+        assert any(
+            f" {name} " in line and " bits x" in line and "mismatched bits 0/" in line for line in lines
+        )
+
+
+@pytest.fixture
+def peer(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(PEERS / "fastervar_d8", tmp_path / "any name"))
+
+
+@pytest.mark.parametrize("named", ["paper", "off"])
+def test_a_folder_with_a_plan_of_its_own_is_compared_on_its_own_numbers(peer: Path, named: str) -> None:
+    config = json.loads((peer / "config.json").read_text(encoding="utf-8"))
+    config |= {"preset": named, "preset_noskip": "fastvar"}
+    (peer / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    report, printed = run(peer)
+    assert not report.failed and not report.left_out, printed
+    assert f"method of {named} on the folder's own scales" in printed
+    assert "method of fastvar on the folder's own" in printed
+
+
+def test_another_drawn_position_and_another_rank_are_misses(peer: Path) -> None:
+    stored = load_file(peer / "outputs_greedy.safetensors")
+    name = "scale10.chunk3.I"
+    save_file({**stored, name: stored[name][:, :-1].contiguous()}, peer / "outputs_greedy.safetensors")
+    report, printed = run(peer)
+    assert report.missed
+    assert "other ranks in its tensors than in config.json" in printed
+    assert any(line.startswith("MISS") and " bits x" in line for line in printed.splitlines())
 
 
 def test_a_wrong_weight_is_a_miss(copy: Path) -> None:

@@ -1,5 +1,7 @@
 """Plots: every part of a trace, a calibration and a schedule is drawn, and nothing falls off the canvas."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -215,3 +217,23 @@ def test_a_curve_breaks_at_a_gap() -> None:
     )
     row = (np.asarray(canvas.finish())[50] == BLUE).all(axis=-1)
     assert row[30:80].all() and not row[100:120].any() and row[140:200].all()
+
+
+@pytest.mark.parametrize("value", [5e-324, 1e-310, 1e-301, 1e9])
+def test_a_curve_of_any_numbers_is_drawn(value: float) -> None:
+    """Subnormal numbers have no logarithm of their tenth."""
+    curve = {"mean": [value, value], "std": [value, 0.0]}
+    text = json.dumps(
+        {
+            "format": "stagevar-schedule",
+            "version": 1,
+            "measured": {
+                **{"alpha": 0.96, "chunks": 2, "prompts": 3, "seed": 0, "width": 32},
+                "schedule": [[1, 1], [2, 2]],
+                "curves": {name: curve for name in ("entropy", "image_psnr", "disagreement")},
+            },
+        }
+    )
+    schedule = StageSchedule.parse(text)
+    assert curves(schedule).size[0] > 900 and preview(schedule).size == (1000, 500)
+    assert ticks(value)[-1] >= min(value, 1.0)

@@ -34,7 +34,7 @@ RATIOS = {
     "turbo": (5.15, 4.67),
     "paper": (4.61, 4.19),
     "paper-released": (5.15, 4.67),
-    "fastvar": (4.24, None),  # on the 8B see below
+    "fastvar": (4.24, 3.63),
 }
 PUBLISHED = [
     (name, model, expected)
@@ -98,12 +98,6 @@ def ratio(model: str, policy: AccelerationPolicy) -> float:
 @pytest.mark.parametrize(("name", "model", "expected"), PUBLISHED)
 def test_preset_saves_what_is_published(name, model, expected):
     assert ratio(model, PRESETS[name]) == pytest.approx(expected, rel=TOLERANCE)
-
-
-def test_fastvar_on_the_large_model_with_the_block_numbers_of_its_code():
-    policy = PRESETS["fastvar"]
-    by_number = replace(policy, setting=replace(policy.setting, layers=(3 / 40, 28 / 40)))
-    assert ratio("8b", by_number) == pytest.approx(3.63, rel=TOLERANCE)
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from random import Random
 
 import pytest
 
+from stagevar_core.acceleration.changes import changed
+from stagevar_core.acceleration.fastvar import FastVAR, PruningSetting
 from stagevar_core.acceleration.policy import FirstScales, RunInfo
 from stagevar_core.acceleration.presets import PRESETS
+from stagevar_core.acceleration.settings import StageSettings
 from stagevar_core.acceleration.staged import StagedPolicy
+from stagevar_core.acceleration.stages import StageBoundaries
 from stagevar_core.conditioning.types import TextConditioning
 from stagevar_core.costs import kv_bytes
 from stagevar_core.models.infinity import INFINITY_2B
@@ -57,6 +62,96 @@ def test_work_that_is_planned_is_forecast(name: str) -> None:
         assert (flops > 0) == scale.ran
         # Mixing tokens is left out, and spans of unequal budgets count by their mean.
         assert flops == pytest.approx(scale.flops.total - scale.flops.reduction, rel=0.03)
+
+
+def any_schedule(random: Random) -> ScaleSchedule:
+    """2 to 9 scales that grow by up to two tokens a side."""
+    grids = [(random.randint(1, 3), random.randint(1, 3))]
+    for _ in range(random.randint(1, 8)):
+        height, width = grids[-1]
+        grids.append((height + random.randint(0, 2), width + random.randint(0, 2)))
+    return ScaleSchedule.of(grids, (64, 64))
+
+
+def any_policy(random: Random) -> StagedPolicy | FastVAR:
+    """A method with settings that nobody would choose, scales without tokens among them."""
+
+    def share() -> float:
+        return random.choice([0.0, 0.0, 1.0, round(random.random(), 2)])
+
+    ends = sorted(random.choice([0.0, 0.1, 0.4, 1.0, round(random.random(), 2)]) for _ in range(2))
+    boundaries = StageBoundaries(*ends)
+    if random.random() < 0.25:
+        parts = random.choice([("self", "cross", "ffn"), ("self",), ("cross",)])
+        shares = tuple(share() for _ in range(random.randint(1, 3)))
+        setting = PruningSetting(shares, random.randint(0, 2), random.choice([None, range(1, 3)]), parts)
+        return FastVAR(setting, boundaries=boundaries)
+    areas = sorted({round(random.random(), 2) for _ in range(random.randint(1, 4))})
+    several = [share() for _ in range(random.randint(1, 4))]
+    settings = changed(
+        StageSettings(boundaries),
+        tokens=random.choice(["dense", "gather", "projection"]),
+        keep=[[area, random.choice([share(), several])] for area in areas],
+        spans=random.choice([1, 1, 2, 3, 8]),
+        kv=random.choice(["append", "none", 0.0, 0.1, 0.2, round(random.random(), 2)]),
+        guidance=random.choice(["both", "conditional", "unconditional", "reuse"]),
+        guidance_end=round(random.random(), 2),
+        skip=random.choice([0, 0, 1, 2]),
+        code_weight=random.choice([0.0, 1.0]),
+        restoration=random.choice(["delta", "state", "anchor"]),
+        attention=random.choice(["dense", "dense", "local"]),
+    )
+    return StagedPolicy("any", settings)
+
+
+@pytest.mark.parametrize("block", [range(40), range(40, 80)], ids=str)
+def test_the_forecast_is_an_upper_bound_whatever_the_settings(block: range) -> None:
+    models = {depth: tiny_infinity(depth=depth) for depth in (1, 3, 5)}
+    for seed in block:
+        random = Random(seed)
+        schedule, policy = any_schedule(random), any_policy(random)
+        depth, batch = random.choice(list(models)), random.choice([1, 2])
+        cfg, sequential = random.choice([1.0, 3.0, 3.0]), random.random() < 0.4
+        config = models[depth].config
+        found = forecast(
+            policy,
+            info(schedule, depth, batch, cfg != 1.0),
+            config.unit_costs,
+            7,
+            sequential=sequential,
+        )
+        trace = generate(
+            models[depth],
+            TextConditioning(texts(*[7] * batch)),
+            schedule,
+            SamplingSettings(cfg_scale=cfg, temperature=1.0),
+            noise=SeededNoise(0, batch),
+            policy=policy,
+            sequential=sequential,
+        ).trace
+        assert trace.kv_peak_bytes <= kv_bytes(config, found.keys, rows=1, itemsize=4), (seed, policy)
+        assert [flops > 0 for flops in found.flops] == [scale.ran for scale in trace.scales], (seed, policy)
+
+
+@pytest.mark.parametrize("spans", [1, 2])
+def test_a_scale_without_tokens_leaves_the_cache_as_it_is(spans: int) -> None:
+    """What it has of a budget for keys is then not spent, and later scales append to all of them."""
+    schedule = ScaleSchedule.of([(1, 1), (4, 4), (6, 6), (6, 7), (8, 8)], (64, 64))
+    none: list | float = 0.0 if spans == 1 else [0.0, 1.0]
+    settings = changed(
+        StageSettings(StageBoundaries(0.1, 0.25)),
+        tokens="gather",
+        keep=[[36 / 64, none], [42 / 64, 1.0], [1.0, 1.0]],
+        spans=spans,
+        kv=0.1,
+    )
+    policy, model = StagedPolicy("none in between", settings), tiny_infinity(depth=8)
+    found = forecast(policy, info(schedule, 8, guided=False), model.config.unit_costs, 7)
+    assert found.keys >= 1 + 16 + 42
+    text = TextConditioning(texts(7))
+    options = {"noise": SeededNoise(0, 1), "policy": policy}
+    trace = generate(model, text, schedule, SamplingSettings(cfg_scale=1.0), **options).trace
+    assert trace.kv_peak_bytes <= kv_bytes(model.config, found.keys, rows=1, itemsize=4)
 
 
 def test_scales_that_do_not_run_have_no_share() -> None:
