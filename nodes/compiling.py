@@ -45,8 +45,8 @@ class Compile(Node):
 
     @classmethod
     def execute(cls, model: Patcher) -> io.NodeOutput:
-        """The model with a compiler on it; nothing is compiled yet."""
-        return io.NodeOutput(attach_compiler(model, Compiler()))
+        """The model with a compiler on it, nothing compiled yet; raises ``ValueError`` for anything else."""
+        return io.NodeOutput(attach_compiler(sockets.model("model", model), Compiler()))
 
 
 class CompileVAE(Node):
