@@ -10,7 +10,7 @@ from ..stagevar_core.acceleration.schedule_file import StageSchedule, identity
 from ..stagevar_core.acceleration.settings import GUIDANCE, TOKENS
 from .host import sockets
 from .host.attached import Patcher, attach
-from .host.schema import CATEGORY, Node, StageScheduleType, VarModel, describe
+from .host.schema import CATEGORY, Node, Schema, StageScheduleType, VarModel, describe
 from .host.values import OwnNumber, check_given, checked
 
 AS_PRESET = "as in the preset"
@@ -22,8 +22,7 @@ class Accelerate(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """What the page shows of the node."""
-        return describe(
-            io.Schema,
+        return Schema(
             node_id="StageVARAccelerate",
             display_name="StageVAR Accelerate",
             category=CATEGORY,

@@ -18,7 +18,7 @@ from .host.conditioning import HostConditioning, conditioning_of
 from .host.edit import Edit
 from .host.pairing import checked_pair
 from .host.running import Job, run
-from .host.schema import CATEGORY, Node, StageEditType, StageReportType, VarModel, describe
+from .host.schema import CATEGORY, Node, Schema, StageEditType, StageReportType, VarModel, describe
 from .host.vae import TokenizerVAE
 from .host.values import OwnNumber, check_given, checked
 
@@ -37,8 +37,7 @@ class Sampler(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """What the page shows of the node."""
-        return describe(
-            io.Schema,
+        return Schema(
             node_id="StageVARSampler",
             display_name="StageVAR Sampler",
             category=CATEGORY,

@@ -16,7 +16,7 @@ from ..stagevar_core.acceleration.stages import StageBoundaries
 from ..stagevar_core.checks import inside
 from ..stagevar_core.plots import schedules as plots
 from .host.pictures import stacked, to_image
-from .host.schema import CATEGORY, Node, StageScheduleType, describe
+from .host.schema import CATEGORY, Node, Schema, StageScheduleType, describe
 from .host.values import checked
 
 FOLDER = "stagevar_schedules"
@@ -69,8 +69,7 @@ class Schedule(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """What the page shows of the node."""
-        return describe(
-            io.Schema,
+        return Schema(
             node_id="StageVARStageSchedule",
             display_name="Stage Schedule",
             category=CATEGORY,
