@@ -5,7 +5,7 @@ from comfy_api.latest import io
 from ..stagevar_core.models.compiling import Compiler
 from .host import sockets
 from .host.attached import Patcher, attach_compiler
-from .host.schema import CATEGORY, Node, VarModel, describe
+from .host.schema import CATEGORY, Node, Schema, VarModel, describe
 from .host.vae import TokenizerVAE
 
 
@@ -15,8 +15,7 @@ class Compile(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """What the page shows of the node."""
-        return describe(
-            io.Schema,
+        return Schema(
             node_id="StageVARCompile",
             display_name="StageVAR Compile",
             category=CATEGORY,
@@ -45,8 +44,8 @@ class Compile(Node):
 
     @classmethod
     def execute(cls, model: Patcher) -> io.NodeOutput:
-        """The model with a compiler on it; nothing is compiled yet."""
-        return io.NodeOutput(attach_compiler(model, Compiler()))
+        """The model with a compiler on it, nothing compiled yet; raises ``ValueError`` for anything else."""
+        return io.NodeOutput(attach_compiler(sockets.model("model", model), Compiler()))
 
 
 class CompileVAE(Node):
@@ -55,8 +54,7 @@ class CompileVAE(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """What the page shows of the node."""
-        return describe(
-            io.Schema,
+        return Schema(
             node_id="StageVARCompileVAE",
             display_name="StageVAR Compile VAE",
             category=CATEGORY,

@@ -12,7 +12,7 @@ from .host import sockets
 from .host.attached import Patcher
 from .host.edit import Edit
 from .host.pairing import checked_pair
-from .host.schema import CATEGORY, Node, StageEditType, VarModel, describe
+from .host.schema import CATEGORY, Node, Schema, StageEditType, VarModel, describe
 from .host.vae import TokenizerVAE
 
 _LOG = logging.getLogger(__name__)
@@ -24,8 +24,7 @@ class EditNode(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """What the page shows of the node."""
-        return describe(
-            io.Schema,
+        return Schema(
             node_id="StageVAREdit",
             display_name="StageVAR Edit",
             category=CATEGORY,

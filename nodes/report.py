@@ -7,7 +7,7 @@ from comfy_api.latest import io, ui
 
 from ..stagevar_core.plots.timeline import timeline
 from .host.pictures import to_image
-from .host.schema import CATEGORY, Node, StageReportType, describe
+from .host.schema import CATEGORY, Node, Schema, StageReportType, describe
 
 
 class Report(Node):
@@ -16,8 +16,7 @@ class Report(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """What the page shows of the node."""
-        return describe(
-            io.Schema,
+        return Schema(
             node_id="StageVARStageReport",
             display_name="Stage Report",
             category=CATEGORY,
