@@ -8,12 +8,12 @@ from ..stagevar_core.acceleration.presets import DEFAULT, OFF, PRESETS, adjusted
 from ..stagevar_core.acceleration.reduction import RESTORATIONS
 from ..stagevar_core.acceleration.schedule_file import StageSchedule, identity
 from ..stagevar_core.acceleration.settings import GUIDANCE, TOKENS
+from .host import sockets
 from .host.attached import Patcher, attach
 from .host.schema import CATEGORY, Node, StageScheduleType, VarModel, describe
+from .host.values import OwnNumber, check_given, checked
 
 AS_PRESET = "as in the preset"
-_UNSET = -1.0  # of number inputs: as in the preset
-_SHARE = {"default": _UNSET, "min": _UNSET, "max": 1.0, "step": 0.05, "round": 0.0001, "advanced": True}
 
 
 class Accelerate(Node):
@@ -39,7 +39,7 @@ class Accelerate(Node):
                 "acceleration",
                 "fast",
             ],
-            inputs=[*_preset_inputs(), *_work_inputs(), *_result_inputs()],
+            inputs=_inputs(),
             outputs=[
                 describe(
                     VarModel.Output,
@@ -51,37 +51,40 @@ class Accelerate(Node):
         )
 
     @classmethod
-    def execute(  # noqa: PLR0913 (the host passes inputs by name)
+    def validate_inputs(cls, **values: Any) -> bool:
+        """True; raises ``ValueError`` for values that cannot be, before anything is loaded."""
+        check_given(_inputs(), values)
+        return True
+
+    @classmethod
+    def execute(
         cls,
         model: Patcher,
         preset: str = DEFAULT,
-        guidance: str = AS_PRESET,
-        tokens: str = AS_PRESET,
-        keep: float = _UNSET,
-        restoration: str = AS_PRESET,
-        code_weight: float = _UNSET,
-        structure_end: float = _UNSET,
-        skip_scales: int = int(_UNSET),
         schedule: StageSchedule | None = None,
+        **changes: Any,
     ) -> io.NodeOutput:
-        if preset not in PRESETS:
-            raise ValueError(f"preset is {preset!r}; expected one of {list(PRESETS)}")
-        policy = PRESETS[preset]
+        """The model with the preset's policy, ``changes`` being the other inputs.
+
+        Raises ``ValueError`` naming the input that cannot be used.
+        """
+        chosen = checked(_inputs(), {"preset": preset, **changes})
+        sockets.model("model", model)
+        policy = PRESETS[chosen.pop("preset")]
         if policy is OFF:  # whatever the other inputs say: this is how one compares
             return io.NodeOutput(attach(model, OFF))
         if schedule is not None:
-            schedule.check(identity(model.model.family, model.model.config.to_dict()))
+            sockets.schedule("schedule", schedule).check(
+                identity(model.model.family, model.model.config.to_dict())
+            )
             policy = schedule.apply(policy)
-        texts = {"guidance": guidance, "tokens": tokens, "restoration": restoration}
-        numbers = {
-            "keep": keep,
-            "code_weight": code_weight,
-            "structure_end": structure_end,
-            "skip": skip_scales,
-        }
-        overrides = {name: value for name, value in texts.items() if value != AS_PRESET}
-        overrides |= {name: value for name, value in numbers.items() if value >= 0}
+        chosen["skip"] = chosen.pop("skip_scales")
+        overrides = {name: value for name, value in chosen.items() if value not in (None, AS_PRESET)}
         return io.NodeOutput(attach(model, adjusted(policy, overrides) if overrides else policy))
+
+
+def _inputs() -> list[io.Input]:
+    return [*_preset_inputs(), *_work_inputs(), *_result_inputs()]
 
 
 def _preset_inputs() -> list[io.Input]:
@@ -97,6 +100,7 @@ def _preset_inputs() -> list[io.Input]:
         describe(
             io.Combo.Input,
             "preset",
+            optional=True,
             options=list(PRESETS),
             default=DEFAULT,
             tooltip="off: nothing is left out. quality: all tokens, but one guidance branch after the "
@@ -110,7 +114,7 @@ def _preset_inputs() -> list[io.Input]:
 
 def _among(known: tuple[str, ...]) -> dict[str, Any]:
     """Options of an input that is one of ``known`` or as in the preset."""
-    return {"options": [AS_PRESET, *known], "default": AS_PRESET, "advanced": True}
+    return {"options": [AS_PRESET, *known], "default": AS_PRESET, "optional": True, "advanced": True}
 
 
 def _work_inputs() -> list[io.Input]:
@@ -132,12 +136,12 @@ def _work_inputs() -> list[io.Input]:
             "that matter most. projection: as many random mixtures of all tokens, as StageVAR has it.",
             **_among(TOKENS),
         ),
-        describe(
-            io.Float.Input,
+        OwnNumber(
             "keep",
-            tooltip="Share of the tokens that run at every scale after the structure stage, 0 to 1; -1: as "
+            high=1.0,
+            advanced=True,
+            tooltip="Share of the tokens that run at every scale after the structure stage, 0 to 1; auto: as "
             "in the preset. Work falls about in step with it. Only with tokens gather or projection.",
-            **_SHARE,
         ),
     ]
 
@@ -152,28 +156,26 @@ def _result_inputs() -> list[io.Input]:
             "state: their state of the scale before. anchor: the change of the nearest token that ran.",
             **_among(RESTORATIONS),
         ),
-        describe(
-            io.Float.Input,
+        OwnNumber(
             "code_weight",
-            tooltip="Share of its code that a token adds to the image although it did not run, 0 to 1; -1: "
-            "as in the preset. 1 is what StageVAR does, 0 adds nothing there. It costs nothing.",
-            **_SHARE,
-        ),
-        describe(
-            io.Float.Input,
-            "structure_end",
-            tooltip="Area, as a fraction of the final grid, up to which all tokens of every scale run, 0 to "
-            "1; -1: as in the preset (0.25 in most). Lower saves more and changes more than detail.",
-            **_SHARE,
-        ),
-        describe(
-            io.Int.Input,
-            "skip_scales",
-            default=int(_UNSET),
-            min=int(_UNSET),
-            max=8,
+            high=1.0,
             advanced=True,
-            tooltip="Last scales that do not run at all, 0 to 8; -1: as in the preset. One scale after the "
+            tooltip="Share of its code that a token adds to the image although it did not run, 0 to 1; auto: "
+            "as in the preset. 1 is what StageVAR does, 0 adds nothing there. It costs nothing.",
+        ),
+        OwnNumber(
+            "structure_end",
+            high=1.0,
+            advanced=True,
+            tooltip="Area, as a fraction of the final grid, up to which all tokens of every scale run, 0 to "
+            "1; auto: as in the preset (0.25 in most). Lower saves more and changes more than detail.",
+        ),
+        OwnNumber(
+            "skip_scales",
+            high=8,
+            whole=True,
+            advanced=True,
+            tooltip="Last scales that do not run at all, 0 to 8; auto: as in the preset. One scale after the "
             "structure stage always runs. Skipping loses fine detail.",
         ),
     ]

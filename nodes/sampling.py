@@ -1,17 +1,18 @@
 """The sampler node: a text or a class to a latent, scale by scale."""
 
 import logging
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import comfy.model_management as mm
 from comfy_api.latest import io
 
+from ..stagevar_core.acceleration.presets import OFF
 from ..stagevar_core.models.star_sampler import MODES
 from ..stagevar_core.sampling.settings import SamplingSettings
 from ..stagevar_core.sampling.trace import Trace
-from ..stagevar_core.schedule import ScaleSchedule
-from .host import bridge
+from .host import sockets
 from .host.attached import HostTransformer, Patcher, policy_of
 from .host.conditioning import HostConditioning, conditioning_of
 from .host.edit import Edit
@@ -19,12 +20,15 @@ from .host.pairing import checked_pair
 from .host.running import Job, run
 from .host.schema import CATEGORY, Node, StageEditType, StageReportType, VarModel, describe
 from .host.vae import TokenizerVAE
+from .host.values import OwnNumber, check_given, checked
 
 _LOG = logging.getLogger(__name__)
 _MAX_SIDE = 16384
 _MAX_BATCH = 64
-_OWN = -1.0  # of sampling settings: the model's own
-_OWN_TEXT = "-1: the model's own"
+_NOTES = 6  # on the node, which is small
+_OWN_TEXT = "auto: the model's own"
+# What older versions wrote on the node; their pages stored it in files, from where it lands in ``refine``.
+_STATUS = re.compile(r"\d+x\d+.*, \d+ scales|: (?:as many|[\d.]+x fewer) FLOPs", re.DOTALL)
 
 
 class Sampler(Node):
@@ -41,7 +45,7 @@ class Sampler(Node):
             description="Generates images with an Infinity, VAR or STAR model, from one token to the full "
             "grid. The result is a latent for VAE Decode. With previews on, every scale is shown.",
             search_aliases=["infinity", "VAR", "STAR", "next-scale", "visual autoregressive", "sampler"],
-            inputs=[*_model_inputs(), *_sampling_inputs(), *_size_inputs(), *_drawing_inputs()],
+            inputs=_inputs(),
             outputs=[
                 describe(
                     io.Latent.Output,
@@ -54,55 +58,63 @@ class Sampler(Node):
                     tooltip="What ran at every scale, what it cost and what was left out. For Stage Report.",
                 ),
             ],
-            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def execute(  # noqa: PLR0913 (the host passes inputs by name)
+    def validate_inputs(cls, **values: Any) -> bool:
+        """True; raises ``ValueError`` for values that cannot be, before anything is loaded."""
+        check_given(_inputs(), _mended(values))
+        return True
+
+    @classmethod
+    def execute(
         cls,
         model: Patcher,
         vae: TokenizerVAE,
         positive: HostConditioning,
-        seed: int,
-        cfg: float,
-        temperature: float,
-        top_k: int,
-        top_p: float,
-        width: int,
-        height: int,
-        batch_size: int,
         negative: HostConditioning | None = None,
-        refine: str = "auto",
-        smooth: bool = False,
         edit: Edit | None = None,
+        **values: Any,
     ) -> io.NodeOutput:
-        """The latent (batch, C, h, w) and the report of a run.
+        """The latent (batch, C, h, w), the report of a run, and on the node what it did.
 
         Raises ``ValueError`` naming the input that cannot be used, before the first scale, and
         ``RuntimeError`` where one image alone does not fit into memory.
         """
+        wanted = checked(_inputs(), _mended(values))
         pair = checked_pair(model, vae)
-        network = pair.network
-        if not 1 <= batch_size <= _MAX_BATCH:
-            raise ValueError(f"batch_size is {batch_size}; expected 1 to {_MAX_BATCH}")
+        network, asked, batch = pair.network, (wanted["height"], wanted["width"]), wanted["batch_size"]
+        for field, given in (("positive", positive), ("negative", negative)):
+            if field == "positive" or given is not None:
+                sockets.conditioning(field, given)
         if edit is not None:
-            edit.check(pair)
-            height, width = edit.size
-        schedule = pair.trained.snap(height, width)
-        wanted = {"cfg": cfg, "temperature": temperature, "top_k": top_k, "top_p": top_p}
-        settings = _settings(network, wanted, refine=refine, smooth=smooth)
+            sockets.edit("edit", edit).check(pair.vae.checkpoint.source, pair.trained)
+            asked = edit.size
+        schedule = pair.trained.snap(*asked)
+        settings = _settings(network, wanted)
         settings.validate(len(schedule), network.config.depth)
-        conditioning = conditioning_of(network, positive, negative, batch_size)
+        conditioning, notes = conditioning_of(network, positive, negative, batch)
         size = pair.trained.image_size(schedule)
-        report = _size_report(size, (height, width), schedule)
-        _LOG.info("StageVAR: %s, %d image%s", report, batch_size, "" if batch_size == 1 else "s")
-        bridge.show_text(report, cls.hidden.unique_id)
+        made = _made(size, asked, batch)
+        _LOG.info("StageVAR: %s, %d scales", made, len(schedule))
         policy = policy_of(pair.model.model_options)
-        job = Job(pair.model, pair.vae, conditioning, schedule, settings, seed, policy, edit)
+        job = Job(pair.model, pair.vae, conditioning, schedule, settings, wanted["seed"], policy, edit)
         f_hat, trace = run(job, size)
+        trace.notes[:0] = (*notes, *(edit.notes if edit else ()))
         _LOG.info("StageVAR: %s", trace.summary())
-        bridge.show_text(_said(trace, report), cls.hidden.unique_id)
-        return io.NodeOutput({"samples": f_hat.to(mm.intermediate_device())}, trace.to_dict())
+        latent = {"samples": f_hat.to(mm.intermediate_device())}
+        return io.NodeOutput(latent, trace.to_dict(), ui={"text": _said(trace, made)})
+
+
+def _inputs() -> list[io.Input]:
+    return [*_model_inputs(), *_sampling_inputs(), *_size_inputs(), *_drawing_inputs()]
+
+
+def _mended(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values without what older versions wrote on the node, where it was stored for ``refine``."""
+    refine = values.get("refine")
+    stale = isinstance(refine, str) and _STATUS.search(refine)
+    return {name: value for name, value in values.items() if name != "refine" or not stale}
 
 
 def _model_inputs() -> list[io.Input]:
@@ -134,52 +146,36 @@ def _sampling_inputs() -> list[io.Input]:
         describe(
             io.Int.Input,
             "seed",
+            optional=True,
             default=0,
             min=0,
             max=0xFFFFFFFFFFFFFFFF,
             control_after_generate=True,
             tooltip="The same seed gives the same image; image n of a batch is the one of seed + n.",
         ),
-        describe(
-            io.Float.Input,
+        OwnNumber(
             "cfg",
-            default=_OWN,
-            min=_OWN,
-            max=30.0,
-            step=0.1,
-            round=0.01,
+            high=30.0,
             tooltip="Guidance: how closely the image follows the prompt or class. Infinity: 3 to 4, 1 is "
             f"unguided and twice as fast. VAR and STAR: 4 at the last scale, 0 is unguided. {_OWN_TEXT}.",
         ),
-        describe(
-            io.Float.Input,
+        OwnNumber(
             "temperature",
-            default=_OWN,
-            min=_OWN,
-            max=10.0,
-            step=0.05,
-            round=0.01,
+            high=10.0,
             tooltip="Below 1 the likely codes are favoured: calmer images. Infinity 2B: 0.5, others: 1. "
             f"{_OWN_TEXT}.",
         ),
-        describe(
-            io.Int.Input,
+        OwnNumber(
             "top_k",
-            default=int(_OWN),
-            min=int(_OWN),
-            max=10000,
+            high=10000,
+            whole=True,
             advanced=True,
             tooltip="The likeliest choices that are kept, of 4096 for VAR and STAR; 0 keeps all. Infinity "
             f"draws bits, which have two: 1 takes the likelier, anything else keeps both. {_OWN_TEXT}.",
         ),
-        describe(
-            io.Float.Input,
+        OwnNumber(
             "top_p",
-            default=_OWN,
-            min=_OWN,
-            max=1.0,
-            step=0.01,
-            round=0.001,
+            high=1.0,
             advanced=True,
             tooltip="The likeliest choices that together have this probability are kept. For Infinity: a bit "
             "whose less likely value has at most 1 - top_p is set, not drawn. 0 switches this off. "
@@ -189,7 +185,7 @@ def _sampling_inputs() -> list[io.Input]:
 
 
 def _size_inputs() -> list[io.Input]:
-    side = {"default": 1024, "min": 64, "max": _MAX_SIDE, "step": 8}
+    side = {"optional": True, "default": 1024, "min": 64, "max": _MAX_SIDE, "step": 8}
     snapped = "The model makes the sizes it was trained on: first the nearest ratio, then the nearest area."
     return [
         describe(io.Int.Input, "width", tooltip=f"Wanted width in pixels. {snapped}", **side),
@@ -197,6 +193,7 @@ def _size_inputs() -> list[io.Input]:
         describe(
             io.Int.Input,
             "batch_size",
+            optional=True,
             default=1,
             min=1,
             max=_MAX_BATCH,
@@ -211,6 +208,7 @@ def _drawing_inputs() -> list[io.Input]:
         describe(
             io.Combo.Input,
             "refine",
+            optional=True,
             options=["auto", "off", *MODES],
             default="auto",
             advanced=True,
@@ -220,6 +218,7 @@ def _drawing_inputs() -> list[io.Input]:
         describe(
             io.Boolean.Input,
             "smooth",
+            optional=True,
             default=False,
             advanced=True,
             tooltip="VAR and STAR: mixtures of codes instead of drawn ones, for smoother pictures. The "
@@ -235,22 +234,30 @@ def _drawing_inputs() -> list[io.Input]:
     ]
 
 
-def _settings(network: HostTransformer, wanted: Mapping[str, float], **drawing: Any) -> SamplingSettings:
-    """Sampling settings; negative numbers stand for the model's own."""
+def _settings(network: HostTransformer, wanted: Mapping[str, Any]) -> SamplingSettings:
+    """Sampling settings; None stands for the model's own number."""
+    numbers = {name: wanted[name] for name in ("cfg", "temperature", "top_k", "top_p")}
     own = network.checkpoint.defaults
-    chosen = {name: value for name, value in wanted.items() if value >= 0}
-    chosen |= {name: own[name] for name in wanted if name not in chosen and name in own}
+    chosen = {name: value for name, value in numbers.items() if value is not None}
+    chosen |= {name: own[name] for name in numbers if name not in chosen and name in own}
     if "cfg" in chosen:
         chosen["cfg_scale"] = chosen.pop("cfg")
-    return SamplingSettings(**chosen, **drawing)
+    return SamplingSettings(**chosen, refine=wanted["refine"], smooth=wanted["smooth"])
 
 
-def _said(trace: Trace, size: str) -> str:
-    """The summary on the node, which shows two lines and scrolls for more: what was saved comes first."""
-    saved, used = trace.summary().split(", ", 1)
-    return "\n".join((saved, used, size, *trace.notes))
+def _said(trace: Trace, made: str) -> list[str]:
+    """What the node shows of a run: one line, then notes, of which the report has all."""
+    work = f"{trace.ratio:.1f}x less work" if trace.ratio > 1.05 else "as much work as without"
+    if trace.policy == OFF.name:
+        work = "nothing left out"
+    seconds = trace.milliseconds / 1e3
+    line = f"{trace.policy}: {work}, {seconds:.{0 if seconds >= 10 else 1}f} s, {made}"
+    notes = list(dict.fromkeys(trace.notes))
+    more = len(notes) - _NOTES
+    return [line, *notes[:_NOTES], *([f"{more} more notes are in the report"] if more > 0 else [])]
 
 
-def _size_report(size: tuple[int, int], wanted: tuple[int, int], schedule: ScaleSchedule) -> str:
-    asked = "" if size == wanted else f" (nearest trained size to {wanted[1]}x{wanted[0]})"
-    return f"{size[1]}x{size[0]}{asked}, {len(schedule)} scales"
+def _made(size: tuple[int, int], asked: tuple[int, int], batch: int) -> str:
+    """Number and size of the pictures, and which size was asked for where it is another."""
+    other = "" if size == asked else f" (nearest trained size to {asked[1]} x {asked[0]})"
+    return f"{f'{batch} images of ' if batch > 1 else ''}{size[1]} x {size[0]}{other}"

@@ -1,5 +1,6 @@
 """Stage schedules: files of the user's folder, or values set on the node."""
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,14 @@ from comfy_api.latest import io, ui
 
 from ..stagevar_core.acceleration.presets import BALANCED
 from ..stagevar_core.acceleration.schedule_file import StageSchedule, resolve
+from ..stagevar_core.acceleration.schedule_reader import MAX_BYTES
 from ..stagevar_core.acceleration.settings import share_at
 from ..stagevar_core.acceleration.stages import StageBoundaries
+from ..stagevar_core.checks import inside
 from ..stagevar_core.plots import schedules as plots
 from .host.pictures import stacked, to_image
 from .host.schema import CATEGORY, Node, StageScheduleType, describe
+from .host.values import checked
 
 FOLDER = "stagevar_schedules"
 FROM_VALUES = "from the values below"
@@ -34,14 +38,12 @@ def choices() -> list[str]:
     return [FROM_VALUES, *sorted((name for name in names if missing(name) is True), key=str.lower)]
 
 
-def find(name: str) -> Path:
+def find(name: Any) -> Path:
     """The file of a name; raises ``ValueError`` for names that leave the folder or are not there."""
     places = folder_paths.get_folder_paths(FOLDER)
     for place in places:
-        try:
+        with inside("schedule_file: "):
             path = resolve(place, name)
-        except ValueError as error:
-            raise ValueError(f"schedule_file: {error}") from error
         if path.is_file():
             return path
     raise ValueError(
@@ -50,7 +52,7 @@ def find(name: str) -> Path:
     )
 
 
-def missing(name: str | None) -> str | bool:
+def missing(name: Any) -> str | bool:
     """For ``validate_inputs``: True, or why there is no such file."""
     if name is None or name == FROM_VALUES:  # None: linked, known when it runs
         return True
@@ -77,7 +79,7 @@ class Schedule(Node):
             "made. For the schedule input of StageVAR Accelerate; the plot shows it.",
             search_aliases=["StageVAR schedule", "token budget", "stages"],
             is_output_node=True,
-            inputs=_inputs(),
+            inputs=[_file_input(), *_value_inputs()],
             outputs=[
                 describe(
                     StageScheduleType.Output, display_name="schedule", tooltip="For StageVAR Accelerate."
@@ -92,32 +94,28 @@ class Schedule(Node):
         )
 
     @classmethod
-    def validate_inputs(cls, schedule_file: str | None = None) -> bool | str:
+    def validate_inputs(cls, schedule_file: Any = None) -> bool | str:
         """True, or why there is no such file."""
         return missing(schedule_file)
 
     @classmethod
-    def fingerprint_inputs(cls, schedule_file: str | None = None, **_: Any) -> str:
-        """Changes with the file; the values on the node are compared by the host."""
+    def fingerprint_inputs(cls, schedule_file: Any = None, **_: Any) -> str:
+        """Changes with what the file holds; the values on the node are compared by the host."""
         if schedule_file in (None, FROM_VALUES) or missing(schedule_file) is not True:
             return ""
-        state = find(schedule_file).stat()
-        return f"{state.st_mtime_ns}:{state.st_size}"
+        try:
+            with find(schedule_file).open("rb") as file:
+                return hashlib.sha256(file.read(MAX_BYTES + 1)).hexdigest()
+        except OSError:  # said when it runs
+            return ""
 
     @classmethod
-    def execute(  # noqa: PLR0913 (the host passes inputs by name)
-        cls,
-        schedule_file: str,
-        semantic_end: float,
-        structure_end: float,
-        keep_first: float,
-        keep_middle: float,
-        keep_last: float,
-    ) -> io.NodeOutput:
+    def execute(cls, schedule_file: str = FROM_VALUES, **values: Any) -> io.NodeOutput:
         """The schedule and its plot; raises ``ValueError`` for values or a file that are no schedule."""
         if schedule_file == FROM_VALUES:
-            shares = (keep_first, keep_middle, keep_last)
-            boundaries = StageBoundaries(semantic_end, structure_end)
+            given = checked(_value_inputs(), values)
+            shares = (given["keep_first"], given["keep_middle"], given["keep_last"])
+            boundaries = StageBoundaries(given["semantic_end"], given["structure_end"])
             schedule = StageSchedule(boundaries=boundaries, keep=tuple(zip(AREAS, shares, strict=True)))
         else:
             schedule = StageSchedule.load(find(schedule_file))
@@ -128,22 +126,26 @@ class Schedule(Node):
         return io.NodeOutput(schedule, plot, ui=ui.PreviewImage(plot, cls=cls))
 
 
-def _inputs() -> list[io.Input]:
-    fraction = {"min": 0.0, "max": 1.0, "step": 0.0025, "round": 0.00001}
-    share = {"min": 0.0, "max": 1.0, "step": 0.05, "round": 0.0001}
+def _file_input() -> io.Input:
+    return describe(
+        io.Combo.Input,
+        "schedule_file",
+        optional=True,
+        options=choices(),
+        default=FROM_VALUES,
+        tooltip=f"A JSON file of models/{FOLDER}; the values below then have no effect. "
+        "python -m stagevar_core calibrate makes such files.",
+    )
+
+
+def _value_inputs() -> list[io.Input]:
+    fraction = {"optional": True, "min": 0.0, "max": 1.0, "step": 0.0025, "round": 0.00001}
+    share = {"optional": True, "min": 0.0, "max": 1.0, "step": 0.05, "round": 0.0001}
     first, middle, last = (share_at(BALANCED.settings.tokens.keep, area, 0.5) for area in AREAS)
     area = "Area of a scale, as a fraction of the final grid (0 to 1), up to which"
     runs = "Share of the tokens that run, 0 to 1, at scales of"
     between = "Between these points it changes evenly. Work falls about in step with it; 0 skips a scale."
     return [
-        describe(
-            io.Combo.Input,
-            "schedule_file",
-            options=choices(),
-            default=FROM_VALUES,
-            tooltip=f"A JSON file of models/{FOLDER}; the values below then have no effect. "
-            "python -m stagevar_core calibrate makes such files.",
-        ),
         describe(
             io.Float.Input,
             "semantic_end",

@@ -3,6 +3,7 @@
 import inspect
 import logging
 import sys
+from types import ModuleType
 from typing import Any, cast
 
 import comfy.ldm.modules.attention as host_attention
@@ -12,6 +13,8 @@ import comfy.ops
 import torch
 from comfy.cli_args import args
 from comfy.model_patcher import ModelPatcher
+from comfy_execution.progress import get_progress_state
+from comfy_execution.utils import get_executing_context
 from torch import Tensor, nn
 
 from ...stagevar_core import devices
@@ -103,7 +106,7 @@ def host_operations(
 
 def wrap(network: nn.Module, load_device: torch.device, offload_device: torch.device) -> ModelPatcher:
     """The patcher that ComfyUI moves, patches and clones."""
-    kind: type[ModelPatcher] = getattr(comfy.model_patcher, "CoreModelPatcher", ModelPatcher)
+    kind: type[ModelPatcher] = newer(comfy.model_patcher, "CoreModelPatcher") or ModelPatcher
     return kind(network.eval(), load_device=load_device, offload_device=offload_device)
 
 
@@ -120,7 +123,7 @@ def fill(network: nn.Module, plain: nn.Module, tensors: dict[str, Tensor], narro
         ready[name] = tensor.to(narrow if dtype.itemsize == 1 and tensor.dim() < 2 else dtype)
     network.load_state_dict(ready, strict=True, assign=True)
     network.requires_grad_(False)
-    archive = getattr(mm, "archive_model_dtypes", None)
+    archive = newer(mm, "archive_model_dtypes")
     if archive is not None:
         archive(network)
 
@@ -166,12 +169,22 @@ def free_memory(device: torch.device) -> int:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on any device that the core or ComfyUI knows."""
-    newer = getattr(mm, "is_oom", None)
-    return devices.is_out_of_memory(error) or (newer is not None and newer(error))
+    also = newer(mm, "is_oom")
+    return devices.is_out_of_memory(error) or (also is not None and also(error))
 
 
-def show_text(text: str, node_id: str | None) -> None:
-    """A line on the node itself, where a server runs."""
+def newer(module: ModuleType, name: str) -> Any:
+    """What newer releases of ComfyUI have in a module, None where this one has not."""
+    return vars(module).get(name)
+
+
+def send(event: str, data: dict[str, Any]) -> None:
+    """An event of ours to the page that queued the run, with the node that runs; nothing without a server."""
+    context = get_executing_context()
     server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
-    if server is not None and node_id is not None:
-        server.send_progress_text(text, node_id)
+    client = getattr(server, "client_id", None)
+    if server is None or client is None or context is None:
+        return
+    shown = get_progress_state().dynprompt.get_display_node_id(context.node_id)
+    place = {"node": context.node_id, "display_node": shown, "prompt_id": context.prompt_id}
+    server.send_sync(event, {**place, **data}, client)

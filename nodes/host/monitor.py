@@ -14,11 +14,12 @@ from tqdm import tqdm
 from ...stagevar_core.models.contract import Config
 from ...stagevar_core.sampling.result import Monitor
 from ...stagevar_core.schedule import Scale
-from .bridge import is_out_of_memory
+from . import bridge
 from .vae import TokenizerVAE
 
 _LOG = logging.getLogger(__name__)
 Preview = tuple[str, Image.Image, int]  # format, picture, longest side on the page in pixels
+PROGRESS = "stagevar.progress"  # the event that the page's script listens to
 _TOTAL = 10_000  # steps of the progress bar
 _SIDE = 16  # latent pixels of the long side of a preview; the decoder's cost grows with the area
 _SMALLEST = 8  # below this the decoder's zero padding dominates
@@ -36,9 +37,10 @@ class HostMonitor(Monitor):
         self._patch = config.patch
         self._shares = shares
         self._bar = comfy.utils.ProgressBar(_TOTAL)
-        disabled = not getattr(comfy.utils, "PROGRESS_BAR_ENABLED", True)
+        disabled = not comfy.utils.PROGRESS_BAR_ENABLED
         self._console = tqdm(total=len(shares), desc="StageVAR", unit="scale", disable=disabled)
         self._shown, self._run, self._runs, self._last = 0, 0, 1, 0
+        self._told = (-1, -1)  # run and scale of the last event
 
     def __enter__(self) -> "HostMonitor":
         return self
@@ -49,6 +51,7 @@ class HostMonitor(Monitor):
     def restart(self, runs: int) -> None:
         """The images are made in ``runs`` runs from now on, from the first scale."""
         self._run, self._runs, self._shown, self._last = 0, runs, 0, 0
+        self._told = (-1, -1)
         self._console.reset(total=runs * len(self._shares))
 
     def finish(self) -> None:
@@ -64,6 +67,7 @@ class HostMonitor(Monitor):
         if scale.index < self._last:  # the last scales of the run before may have been skipped
             self._run += 1
         self._last = scale.index
+        self._tell(scale.index)
         # The last share of a scale is kept for its end, so that a preview moves the bar, too.
         self._update(scale, (layer + 1) / (self._depth + 1), None)
 
@@ -74,6 +78,13 @@ class HostMonitor(Monitor):
         self._update(scale, 1.0, preview)
         done = self._run * len(self._shares) + scale.index + 1
         self._console.update(done - self._console.n)
+
+    def _tell(self, index: int) -> None:
+        """Tell the page which scale runs, once each."""
+        if self._told != (self._run, index):
+            self._told = (self._run, index)
+            of = {"scale": index + 1, "scales": len(self._shares)}
+            bridge.send(PROGRESS, {**of, "image": self._run + 1, "images": self._runs})
 
     def _update(self, scale: Scale, part: float, preview: Preview | None) -> None:
         done = sum(self._shares[: scale.index]) + part * self._shares[scale.index]
@@ -95,7 +106,7 @@ class HostMonitor(Monitor):
         try:
             image = self._vae.first_stage_model.preview(latent.to(self._vae.device))
         except Exception as error:
-            if not is_out_of_memory(error):
+            if not bridge.is_out_of_memory(error):
                 raise
             _LOG.warning("StageVAR: no memory for previews; going on without")
             self.previews = False

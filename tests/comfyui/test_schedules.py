@@ -75,7 +75,7 @@ def test_values_on_the_node_reach_the_run(comfy_server: ComfyServer, prompt: Jso
 def test_file_is_offered_and_reaches_the_run(comfy_server: ComfyServer, prompt: Json, folder: Path) -> None:
     (folder / "mine.json").write_text(json.dumps(GOOD | {"keep": 0.25}), encoding="utf-8")
     offered = comfy_server.object_info("StageVARStageSchedule")["StageVARStageSchedule"]
-    assert "mine.json" in json.dumps(offered["input"]["required"]["schedule_file"])
+    assert "mine.json" in json.dumps(offered["input"]["optional"]["schedule_file"])
     prompt[only_node(prompt, "StageVARStageSchedule")]["inputs"]["schedule_file"] = "mine.json"
     with_value(prompt, "seed", 52)
     report = report_of(prompt, comfy_server.run(prompt))
