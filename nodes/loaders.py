@@ -21,7 +21,8 @@ def file_input(part: Part, what: str) -> io.Combo.Input:
         default=EMBEDDED,
         optional=True,
         tooltip=f"{what} from models/{part.folder}: a file, or the folder or the first file of a model in "
-        f"shards. The first entry is the small model that comes with this pack. Official files: {part.source}.",
+        "shards. The first entry is the small model that comes with this pack. Official files: "
+        f"{part.source}.",
     )
 
 
