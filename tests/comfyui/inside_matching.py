@@ -74,12 +74,16 @@ def check_order() -> None:
     vae, text = Path(MODELS) / "vae", Path(MODELS) / "text_encoders"
     shutil.copy(vae / "tiny_vq.safetensors", vae / "a_tiny_vq.safetensors")
     assert matching("tiny_var.safetensors").vae == "a_tiny_vq.safetensors"
-    for source, target in (("bits d32", "deep/infinity_vae_d32reg"), ("bits d32", "a bits")):
-        (vae / target).parent.mkdir(exist_ok=True)
-        (vae / f"{target}.safetensors").symlink_to(vae / f"{source}.safetensors")
+    (vae / "a bits.safetensors").symlink_to(vae / "bits d32.safetensors")
+    # Of the same shapes, and another training.
+    (vae / "a infinity_vae_d32.safetensors").symlink_to(vae / "bits d32.safetensors")
+    (text / "a t5-v1_1-xl.safetensors").symlink_to(text / "t5.safetensors")
+    assert matching("two.safetensors")[1:] == ("a bits.safetensors", "t5.safetensors")
     (text / "flan-t5-xl").mkdir()
     (text / "flan-t5-xl" / "model.safetensors").symlink_to(text / "t5.safetensors")
     (text / "a t5.safetensors").symlink_to(text / "t5.safetensors")
+    (vae / "deep").mkdir()
+    (vae / "deep" / "infinity_vae_d32reg.safetensors").symlink_to(vae / "bits d32.safetensors")
     names = matching("two.safetensors")
     assert names.vae == os.path.join("deep", "infinity_vae_d32reg.safetensors"), names
     assert names.text_encoder == os.path.join("flan-t5-xl", "model.safetensors"), names
@@ -111,7 +115,7 @@ def check_missing() -> None:
     models = Path(MODELS)
     for name in ("vq", "tiny_vq", "a_tiny_vq"):
         (models / f"vae/{name}.safetensors").unlink()
-    for name in ("bits d32", "a bits", "deep/infinity_vae_d32reg"):
+    for name in ("bits d32", "a bits", "deep/infinity_vae_d32reg"):  # leaves the one of another training
         (models / f"vae/{name}.safetensors").unlink()
     hub, vae = "https://huggingface.co/", str(models / "vae")
     var = ("vae_ch160v4096z32.pth", f"{hub}FoundationVision/var/resolve/main/vae_ch160v4096z32.pth", vae)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from testbed.comfy_server import ComfyServer, Json, PromptFailed, PromptRejected, nodes_of
 
 from tests.support.events import saved_images
@@ -103,8 +106,8 @@ def test_what_is_no_choice_is_refused_with_the_choices(
 
 def test_fingerprints_have_no_times(comfy_server: ComfyServer, prompt: Json) -> None:
     """They are stored in every picture."""
-    entry = comfy_server.run(prompt)
-    stored = entry["prompt"][2]
+    (image,) = comfy_server.images(comfy_server.run(prompt))
+    stored = json.loads(Image.open(io.BytesIO(comfy_server.view(image))).info["prompt"])
     for kind in ("StageVARLoadModel", "StageVARLoadTokenizer", "StageVARLoadTextEncoder"):
         (node,) = nodes_of(stored, kind)
         (text,) = stored[node]["is_changed"]
