@@ -75,8 +75,9 @@ def self_attention(source: str, target: str) -> tuple[Rename, ...]:
     )
 
 
-# What training code keeps beside any model.
-TRAINING = (
+# What is found beside any model: of training code, and a number that ComfyUI saves with every text encoder.
+BESIDE = (
+    Ignore(r"logit_scale"),
     Ignore(r"(?:\w+_)?(?:discriminator|disc)\..*", "discriminator"),
     Ignore(r"(?:\w+_)?(?:loss|losses|lpips|perceptual_\w+|criterion)\..*", "training losses"),
 )
@@ -105,7 +106,7 @@ def routes(keys: Iterable[str], key_map: KeyMap | None, source: str = "checkpoin
     aliases: list[tuple[str, Rename]] = []
     for key in keys:
         name = numbered.get(key, key)
-        rules = (*key_map.ignored, *TRAINING)
+        rules = (*key_map.ignored, *BESIDE)
         ignored = next((rule for rule in rules if re.fullmatch(rule.pattern, name)), None)
         rename = next((rule for rule in key_map.renames if re.fullmatch(rule.source, name)), None)
         if ignored is not None:
