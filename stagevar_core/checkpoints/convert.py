@@ -124,9 +124,14 @@ def routes(keys: Iterable[str], key_map: KeyMap | None, source: str = "checkpoin
     return result
 
 
-def convert(tensors: Mapping[str, Tensor], key_map: KeyMap | None, source: str = "checkpoint") -> Conversion:
-    """``tensors`` under our names, as a new dict that shares their storage."""
-    planned = routes(tensors, key_map, source)
+def convert(
+    tensors: Mapping[str, Tensor],
+    key_map: KeyMap | None,
+    source: str = "checkpoint",
+    planned: Mapping[str, Route] | None = None,
+) -> Conversion:
+    """``tensors`` under our names, sharing their storage; ``planned``: their routes where known."""
+    planned = planned if planned is not None else routes(tensors, key_map, source)
     converted: dict[str, Tensor] = {}
     for key, route in planned.items():
         if route.target is None:
