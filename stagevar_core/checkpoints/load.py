@@ -255,8 +255,8 @@ def _config(
         named = [(entry.kind, entry.name) for entry in SPECS]
         advice = "" if (header.kind, header.family) in named else " This version does not know that family."
         raise CheckpointError(
-            f"{source}: its metadata says {short(header.family)} {short(header.kind)}, its tensors are those of "
-            f"{article(spec.title)} ({spec.name} {spec.kind}); expected the two to agree.{advice} "
+            f"{source}: its metadata says {short(header.family)} {short(header.kind)}, its tensors are those "
+            f"of {article(spec.title)} ({spec.name} {spec.kind}); expected the two to agree.{advice} "
             "Convert the model again with scripts/convert_checkpoint.py"
         )
     config = headers.read_config(spec.config_type, header.config, source)
