@@ -148,6 +148,11 @@ class Pipeline:
         """
         device = torch.device(device) if device is not None else default_device()
         model = prepare(*read(transformer), kind="transformer")
+        if model.trained is None:
+            raise ValueError(
+                f"{model.source} does not say which sizes it was trained on, and its number of scales is not "
+                "that of a published model. Convert it with its settings"
+            )
         codes = prepare(*read(tokenizer), kind="tokenizer")
         check_pairing(model, codes)
         encoder = None
@@ -155,11 +160,6 @@ class Pipeline:
             if text_encoder is None:
                 raise ValueError(f"{transformer} takes text; give the text encoder that belongs to it")
             encoder = load_text_encoder(text_encoder, device=device)
-        if model.trained is None:
-            raise ValueError(
-                f"{model.source} does not say which sizes it was trained on, and its number of scales is not "
-                "that of a published model. Convert it with its settings"
-            )
         blocks, decoder = (dtype or default_dtype(device, part.parameters) for part in (model, codes))
         return cls(
             signed(pack(build(model, dtype=blocks, device=device))),

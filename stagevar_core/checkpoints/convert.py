@@ -75,8 +75,9 @@ def self_attention(source: str, target: str) -> tuple[Rename, ...]:
     )
 
 
-# What training code keeps beside any model.
-TRAINING = (
+# What is found beside any model: of training code, and a number that ComfyUI saves with every text encoder.
+BESIDE = (
+    Ignore(r"logit_scale"),
     Ignore(r"(?:\w+_)?(?:discriminator|disc)\..*", "discriminator"),
     Ignore(r"(?:\w+_)?(?:loss|losses|lpips|perceptual_\w+|criterion)\..*", "training losses"),
 )
@@ -105,7 +106,7 @@ def routes(keys: Iterable[str], key_map: KeyMap | None, source: str = "checkpoin
     aliases: list[tuple[str, Rename]] = []
     for key in keys:
         name = numbered.get(key, key)
-        rules = (*key_map.ignored, *TRAINING)
+        rules = (*key_map.ignored, *BESIDE)
         ignored = next((rule for rule in rules if re.fullmatch(rule.pattern, name)), None)
         rename = next((rule for rule in key_map.renames if re.fullmatch(rule.source, name)), None)
         if ignored is not None:
@@ -123,9 +124,14 @@ def routes(keys: Iterable[str], key_map: KeyMap | None, source: str = "checkpoin
     return result
 
 
-def convert(tensors: Mapping[str, Tensor], key_map: KeyMap | None, source: str = "checkpoint") -> Conversion:
-    """``tensors`` under our names, as a new dict that shares their storage."""
-    planned = routes(tensors, key_map, source)
+def convert(
+    tensors: Mapping[str, Tensor],
+    key_map: KeyMap | None,
+    source: str = "checkpoint",
+    planned: Mapping[str, Route] | None = None,
+) -> Conversion:
+    """``tensors`` under our names, sharing their storage; ``planned``: their routes where known."""
+    planned = planned if planned is not None else routes(tensors, key_map, source)
     converted: dict[str, Tensor] = {}
     for key, route in planned.items():
         if route.target is None:

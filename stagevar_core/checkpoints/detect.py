@@ -7,26 +7,17 @@ of weights are read, because quantised files may change the others.
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
-
-from torch import Tensor
+from typing import Any
 
 from . import families_infinity, families_star, families_var
-from .convert import routes
+from .convert import Route
 from .errors import CheckpointError, article, listed, short
 from .header import ModelConfig
 from .spec import FamilySpec, Shapes, first_match
-from .wrappers import split_prefix
+from .wrappers import Group, split_prefix
 
 # What loaders ask for, and how people call it.
 KINDS = {"transformer": "a transformer", "tokenizer": "an image tokenizer", "text_encoder": "a text encoder"}
-
-
-class Detected(NamedTuple):
-    """A recognised file: its specification and the configuration that its shapes show."""
-
-    spec: FamilySpec[Any]
-    config: ModelConfig
 
 
 # Specific before broad; the first match wins.
@@ -72,25 +63,15 @@ def refuse_options(spec: FamilySpec[Any], keys: Sequence[str], source: str) -> N
             )
 
 
-def detect(
-    shapes: Mapping[str, Sequence[int]],
-    source: str = "checkpoint",
-    tensors: Mapping[str, Tensor] | None = None,
-    settings: Mapping[str, Any] | None = None,
-) -> Detected:
-    """Family and configuration of a file from its tensor names and shapes, in any known naming style.
+def configure(spec: FamilySpec[Any], group: Group, planned: Mapping[str, Route], source: str) -> ModelConfig:
+    """The configuration that the shapes of a recognised group show, and where they count its small buffers.
 
-    ``tensors``: the file's, where the values of small buffers may be read as well. ``settings``: of the
-    training run, where the file carries them.
+    Raises for a known file with unreleased options. ``planned``: the routes of its keys.
     """
-    spec = recognise(list(shapes))
-    if spec is None:
-        raise unknown(list(shapes), source)
-    refuse_options(spec, list(shapes), source)
-    planned = routes(shapes, spec.key_map, source)
-    named = {route.target: shapes[key] for key, route in planned.items() if route.target is not None}
-    buffers = {key: tensors[key] for key in spec.buffers if tensors and key in tensors}
-    return Detected(spec, spec.config_from(Shapes(named, source, buffers, settings)))
+    refuse_options(spec, list(group.tensors), source)
+    named = {route.target: group.tensors[key].shape for key, route in planned.items() if route.target}
+    buffers = {key: group.tensors[key] for key in spec.buffers if key in group.tensors}
+    return spec.config_from(Shapes(named, source, buffers, group.settings))
 
 
 def spec_of(kind: str, family: str) -> FamilySpec[Any]:

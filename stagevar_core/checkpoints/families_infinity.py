@@ -68,11 +68,7 @@ BSQ_KEYS = KeyMap(
 # T5 as the transformers library writes it; these names are kept, also for ComfyUI's own T5.
 T5_KEYS = KeyMap(
     renames=(Rename(r"encoder\.embed_tokens\.weight", "shared.weight", alias=True),),
-    ignored=(
-        Ignore(r"decoder\..*", "text decoder"),
-        Ignore(r"lm_head\..*", "language model head"),
-        Ignore(r"logit_scale"),  # of ComfyUI, in every text encoder that it saves
-    ),
+    ignored=(Ignore(r"decoder\..*", "text decoder"), Ignore(r"lm_head\..*", "language model head")),
 )
 
 

@@ -58,7 +58,7 @@ CLIP_KEYS = KeyMap(
         Ignore(r"text_model\.embeddings\.position_ids"),
         Ignore(r"text_model\.encoder\.layers\.23\..*", "last layer, which Stable Diffusion 2.1 leaves out"),
         Ignore(r"vision_model\..*|visual_projection\..*", "image encoder"),
-        Ignore(r"text_projection(?:\.weight)?|logit_scale", "projection for image search"),
+        Ignore(r"text_projection(?:\.weight)?", "projection for image search"),
     ),
 )
 

@@ -14,7 +14,7 @@ from ..models.companions import TextEncoder
 from ..schedule import AspectTable
 from . import header as headers
 from .convert import convert, routes
-from .detect import KINDS, SPECS, detect, recognise, spec_of, unknown
+from .detect import KINDS, SPECS, configure, recognise, spec_of, unknown
 from .errors import CheckpointError, article, short
 from .files import read
 from .spec import FamilySpec
@@ -86,12 +86,10 @@ def prepare(
     found = list(groups(tensors))
     group, spec = _choose(found, source, kind)
     header = headers.parse(metadata, source) or headers.parse(headers.recorded(group.record, source), source)
-    used = routes(group.tensors, spec.key_map, source)
-    check_stored({group.prefix + key: group.tensors[key] for key in used if used[key].target}, source)
-    shapes = {key: tensor.shape for key, tensor in group.tensors.items()}
-    detected = detect(shapes, source, group.tensors, group.settings)
-    config = _config(spec, detected.config, header, source)
-    conversion = convert(group.tensors, spec.key_map, source)
+    planned = routes(group.tensors, spec.key_map, source)
+    check_stored({group.prefix + key: group.tensors[key] for key in planned if planned[key].target}, source)
+    config = _config(spec, configure(spec, group, planned, source), header, source)
+    conversion = convert(group.tensors, spec.key_map, source, planned)
     check_shapes(conversion.tensors, spec, config, source)
     notes = _notes(conversion.dropped | beside(group, found) | extras(tensors))
     trained = (header and header.trained) or spec.trained(config)
@@ -257,8 +255,8 @@ def _config(
         named = [(entry.kind, entry.name) for entry in SPECS]
         advice = "" if (header.kind, header.family) in named else " This version does not know that family."
         raise CheckpointError(
-            f"{source}: its metadata says {header.family} {header.kind}, its tensors are those of "
-            f"{article(spec.title)} ({spec.name} {spec.kind}); expected the two to agree.{advice} "
+            f"{source}: its metadata says {short(header.family)} {short(header.kind)}, its tensors are those "
+            f"of {article(spec.title)} ({spec.name} {spec.kind}); expected the two to agree.{advice} "
             "Convert the model again with scripts/convert_checkpoint.py"
         )
     config = headers.read_config(spec.config_type, header.config, source)
