@@ -57,7 +57,10 @@ def _wrong_vae(model: Checkpoint, vae: Checkpoint) -> str:
     else:
         return ""
     owner = "the built-in model" if vae.source == EMBEDDED else models or "another model"
-    return f"vae: {vae.source} belongs to {owner}; {model.source} needs {needed} there, or use StageVAR Load"
+    return (
+        f"vae: {vae.source} (of the family {vae.family}) belongs to {owner}; {model.source} (of the family "
+        f"{model.family}) needs {needed} there, or use StageVAR Load"
+    )
 
 
 def checked_vae(vae: object) -> TokenizerVAE:

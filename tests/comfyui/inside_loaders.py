@@ -137,8 +137,11 @@ def check_names(files: Any) -> None:
     for name in ("../secret.safetensors", r"..\secret.safetensors", "", ".", "..", "/", "x" * 5000, "a\0b"):
         refused(lambda name=name: files.resolve(files.TOKENIZER, name), "vae_name")
         assert files.version(files.TOKENIZER, name) == ""
-    refused(lambda: files.resolve(files.TOKENIZER, "FILE.safetensors"), "file.safetensors", "Choose it")
-    refused(lambda: files.resolve(files.TOKENIZER, "elsewhere/file.SAFETENSORS"), "Choose it")
+    refused(lambda: files.resolve(files.TOKENIZER, "FILE.safetensors"), "or choose 'win")
+    refused(lambda: files.resolve(files.TOKENIZER, "else/file.SAFETENSORS"), "or choose 'win", "https://")
+    message = refused(lambda: files.resolve(files.TOKENIZER, f"else/{SHARDS[0]}"), "or choose one of")
+    assert "which has that name" not in message, "all shards are called like that"
+    refused(lambda: files.resolve(files.TOKENIZER, f"WIN/Sharded/{SHARDS[0]}"), "or choose 'win")
 
 
 def check_refusals(files: Any) -> None:

@@ -48,7 +48,7 @@ def check_companions() -> None:
     assert matching(EMBEDDED) == (EMBEDDED, EMBEDDED, EMBEDDED)
     assert matching("tiny_var.safetensors").vae == "tiny_vq.safetensors"
     assert matching("tiny_star.safetensors").text_encoder == "tiny_clip.safetensors"
-    assert resident() - before < 500 << 20, "11 GB of tensors"
+    assert resident() - before < 500 << 20, "they have 11 GB of tensors"
 
 
 def check_memory_of_looks() -> None:
@@ -167,8 +167,8 @@ def check_wrong_pairs(kept: Any) -> None:
         return made
 
     words = (
-        "bits d16.safetensors belongs to Infinity 125M",
-        f"{EMBEDDED} needs its own",
+        "bits d16.safetensors (of the family infinity) belongs to Infinity 125M",
+        f"{EMBEDDED} (of the family infinity) needs its own",
         f"Choose {EMBEDDED!r}",
     )
     refused(lambda: checked_pair(embedded, with_checkpoint(vae, bits)), "vae: ", *words)
@@ -176,7 +176,7 @@ def check_wrong_pairs(kept: Any) -> None:
     for checkpoint, owner in ((vae.checkpoint, "the built-in model"), (bits, "Infinity 125M")):
         words = (
             f"belongs to {owner}",
-            "star.safetensors needs vae_ch160v4096z32.pth from https://",
+            "star.safetensors (of the family star) needs vae_ch160v4096z32.pth from https://",
             "models/vae",
         )
         refused(lambda checkpoint=checkpoint: checked_pair(model, with_checkpoint(vae, checkpoint)), *words)
