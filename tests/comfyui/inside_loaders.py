@@ -109,6 +109,9 @@ def check_roots(files: Any) -> None:
     assert files.resolve(files.TOKENIZER, "same.safetensors") == first / "same.safetensors"
     write(second / "alone", SHARDS[:1], "model.safetensors.index.json", SHARDS)
     (first / "alone").mkdir()
+    write(first / "nested" / "deep", SHARDS)
+    write(first / "nested", (), "model.safetensors.index.json", tuple(f"deep/{name}" for name in SHARDS))
+    refused(lambda: files.resolve(files.TOKENIZER, "nested"), "vae_name", "not a shard index")
     refused(lambda: files.resolve(files.TOKENIZER, "alone"), "vae_name", "1 of 2 shards", SHARDS[1])
 
 
