@@ -113,10 +113,8 @@ def check_foreign_files() -> None:
     from pack.nodes.host import matching
 
     folder = Path(MODELS) / "vae"
-    for name in ("a folder of shards", "a damaged", "an empty"):
-        (folder / f"{name}.safetensors").write_bytes(
-            b"" if "empty" in name else b"\x10" + bytes(7) + b"{" * 9
-        )
+    for name, contents in (("a damaged", b"\x10" + bytes(7) + b"{" * 9), ("an empty", b"")):
+        (folder / f"{name}.safetensors").write_bytes(contents)
     (folder / "a dangling.safetensors").symlink_to("nowhere")
     read = matching.read
 
