@@ -6,7 +6,6 @@ from typing import Any, NamedTuple, cast
 from ...stagevar_core.checkpoints.detect import spec_of
 from ...stagevar_core.checkpoints.load import Checkpoint
 from .bridge import module_of
-from .files import EMBEDDED
 
 _INFINITY = "https://huggingface.co/FoundationVision/Infinity/resolve/main/"
 _VAR = "https://huggingface.co/FoundationVision/var/resolve/main/"
@@ -92,19 +91,3 @@ def reads(transformer: Checkpoint, encoder: Checkpoint) -> bool:
     """Whether a transformer was trained on texts of such an encoder, by family and width."""
     same = encoder.family == text_family(transformer)
     return same and encoder.config.width == transformer.config.text_width
-
-
-def wrong_tokenizer(model: Checkpoint, vae: Checkpoint) -> str:
-    """Of a tokenizer that does not fit: whose it is and which file is needed; empty where that is unknown."""
-    published, models = tokenizer_of(model), models_of(vae)
-    if model.source == EMBEDDED:
-        needed = f"its own. Choose {EMBEDDED!r}"
-    elif published is not None:
-        needed = f"{published.name} from {published.link}. Put that into models/vae and choose it"
-    else:
-        return ""
-    owner = "the built-in model" if vae.source == EMBEDDED else models or "another model"
-    return (
-        f"vae: {vae.source} (of the family {vae.family}) belongs to {owner}; {model.source} (of the family "
-        f"{model.family}) needs {needed} there, or use StageVAR Load"
-    )

@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from typing import cast
 
 from ...stagevar_core.checkpoints.errors import CheckpointError
-from ...stagevar_core.checkpoints.load import check_pairing
+from ...stagevar_core.checkpoints.load import Checkpoint, check_pairing
 from ...stagevar_core.schedule import AspectTable
+from . import official
 from .attached import HostTransformer, Patcher
-from .official import wrong_tokenizer
+from .files import EMBEDDED
 from .vae import TokenizerVAE
 
 
@@ -37,13 +38,29 @@ def checked_pair(model: object, vae: object) -> Pair:
     try:
         check_pairing(checkpoint, tokenizer.checkpoint)
     except CheckpointError as error:
-        raise ValueError(wrong_tokenizer(checkpoint, tokenizer.checkpoint) or f"vae: {error}") from error
+        raise ValueError(_wrong_vae(checkpoint, tokenizer.checkpoint) or f"vae: {error}") from error
     if checkpoint.trained is None:
         raise ValueError(
             f"model: {checkpoint.source} does not say which sizes it was trained on, and its number "
             "of scales is not that of a published model. Convert it with its settings"
         )
     return Pair(patcher, tokenizer, checkpoint.trained)
+
+
+def _wrong_vae(model: Checkpoint, vae: Checkpoint) -> str:
+    """Whose tokenizer it is and which file belongs there; empty where that is not known."""
+    published, models = official.tokenizer_of(model), official.models_of(vae)
+    if model.source == EMBEDDED:
+        needed = f"its own. Choose {EMBEDDED!r}"
+    elif published is not None:
+        needed = f"{published.name} from {published.link}. Put that into models/vae and choose it"
+    else:
+        return ""
+    owner = "the built-in model" if vae.source == EMBEDDED else models or "another model"
+    return (
+        f"vae: {vae.source} (of the family {vae.family}) belongs to {owner}; {model.source} (of the family "
+        f"{model.family}) needs {needed} there, or use StageVAR Load"
+    )
 
 
 def checked_vae(vae: object) -> TokenizerVAE:
