@@ -191,8 +191,8 @@ def check_wrong_pairs(kept: Any) -> None:
         return made
 
     words = (
-        "bits d16.safetensors (of the family infinity) belongs to Infinity 125M",
-        f"{EMBEDDED} (of the family infinity) needs its own",
+        "bits d16.safetensors belongs to Infinity 125M, of the family infinity",
+        f"{EMBEDDED} needs its own, of the family infinity",
         f"Choose {EMBEDDED!r}",
     )
     refused(lambda: checked_pair(embedded, with_checkpoint(vae, bits)), "vae: ", *words)
@@ -200,7 +200,7 @@ def check_wrong_pairs(kept: Any) -> None:
     for checkpoint, owner in ((vae.checkpoint, "the built-in model"), (bits, "Infinity 125M")):
         words = (
             f"belongs to {owner}",
-            "star.safetensors (of the family star) needs vae_ch160v4096z32.pth from https://",
+            "star.safetensors needs vae_ch160v4096z32.pth from https://",
             "models/vae",
         )
         refused(lambda checkpoint=checkpoint: checked_pair(model, with_checkpoint(vae, checkpoint)), *words)
