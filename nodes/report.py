@@ -45,7 +45,10 @@ class Report(Node):
 
     @classmethod
     def execute(cls, report: dict[str, Any]) -> io.NodeOutput:
-        """The plot (1, height, width, 3) in 0..1 and the numbers as text, both shown on the node."""
-        plot = to_image(timeline(report))
-        text = json.dumps(report, indent=1)
-        return io.NodeOutput(plot, text, ui=ui.PreviewImage(plot, cls=cls))
+        """The plot (1, height, width, 3) in 0..1, which the node shows, and the numbers as text.
+
+        The node's script shows the other plot, under ``dark``, where the page is dark.
+        """
+        plot, dark = (to_image(timeline(report, dark=dark)) for dark in (False, True))
+        shown, instead = (ui.PreviewImage(image, cls=cls).as_dict() for image in (plot, dark))
+        return io.NodeOutput(plot, json.dumps(report, indent=1), ui={**shown, "dark": instead["images"]})

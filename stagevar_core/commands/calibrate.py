@@ -22,7 +22,7 @@ from .options import (
     load_pipeline,
     settings_of,
 )
-from .output import check_file, output_file, save
+from .output import check_file, collected, output_file, save
 from .prompts import MAX_PROMPTS, captions, read_lines
 
 SAVE_EVERY = 5  # prompts; an interrupted call loses fewer
@@ -69,12 +69,12 @@ def run(arguments: argparse.Namespace) -> None:
     state = out.with_name(out.name + ".state")
     if arguments.resume and state.exists():
         resume(work, state)
-    measure(work, state)
+    with collected() as said:
+        measure(work, state)
     schedule = work.schedule()
     schedule.save(out)
     state.unlink(missing_ok=True)
-    print(table(schedule))
-    print(out)
+    print("\n".join([table(schedule), *said, str(out)]))
     if arguments.plot is not None:
         print(save(np.asarray(curves(schedule)), arguments.plot))
 

@@ -30,7 +30,7 @@ from .options import (
     load_pipeline,
     settings_of,
 )
-from .output import check_file, output_file
+from .output import check_file, collected, output_file
 from .prompts import DEFAULT_PROMPTS, Prompts, read_prompts
 
 GRID_ROWS = 12  # prompts whose pictures people look at
@@ -106,12 +106,14 @@ def run(arguments: argparse.Namespace) -> None:
     job = job_of(arguments, pipeline, prompts, seeds)
     limit = len(prompts.entries) if prompts.kept else GRID_ROWS
     album = Album(arguments.out / "pictures", prompts.entries, seeds, limit)
-    found = measure(pipeline, policies, job, arguments.out, album, lpips)
+    with collected() as said:
+        found = measure(pipeline, policies, job, arguments.out, album, lpips)
     about = {
         "command": shlex.join(["python", "-m", "stagevar_core", *sys.argv[1:]]),
         "models": {"transformer": arguments.transformer.name, "tokenizer": arguments.tokenizer.name},
         "dtype": str(pipeline.transformer.compute_dtype).removeprefix("torch."),
         "hardware": hardware(pipeline.device),
+        "warnings": said,
     }
     write(arguments, found, report.report(found, policies, about, arguments.against or REFERENCE))
     if arguments.grid is not None:
@@ -206,6 +208,8 @@ def write(arguments: argparse.Namespace, found: Comparison, values: dict[str, An
     for name in found.variants:
         for note in values["variants"][name]["notes"]:
             print(f"{name}: {note}")
+    for text in values.get("warnings", ()):
+        print(text)
     if arguments.markdown is not None:
         arguments.markdown.write_text(f"{text}\n{footer(values)}\n", encoding="utf-8")
     if arguments.json is not None:

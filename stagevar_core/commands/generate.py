@@ -42,6 +42,7 @@ def add_parser(commands: Commands) -> None:
     )
     generate.add_argument("--schedule", type=Path, metavar="FILE", help="stages and budgets for the preset")
     generate.add_argument("--report-out", type=Path, metavar="FILE", help="what every scale did, as an image")
+    generate.add_argument("--dark", action="store_true", help="that image for a dark page")
     add_model_options(generate)
     generate.set_defaults(run=run)
 
@@ -102,7 +103,8 @@ def run(arguments: argparse.Namespace) -> None:
     trace = found.generation.trace
     print(trace.summary())
     if arguments.report_out is not None:
-        print(save(np.asarray(timeline(trace.to_dict())), arguments.report_out))
+        plot = timeline(trace.to_dict(), dark=arguments.dark)
+        print(save(np.asarray(plot), arguments.report_out))
     if arguments.json:
         asked = {name: getattr(arguments, name) for name in ("prompt", "negative", "seed")}
         made = {"seconds": seconds, "files": files, "steps": steps, "report": trace.to_dict()}

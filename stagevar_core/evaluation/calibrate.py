@@ -256,9 +256,11 @@ class Calibration:
     def _identity(self) -> dict[str, Any]:
         """What must be the same for two parts of a measurement to belong together."""
         network, settings = self.pipeline.transformer, self.request.settings or self.pipeline.settings()
+        encoder = self.pipeline.text_encoder
         values = {
             "model": identity(network.family, network.config.to_dict()),
-            "weights": fingerprint.weights(network),
+            "weights": fingerprint.weights(network, self.pipeline.tokenizer, encoder and encoder.model),
+            "code": fingerprint.code(),
             "prompts": fingerprint.digest("\n".join(self.prompts)),
             "alpha": self.request.alpha,
             "chunks": self.request.chunks,

@@ -51,10 +51,12 @@ class TokenMap:
 
     def shared(self, rows: int, times: int) -> "TokenMap":
         """The map of the first ``rows`` for all of ``times`` as many rows."""
-        parts = (self.keep, self.matrix, self.at)
-        return TokenMap(
-            *(None if p is None else p[:rows].repeat(times, *(1,) * (p.dim() - 1)) for p in parts)
-        )
+
+        def repeated(part: Tensor) -> Tensor:
+            return part[:rows].repeat(times, *(1,) * (part.dim() - 1))
+
+        rest = (None if part is None else repeated(part) for part in (self.matrix, self.at))
+        return TokenMap(repeated(self.keep), *rest)
 
     def positions(self, angles: Tensor | None) -> Tensor | None:
         """Rotary angles (2, rows, r, D / 2) of the r tokens from all, (2, L, D / 2); None stays None."""

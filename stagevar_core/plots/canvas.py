@@ -15,6 +15,22 @@ INK, MUTED, GRID, PAPER = (31, 41, 55), (107, 114, 128), (225, 228, 233), (255, 
 BLUE, ORANGE, GREEN, VIOLET = (37, 99, 175), (214, 107, 25), (21, 128, 98), (124, 74, 170)
 GREY, PALE = (148, 156, 168), (205, 211, 220)
 STAGES = {"semantic": (234, 241, 251), "structure": (232, 245, 238), "fidelity": (253, 243, 230)}
+# The same roles on a dark page, as light on dark as they are dark on light.
+_DARK: dict[Colour, Colour] = {
+    INK: (229, 231, 235),
+    MUTED: (163, 170, 181),
+    GRID: (56, 60, 68),
+    PAPER: (30, 31, 34),
+    BLUE: (92, 150, 226),
+    ORANGE: (233, 140, 64),
+    GREEN: (55, 176, 138),
+    VIOLET: (170, 128, 216),
+    GREY: (118, 126, 138),
+    PALE: (76, 82, 92),
+    STAGES["semantic"]: (36, 42, 54),
+    STAGES["structure"]: (33, 45, 41),
+    STAGES["fidelity"]: (51, 44, 35),
+}
 LEFT, RIGHT = 92, 28  # margins of a panel that spans the canvas
 _LEAST = 1e-300  # smaller numbers have no tenth that is not 0
 _OVERSAMPLE = 3  # Pillow draws lines without smoothing
@@ -33,6 +49,15 @@ def mixed(a: Colour, b: Colour, share: float) -> Colour:
     """The colour ``share`` of the way from ``a`` to ``b``."""
     red, green, blue = (round(x + (y - x) * share) for x, y in zip(a, b, strict=True))
     return red, green, blue
+
+
+def plain(value: float, digits: int = 3) -> str:
+    """A number for people: ``digits`` of it that count, whole where it is large, no exponent above 1e-4."""
+    if value == 0 or not math.isfinite(value) or abs(value) < 1e-4:
+        return f"{value:.{digits}g}"
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    text = f"{value:.{decimals}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def ramp(count: int) -> list[Colour]:
@@ -82,22 +107,30 @@ def centre(index: int, count: int) -> float:
 
 
 class Canvas:
-    """An image that is drawn larger and made smaller in the end."""
+    """An image that is drawn larger and made smaller in the end.
 
-    def __init__(self, width: int, height: int) -> None:
-        self.size = (width, height)
-        self.image = Image.new("RGB", (width * _OVERSAMPLE, height * _OVERSAMPLE), PAPER)
+    ``dark``: for dark pages; colours are given as on light ones.
+    """
+
+    def __init__(self, width: int, height: int, *, dark: bool = False) -> None:
+        self.size, self.dark = (width, height), dark
+        big = (width * _OVERSAMPLE, height * _OVERSAMPLE)
+        self.image = Image.new("RGB", big, self.shade(PAPER))
         self._draw = ImageDraw.Draw(self.image)
 
     def finish(self) -> Image.Image:
         """The image in its own size."""
         return self.image.resize(self.size, Image.Resampling.BOX)
 
+    def shade(self, colour: Colour) -> Colour:
+        """What a colour is here; on a dark page those without a counterpart become lighter."""
+        return _DARK.get(colour) or mixed(colour, (255, 255, 255), 0.35) if self.dark else colour
+
     def text(self, at: Point, text: str, size: int = 13, colour: Colour = INK, anchor: str = "la") -> None:
         """A line of text; ``anchor`` as in Pillow."""
         big = font(size * _OVERSAMPLE)
         known = anchor if isinstance(big, ImageFont.FreeTypeFont) else None  # the bitmap font knows none
-        self._draw.text(self._at(at), text, fill=colour, font=big, anchor=known)
+        self._draw.text(self._at(at), text, fill=self.shade(colour), font=big, anchor=known)
 
     def length(self, text: str, size: int = 13) -> float:
         """Width of a line of text."""
@@ -112,7 +145,9 @@ class Canvas:
         turned = label.rotate(90, expand=True)
         x, y = self._at(at)
         corner = round(x - turned.width / 2), round(y - turned.height / 2)
-        self.image.paste(colour, (*corner, corner[0] + turned.width, corner[1] + turned.height), turned)
+        self.image.paste(
+            self.shade(colour), (*corner, corner[0] + turned.width, corner[1] + turned.height), turned
+        )
 
     def box(self, a: Point, b: Point, fill: Colour) -> None:
         """A rectangle between two corners in any order; nothing when it is empty."""
@@ -121,7 +156,7 @@ class Canvas:
             self._at((max(a[0], b[0]), max(a[1], b[1]))),
         )
         if x1 - x0 >= 1 and y1 - y0 >= 1:
-            self._draw.rectangle((x0, y0, x1 - 1, y1 - 1), fill=fill)
+            self._draw.rectangle((x0, y0, x1 - 1, y1 - 1), fill=self.shade(fill))
 
     def hatch(self, a: Point, b: Point, colour: Colour = GREY) -> None:
         """Diagonal lines in a rectangle: something that did not happen."""
@@ -133,15 +168,15 @@ class Canvas:
         lines = ImageDraw.Draw(tile)
         for start in range(-tile.height, tile.width, 7 * _OVERSAMPLE):
             lines.line((start, tile.height, start + tile.height, 0), fill=255, width=_OVERSAMPLE)
-        self.image.paste(colour, (x0, y0), tile)
-        self._draw.rectangle((x0, y0, x1 - 1, y1 - 1), outline=colour, width=_OVERSAMPLE)
+        self.image.paste(self.shade(colour), (x0, y0), tile)
+        self._draw.rectangle((x0, y0, x1 - 1, y1 - 1), outline=self.shade(colour), width=_OVERSAMPLE)
 
     def line(self, points: Sequence[Point], colour: Colour, width: float = 2.0, dash: float = 0.0) -> None:
         """A line through points; ``dash``: length of its strokes, 0 is solid."""
         placed = [self._at(point) for point in points]
         stroke = max(1, round(width * _OVERSAMPLE))
         if not dash:
-            self._draw.line(placed, fill=colour, width=stroke, joint="curve")
+            self._draw.line(placed, fill=self.shade(colour), width=stroke, joint="curve")
             return
         for (x0, y0), (x1, y1) in zip(placed[:-1], placed[1:], strict=True):
             length = math.hypot(x1 - x0, y1 - y0)
@@ -149,18 +184,18 @@ class Canvas:
                 a = i * dash * _OVERSAMPLE / length
                 b = min(1.0, a + dash * _OVERSAMPLE / length)
                 ends = [(x0 + (x1 - x0) * t, y0 + (y1 - y0) * t) for t in (a, b)]
-                self._draw.line(ends, fill=colour, width=stroke)
+                self._draw.line(ends, fill=self.shade(colour), width=stroke)
 
     def dot(self, at: Point, colour: Colour, radius: float = 3.0) -> None:
         """A filled circle."""
         (x, y), r = self._at(at), radius * _OVERSAMPLE
-        self._draw.ellipse((x - r, y - r, x + r, y + r), fill=colour)
+        self._draw.ellipse((x - r, y - r, x + r, y + r), fill=self.shade(colour))
 
     def veil(self, points: Sequence[Point], colour: Colour, strength: float = 0.16) -> None:
         """A transparent polygon."""
         mask = Image.new("L", self.image.size, 0)
         ImageDraw.Draw(mask).polygon([self._at(point) for point in points], fill=round(255 * strength))
-        self.image.paste(colour, (0, 0), mask)
+        self.image.paste(self.shade(colour), (0, 0), mask)
 
     def legend(self, at: Point, entries: Sequence[tuple[str, Colour, str]], size: int = 12) -> None:
         """A row of names; the kind of a mark is 'box', 'line', 'dash' or 'hatch'."""
@@ -204,14 +239,16 @@ class Panel:
         for _, start, _ in stages[1:]:
             self.canvas.line([self.at(start, 0.0), self.at(start, self.high)], GREY, 1.0, dash=4.0)
 
-    def axes(self, title: str, marks: Sequence[float], label: str = "{:g}") -> None:
-        """Grid, numbers at ``marks`` of the y axis, and its title."""
+    def axes(self, title: str, marks: Sequence[float], label: str | None = None) -> None:
+        """Grid, numbers at ``marks`` of the y axis, in the format ``label`` where given, and its title."""
         for mark in marks:
             if mark > self.high * 1.0001:
                 continue
             left, right = self.at(0.0, mark), self.at(1.0, mark)
             self.canvas.line([left, right], GRID, 1.0)
-            self.canvas.text((self.left - 7, left[1]), label.format(mark), 12, MUTED, "rm")
+            self.canvas.text(
+                (self.left - 7, left[1]), label.format(mark) if label else plain(mark, 6), 12, MUTED, "rm"
+            )
         self.canvas.line([self.at(0.0, 0.0), self.at(1.0, 0.0)], MUTED, 1.2)
         self.canvas.upright((self.left - 58, (self.top + self.bottom) / 2), title)
 

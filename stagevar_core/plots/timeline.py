@@ -23,6 +23,7 @@ from .canvas import (
     Place,
     bands_of,
     centre,
+    plain,
     ticks,
     wrapped,
 )
@@ -31,12 +32,15 @@ Scales = Sequence[Mapping[str, Any]]  # of Trace.to_dict()
 _UNITS = ((1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"), (1.0, "FLOP"))
 
 
-def timeline(trace: Mapping[str, Any]) -> Image:
-    """What a generation did scale by scale, from ``Trace.to_dict()``: work, time and tokens against dense."""
+def timeline(trace: Mapping[str, Any], *, dark: bool = False) -> Image:
+    """What a generation did scale by scale, from ``Trace.to_dict()``: work, time and tokens against dense.
+
+    ``dark``: for a dark page.
+    """
     scales = trace["scales"]
     width = max(900, LEFT + RIGHT + 84 * len(scales))
     notes = [line for note in trace["notes"] for line in wrapped(note, width // 7, 2)][:6]
-    canvas = Canvas(width, 800 + 18 * len(notes))
+    canvas = Canvas(width, 800 + 18 * len(notes), dark=dark)
     _heading(canvas, trace)
     if not scales:
         canvas.text((24, 110), "no scale ran", 14, MUTED)
@@ -69,8 +73,8 @@ def _heading(canvas: Canvas, trace: Mapping[str, Any]) -> None:
     result = f"{totals['flop_ratio']:.2f}x fewer FLOPs" if saved else "as many FLOPs as the dense run"
     canvas.text((24, 28), f"{trace['policy']}: {result}", 22, INK, "lm")
     parts = [
-        f"{totals['flops'] / size:.3g} of {totals['dense_flops'] / size:.3g} {unit}",
-        f"{totals['milliseconds'] / 1e3:.2f} s in the transformer",
+        f"{plain(totals['flops'] / size)} of {plain(totals['dense_flops'] / size)} {unit}",
+        f"{_time(totals['milliseconds'])} in the transformer",
         f"KV cache {_bytes(totals['kv_peak_bytes'])}",
         f"{totals['scales_skipped']} of {len(trace['scales'])} scales skipped",
         images,
@@ -135,13 +139,14 @@ def _work_panel(canvas: Canvas, place: Place, scales: Scales, bands: Sequence[Ba
 
 
 def _time_panel(canvas: Canvas, place: Place, scales: Scales, bands: Sequence[Band]) -> None:
-    """Milliseconds of every scale."""
+    """Seconds or milliseconds of every scale."""
     most = max(scale["milliseconds"] for scale in scales)
-    panel = Panel(canvas, *place, 1.2 * most)
+    size, unit = (1e3, "s") if most >= 1e3 else (1.0, "ms")
+    panel = Panel(canvas, *place, 1.2 * most / size)
     panel.bands(bands)
-    panel.axes("time, ms", ticks(most, 3))
+    panel.axes(f"time, {unit}", ticks(most / size, 3))
     spent = [(scale["milliseconds"], scale["ran"]) for scale in scales]
-    _bars(panel, [_Bar(f"{ms:.3g}" if ran else "-", ran, 0.0, [(ms, GREEN)]) for ms, ran in spent])
+    _bars(panel, [_Bar(_time(ms) if ran else "-", ran, 0.0, [(ms / size, GREEN)]) for ms, ran in spent])
 
 
 def _token_panel(canvas: Canvas, place: Place, scales: Scales, bands: Sequence[Band]) -> Panel:
@@ -153,7 +158,7 @@ def _token_panel(canvas: Canvas, place: Place, scales: Scales, bands: Sequence[B
     bars = []
     for scale in scales:
         tokens, computed = scale["tokens"], scale["computed"]
-        label = f"{tokens}" if computed == tokens else f"{computed:.4g} of {tokens}"
+        label = f"{tokens}" if computed == tokens else f"{plain(computed, 4)} of {tokens}"
         bars.append(_Bar(label, scale["ran"], tokens, [(computed, BLUE)]))
     _bars(panel, bars)
     return panel
@@ -161,6 +166,11 @@ def _token_panel(canvas: Canvas, place: Place, scales: Scales, bands: Sequence[B
 
 def _unit(most: float) -> tuple[float, str]:
     return next((unit for unit in _UNITS if most >= unit[0]), _UNITS[-1])
+
+
+def _time(milliseconds: float) -> str:
+    """Seconds from one second on, else milliseconds."""
+    return f"{plain(milliseconds / 1e3)} s" if milliseconds >= 999.5 else f"{plain(milliseconds)} ms"
 
 
 def _bytes(count: float) -> str:

@@ -58,6 +58,17 @@ def shown(server: ComfyServer, entry: Json, node: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(server.view(image))).convert("RGB"), np.float32) / 255
 
 
+def test_a_report_has_its_plot_for_dark_pages_as_well(
+    comfy_server: ComfyServer, side_by_side: tuple[Json, Json]
+) -> None:
+    prompt, entry = side_by_side
+    for node in nodes_of(prompt, "StageVARStageReport"):
+        light = shown(comfy_server, entry, node)
+        (image,) = entry["outputs"][node]["dark"]
+        dark = np.asarray(Image.open(io.BytesIO(comfy_server.view(image))).convert("RGB"), np.float32) / 255
+        assert dark.shape == light.shape and light.mean() > 0.8 and dark.mean() < 0.3
+
+
 def run_preset(server: ComfyServer, prompt: Json, **inputs: object) -> tuple[Json, list[np.ndarray]]:
     """The report and the pictures of the accelerated workflow with some inputs of its Accelerate node."""
     prompt[only_node(prompt, "StageVARAccelerate")]["inputs"].update(inputs)

@@ -42,6 +42,15 @@ SHOWN_IMAGE = """type => {
     const drawn = node?.imgs?.[0] ?? document.querySelector(`[data-node-id="${node?.id}"] img`);
     return drawn?.naturalWidth ? [drawn.naturalWidth, drawn.naturalHeight] : null;
 }"""
+# The red of the upper left pixel of what a node shows.
+CORNER = """type => {
+    const node = window.app.graph.nodes.find(found => found.type === type);
+    const drawn = node.imgs?.[0] ?? document.querySelector(`[data-node-id="${node.id}"] img`);
+    const canvas = document.createElement('canvas');
+    [canvas.width, canvas.height] = [1, 1];
+    canvas.getContext('2d').drawImage(drawn, 0, 0);
+    return canvas.getContext('2d').getImageData(0, 0, 1, 1).data[0];
+}"""
 SHOWN_TEXT = """() => window.app.graph.nodes.find(node => node.type === 'StageVARSampler').widgets
     .map(widget => String(widget.value)).find(text => text.includes('tokens computed'))"""
 # A new node on the way from the first output of one node to an input of another.
@@ -178,6 +187,24 @@ def test_dropped_accelerated_workflow_shows_image_report_and_summary(page: Page,
     width, height = page.evaluate(SHOWN_IMAGE, "StageVARStageReport")
     assert width >= 600 and height >= 400
     assert not page.locator(".p-toast-message-error").all_inner_texts()
+
+
+@pytest.mark.parametrize("palette", ["dark", "light"])
+@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])
+def test_the_report_is_drawn_in_the_colours_of_the_page(
+    page: Page, artifacts: Path, vue: bool, palette: str
+) -> None:
+    set_renderer(page, vue)
+    page.evaluate("id => window.app.extensionManager.setting.set('Comfy.ColorPalette', id)", palette)
+    page.wait_for_timeout(500)
+    drop(page, "accelerated_embedded", 4751 + 2 * vue + (palette == "light"))
+    page.keyboard.press("Control+Enter")
+    page.wait_for_function(SHOWN_IMAGE, arg="StageVARStageReport", timeout=5 * MINUTE)
+    page.wait_for_timeout(500)
+    red = page.evaluate(CORNER, "StageVARStageReport")
+    screenshot(page, artifacts / f"browser_report_{palette}_{'vue' if vue else 'canvas'}.png")
+    page.evaluate("() => window.app.extensionManager.setting.set('Comfy.ColorPalette', 'dark')")
+    assert red < 60 if palette == "dark" else red > 240
 
 
 @pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])

@@ -176,10 +176,12 @@ def test_a_state_of_another_measurement_is_refused(pipeline, change, message) ->
         Calibration(pipeline, **options).restore(state)
 
 
-def test_a_state_of_other_weights_is_refused(pipeline, tmp_path) -> None:
+@pytest.mark.parametrize("part", ["transformer", "tokenizer", "text encoder"])
+def test_a_state_of_other_weights_is_refused(part: str, pipeline, tmp_path) -> None:
     state = Calibration(pipeline, PROMPTS, Request()).state()
     other = Pipeline.load(**write_models(tmp_path), device="cpu")
-    randomize(other.transformer, 7)
+    parts = {"transformer": other.transformer, "tokenizer": other.tokenizer}
+    randomize(parts.get(part) or other.text_encoder.model, 7)
     with pytest.raises(ValueError, match="begun with weights"):
         Calibration(other, PROMPTS, Request()).restore(state)
 
@@ -241,6 +243,15 @@ def test_an_interrupted_calibration_goes_on_where_it_stopped(files, tmp_path, mo
     assert calls == [2]
     assert out.read_text() == (tmp_path / "whole.json").read_text()
     assert not (tmp_path / "s.json.state").exists()
+
+
+def test_warnings_are_said_once_and_not_on_the_bar(files, tmp_path, caplog) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join([f"{'red ' * 5000}circle"] * 3), encoding="utf-8")
+    code, out, err = command(files, "calibrate", "--prompts", prompts, "--out", tmp_path / "s.json")
+    assert code == 0 and not caplog.messages
+    said = [line for line in out if "this model reads" in line]
+    assert len(said) == 1 and not any("this model reads" in line for line in err)
 
 
 def test_state_is_saved_on_the_way(pipeline, tmp_path, monkeypatch) -> None:

@@ -191,6 +191,19 @@ def test_the_command_writes_tables_json_and_a_grid(files, tmp_path):
     assert code == 0 and again.splitlines()[:5] == out.splitlines()[:5], err
 
 
+def test_warnings_are_said_once_in_the_report_and_not_on_the_bar(files, tmp_path, caplog):
+    prompts, report = tmp_path / "prompts.txt", tmp_path / "made.json"
+    prompts.write_text("\n".join([f"{'red ' * 5000}circle"] * 4), encoding="utf-8")
+    options = ("--prompts", prompts, "--batch", 1, "--out", tmp_path / "out", "--json", report)
+    code, out, err = compared(files, *options, "--presets", "fastvar")
+    assert code == 0 and not caplog.messages
+    assert "this model reads" not in err and "none of them is skipped" not in err
+    assert out.count("this model reads") == 1 == out.count("fastvar: the fidelity stage")
+    values = json.loads(report.read_text(encoding="utf-8"))
+    assert len(values["warnings"]) == 1 and "this model reads" in values["warnings"][0]
+    assert len(values["variants"]["fastvar"]["notes"]) == 1
+
+
 def test_genevals_folders(files, tmp_path):
     entries = [{"tag": "colors", "include": [], "prompt": text} for text in CAPTIONS]
     listing = tmp_path / "evaluation_metadata.jsonl"

@@ -1,5 +1,8 @@
 """Hashes that tell models apart, whatever holds their weights."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -40,5 +43,22 @@ def test_packed_models_are_told_apart() -> None:
     assert names[0] == fingerprint.weights(model(0, torch.bfloat16))
 
 
-def test_the_code_is_that_of_the_whole_package() -> None:
+def test_the_code_is_that_of_the_whole_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert fingerprint.code() == fingerprint.code() and len(fingerprint.code()) == 16
+    shutil.copytree(
+        Path(fingerprint.__file__).parents[1],
+        tmp_path / "core",
+        ignore=shutil.ignore_patterns("assets", "__pycache__"),
+    )
+    before = fingerprint.code()
+    monkeypatch.setattr(fingerprint, "__file__", str(tmp_path / "core" / "evaluation" / "fingerprint.py"))
+    assert fingerprint.code() == before
+    files = [path for kind in ("*.py", "*.json") for path in (tmp_path / "core").rglob(kind)]
+    assert len(files) > 80 and any(path.suffix == ".json" for path in files)
+    for path in files:
+        data = path.read_bytes()
+        path.write_bytes(data + b"\n")
+        assert fingerprint.code() != before, path
+        path.write_bytes(data)
+    files[0].rename(files[0].with_name("another.py"))
+    assert fingerprint.code() != before

@@ -16,12 +16,15 @@ from stagevar_core.plots.canvas import (
     GREEN,
     GREY,
     INK,
+    MUTED,
     ORANGE,
     PALE,
+    PAPER,
     STAGES,
     VIOLET,
     Canvas,
     Panel,
+    plain,
     ticks,
 )
 from stagevar_core.plots.schedules import curves, preview
@@ -237,3 +240,52 @@ def test_a_curve_of_any_numbers_is_drawn(value: float) -> None:
     schedule = StageSchedule.parse(text)
     assert curves(schedule).size[0] > 900 and preview(schedule).size == (1000, 500)
     assert ticks(value)[-1] >= min(value, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        *((0, "0"), (1.18, "1.18"), (1180.0, "1180"), (123456.7, "123457"), (1e6, "1000000")),
+        *((0.0123456, "0.0123"), (999.6, "1000"), (85.24, "85.2"), (2.5, "2.5"), (3e-7, "3e-07")),
+    ],
+)
+def test_numbers_have_no_exponent_where_people_need_none(value: float, text: str) -> None:
+    assert plain(value) == text
+
+
+def test_times_and_tokens_are_said_in_units_that_people_read(traces, monkeypatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(Canvas, "text", lambda self, at, text, *rest: said.append(text))
+    trace = json.loads(json.dumps(traces["paper"]))
+    for number, scale in enumerate(trace["scales"]):
+        scale["milliseconds"] = 1.18 * 10**number
+        scale["tokens"], scale["computed"] = 20_000, 12_345.678
+    trace["totals"]["milliseconds"] = 1_311_000.0
+    timeline(trace)
+    assert {"1.18 ms", "118 ms", "1.18 s", "118 s", "1180 s", "12346 of 20000"} <= set(said)
+    assert any("1311 s in the transformer" in text for text in said)
+    assert not any("e+" in text for text in said)
+
+
+def test_a_dark_plot_is_the_same_with_other_colours(traces) -> None:
+    light, dark = timeline(traces["paper"]), timeline(traces["paper"], dark=True)
+    canvas = Canvas(8, 8, dark=True)
+    colours = (PAPER, INK, BLUE, ORANGE, GREEN, VIOLET, PALE, *STAGES.values())
+    assert light.size == dark.size and len({canvas.shade(colour) for colour in colours}) == len(colours)
+    for colour in colours:
+        found = area(light, colour)  # a few pixels of what is smoothed have any colour by chance
+        assert area(dark, canvas.shade(colour)) == pytest.approx(found, rel=0.01) and found > 50
+    for text in (INK, MUTED):  # 4.5 is what text needs to be read
+        for ground in (PAPER, *STAGES.values()):
+            assert contrast(canvas.shade(text), canvas.shade(ground)) > 4.5
+
+
+def contrast(a: tuple[int, int, int], b: tuple[int, int, int]) -> float:
+    """The contrast of two colours after WCAG 2, 1 to 21."""
+
+    def luminance(colour: tuple[int, int, int]) -> float:
+        shares = (c / 255 / 12.92 if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in colour)
+        return sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), shares, strict=True))
+
+    darker, lighter = sorted((luminance(a), luminance(b)))
+    return (lighter + 0.05) / (darker + 0.05)
