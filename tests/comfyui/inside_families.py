@@ -156,7 +156,7 @@ def check_star(model: Any, vae: Any, clip: Any) -> None:
         return clip.encode_from_tokens_scheduled(clip.tokenize(text))
 
     wanted, empty = core.encode(["a red circle", ""])
-    made = conditioning_of(model.model, encode("a red circle"), None, 2)
+    made = conditioning_of(model.model, encode("a red circle"), None, 2).conditioning
     assert len(made.features) == 2 and made.features[0].shape == wanted.shape
     assert torch.allclose(made.features[0], wanted, atol=1e-4)
     assert torch.allclose(made.null, empty, atol=1e-4)
