@@ -169,6 +169,100 @@ def check_pictures() -> None:
     assert any("144x160 is no size of" in line and "128x128" in line for line in said), said
 
 
+def check_steering() -> None:
+    """What this model cannot follow is said on the sampler, by what the artist connected."""
+    import torch
+    from pack.nodes.host import files
+    from pack.nodes.loaders import LoadTextEncoder
+
+    import nodes as core
+
+    model, vae = loaded()
+    clip = LoadTextEncoder.execute(files.EMBEDDED).args[0]
+
+    def encode(text: str) -> list:
+        return clip.encode_from_tokens_scheduled(clip.tokenize(text))
+
+    def notes(positive: list, **inputs: Any) -> list[str]:
+        return sample(model, vae, positive, **inputs)[1]["notes"]
+
+    text, mask = encode("a red circle"), torch.ones(8, 8)
+    area = core.ConditioningSetArea().append(text, 64, 64, 0, 0, 1.0)[0]
+    assert notes(text) == [] and notes(core.ConditioningSetAreaStrength().append(text, 1.0)[0]) == []
+    for steered, words in (
+        (area, "Set Area"),
+        (
+            core.ConditioningSetAreaPercentage().append(text, 0.5, 0.5, 0, 0, 0.5)[0],
+            "Set Area, the strength of an area",
+        ),
+        (core.ConditioningSetMask().append(text, mask, "default", 1.0)[0], "Set Mask"),
+        (core.ConditioningSetAreaStrength().append(text, 0.3)[0], "the strength of an area"),
+        (core.ConditioningSetTimestepRange().set_range(text, 0.2, 1.0)[0], "Set Timestep Range"),
+        ([[text[0][0], {**text[0][1], "control": object(), "hooks": object()}]], "ControlNet, hooks"),
+    ):
+        (said,) = notes(steered)
+        assert said == f"positive: {words} ignored, which this model cannot follow", said
+    both = core.ConditioningCombine().combine(text, area)[0]
+    said = notes(both, negative=area)
+    assert [line.split(" ")[0] for line in said] == ["positive", "positive:", "negative:"], said
+    assert "2 conditionings" in said[0] and "Set Area" in said[1]
+    (said,) = notes(encode("red " * 600))
+    assert said == "the positive prompt has 602 tokens; this model reads 64, the rest is ignored", said
+
+
+def check_joined() -> None:
+    """Joined and mixed texts: the rows with text of both, none of padding."""
+    from types import SimpleNamespace as Namespace
+
+    import torch
+    from pack.nodes.host import clip_sd2, files
+    from pack.nodes.host.conditioning import NULL_TEXT, conditioning_of
+    from pack.nodes.loaders import LoadTextEncoder
+
+    import nodes as core
+
+    model, _ = loaded()
+    clip = LoadTextEncoder.execute(files.EMBEDDED).args[0]
+
+    def read(network: Any, conditioning: list) -> Any:
+        return conditioning_of(network, conditioning, None, 1).conditioning.features[0]
+
+    short, long = (
+        clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in ("red", "a red circle left")
+    )
+    first, second = short[0][0][0], long[0][0][0]
+    concat = core.ConditioningConcat().concat(short, long)[0]
+    assert torch.equal(read(model.model, concat), torch.cat((first, second)))
+    average = core.ConditioningAverage().addWeighted(long, short, 0.0)[0]
+    assert torch.equal(read(model.model, average), first)
+    zeroed = core.ConditioningZeroOut().zero_out(long)[0]
+    assert torch.equal(read(model.model, zeroed), torch.zeros_like(second))
+
+    star = Namespace(
+        classes=None, learned_null=False, longest_text=None, family="star", config=Namespace(text_width=6)
+    )
+    null = torch.ones(1, 2, 6)
+
+    def padded(rows: int) -> list:
+        """As our CLIP gives it: text, then rows of 0, and a mask."""
+        features = torch.zeros(1, 9, 6)
+        features[:, :rows] = torch.randn(1, rows, 6)
+        mask = torch.arange(9)[None] < rows
+        return [[features, {"attention_mask": mask.long(), NULL_TEXT: null, "pooled_output": None}]]
+
+    for rows in ((3, 7), (7, 3)):
+        one, two = map(padded, rows)
+        concat = read(star, core.ConditioningConcat().concat(one, two)[0])
+        assert torch.equal(concat, torch.cat((one[0][0][0, : rows[0]], two[0][0][0, : rows[1]])))
+        average = read(star, core.ConditioningAverage().addWeighted(one, two, 0.5)[0])
+        assert torch.allclose(average, (one[0][0][0, :7] + two[0][0][0, :7]) / 2)
+        assert len(read(star, core.ConditioningZeroOut().zero_out(one)[0])) == rows[0]
+        assert torch.equal(read(star, one), one[0][0][0, : rows[0]])
+        foreign = [[torch.randn(1, 9, 6), {"attention_mask": one[0][1]["attention_mask"]}]]
+        assert len(read(Namespace(**{**vars(star), "learned_null": True}), foreign)) == rows[0]
+    assert clip_sd2.length_of([[(1, 1.0)]]) == {}
+
+
 def tokenizer(vae: Any) -> Any:
     return vae.first_stage_model.tokenizer
 
