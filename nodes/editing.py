@@ -7,7 +7,9 @@ import torch.nn.functional as F
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..stagevar_core.checks import inside
 from ..stagevar_core.sampling.editing import scale_masks
+from ..stagevar_core.sampling.numbers import finite
 from .host import sockets
 from .host.attached import Patcher
 from .host.edit import Edit
@@ -68,28 +70,37 @@ class EditNode(Node):
         """
         pair = checked_pair(model, vae)
         image, mask = sockets.image("image", image), sockets.mask("mask", mask)
-        schedule = pair.trained.snap(*image.shape[1:3])
-        size = pair.trained.image_size(schedule)
-        quantizer = pair.vae.quantizer(pair.network.config.patch)
-        codes, _ = quantizer.encode(pair.vae.features(fitted(image, size)), schedule)
-        kept = scale_masks(1.0 - fitted_mask(mask, image, size), schedule)
-        grids = [quantizer.latent_grid(scale) for scale in schedule]
-        masks = [
-            F.interpolate(mask[:, None].float(), size=grid)[:, 0].bool()
-            for mask, grid in zip(kept, grids, strict=True)
-        ]
-        if bool(masks[-1].all()):
-            _LOG.warning("StageVAR: the mask selects nothing; the picture stays as it is")
-        return io.NodeOutput(Edit(schedule, tuple(codes), tuple(masks), size, pair.vae.checkpoint.source))
+        for name, given in (("image", image), ("mask", mask)):
+            if not finite(given.float()):
+                raise ValueError(
+                    f"{name}: found NaN or infinity; expected values from 0 to 1; connect another {name}"
+                )
+        with inside("image: its "):
+            schedule = pair.trained.snap(*image.shape[1:3])
+        size, patch = pair.trained.image_size(schedule), pair.network.config.patch
+        codes = pair.vae.codes(fitted(image, size), schedule, patch)
+        masks = scale_masks(1.0 - fitted_mask(mask, image, size), schedule, patch)
+        notes = _notes(masks[-1])
+        for note in notes:
+            _LOG.warning("StageVAR: %s", note)
+        edit = Edit(schedule, tuple(codes), tuple(masks), size, pair.vae.checkpoint.source, notes)
+        return io.NodeOutput(edit)
+
+
+def _notes(kept: Tensor) -> tuple[str, ...]:
+    """That a mask selects nothing, from where the last scale stays (pictures or 1, h, w)."""
+    empty = [str(number) for number, mask in enumerate(kept, 1) if bool(mask.all())]
+    if not empty:
+        return ()
+    if len(empty) == len(kept):
+        return ("the mask selects nothing; the picture stays as it is",)
+    return (f"the mask selects nothing of picture {', '.join(empty)}, which stays as it is",)
 
 
 def fitted(image: Tensor, size: tuple[int, int]) -> Tensor:
     """Images (B, H, W, C) in 0..1 scaled to ``size``, cut evenly where their shape differs."""
-    height, width = size
-    method = "area" if image.shape[1] > height else "bicubic"
-    channels = image[..., :3].movedim(-1, 1)
-    scaled = comfy.utils.common_upscale(channels, width, height, method, "center")
-    return scaled.clamp(0.0, 1.0).movedim(1, -1)
+    method = "area" if image.shape[1] > size[0] else "bicubic"
+    return _scaled(image[..., :3].movedim(-1, 1), size, method).movedim(1, -1)
 
 
 def fitted_mask(mask: Tensor, image: Tensor, size: tuple[int, int]) -> Tensor:
@@ -97,5 +108,15 @@ def fitted_mask(mask: Tensor, image: Tensor, size: tuple[int, int]) -> Tensor:
     whole = mask.float().reshape(-1, 1, *mask.shape[-2:])
     if whole.shape[-2:] != image.shape[1:3]:  # Load Image gives a small one where there is no mask
         whole = F.interpolate(whole, size=tuple(image.shape[1:3]), mode="bilinear", align_corners=False)
-    method = "area" if image.shape[1] > size[0] else "bilinear"
-    return comfy.utils.common_upscale(whole, size[1], size[0], method, "center")[:, 0].clamp(0.0, 1.0)
+    return _scaled(whole, size, "area" if image.shape[1] > size[0] else "bilinear")[:, 0]
+
+
+def _scaled(channels: Tensor, size: tuple[int, int], method: str) -> Tensor:
+    """(B, C, H, W) in 0..1 to (B, C, height, width): core's cut in the middle, which leaves a pixel."""
+    height, width = channels.shape[-2:]
+    shape, wanted = width / height, size[1] / size[0]
+    beside = round((width - width * (wanted / shape)) / 2) if shape > wanted else 0
+    above = round((height - height * (shape / wanted)) / 2) if shape < wanted else 0
+    beside, above = min(beside, (width - 1) // 2), min(above, (height - 1) // 2)
+    seen = channels[..., above : height - above, beside : width - beside]
+    return comfy.utils.common_upscale(seen, size[1], size[0], method, "disabled").clamp(0.0, 1.0)

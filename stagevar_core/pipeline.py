@@ -30,6 +30,7 @@ from .schedule import AspectTable, Scale, ScaleSchedule
 
 ASSETS = Path(__file__).parent / "assets"
 EMBEDDED = {name: ASSETS / f"{name}.safetensors" for name in ("transformer", "tokenizer", "text_encoder")}
+AUTO = "auto"  # of sampling settings: the model's own
 MAX_BATCH = 1024
 MAX_SEED = 2**64 - 1
 DECODE_PIXELS = 2**21  # per decoder pass; a large batch of large images would not fit
@@ -179,14 +180,17 @@ class Pipeline:
 
     def settings(
         self,
-        cfg: float | Sequence[float] | None = None,
-        temperature: float | Sequence[float] | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
+        cfg: float | Sequence[float] | str | None = None,
+        temperature: float | Sequence[float] | str | None = None,
+        top_k: int | str | None = None,
+        top_p: float | str | None = None,
     ) -> SamplingSettings:
-        """Sampling settings, the model's own where None."""
+        """Sampling settings, the model's own where None or 'auto'."""
         given = {"cfg": cfg, "temperature": temperature, "top_k": top_k, "top_p": top_p}
-        chosen = {**self.defaults, **{name: value for name, value in given.items() if value is not None}}
+        chosen = {
+            **self.defaults,
+            **{name: value for name, value in given.items() if value not in (None, AUTO)},
+        }
         names = {"cfg": "cfg_scale"}
         return SamplingSettings(**{names.get(name, name): chosen[name] for name in given if name in chosen})
 

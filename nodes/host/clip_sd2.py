@@ -5,7 +5,6 @@ negative one. Core conditioning says neither, so both travel in its dictionary: 
 ``NULL_TEXT``.
 """
 
-import logging
 from functools import partial
 from typing import Any, cast
 
@@ -16,16 +15,13 @@ from torch import Tensor
 from ...stagevar_core.checkpoints.header import KEY, record
 from ...stagevar_core.checkpoints.load import Checkpoint
 from ...stagevar_core.conditioning.clip import CLIPEncoderConfig
-from .conditioning import NULL_TEXT
+from .conditioning import NULL_TEXT, Cut, Encoded, length_of
 from .schema import Folders
 
-_LOG = logging.getLogger(__name__)
 NAME = "clip_h"
 _VOCABULARY = 49408  # of the tokenizer that comes with ComfyUI
 _SPECIAL = {"start": 49406, "end": 49407, "pad": 0}
 _PROJECTION = "text_projection.weight"
-# What the host returns where masks are asked for: features (1, tokens, width), pooled (1, width), the rest.
-Encoded = tuple[Tensor, Tensor, dict[str, Any]]
 
 
 class CLIPTokenizer(sd1_clip.SDTokenizer):
@@ -65,12 +61,17 @@ class CLIPTokenizer(sd1_clip.SDTokenizer):
         chunks = super().tokenize_with_weights(
             text, return_word_ids, tokenizer_options=tokenizer_options or {}, **kwargs
         )
-        if len(chunks) > 1:
-            _LOG.warning(
-                "StageVAR: the prompt has more than the %d tokens that the model reads; the rest is ignored",
-                self.max_length,
-            )
-        return chunks[:1]
+        return [Cut(chunks[0], 2 + sum(map(_words, chunks)))]
+
+
+def _words(chunk: list) -> int:
+    """Tokens between start and end; some are no numbers but embeddings."""
+    ends = (
+        place
+        for place, (token, *_) in enumerate(chunk)
+        if isinstance(token, int) and token == _SPECIAL["end"]
+    )
+    return next(ends, len(chunk)) - 1
 
 
 class CLIPEncoder(sd1_clip.SDClipModel):
@@ -95,12 +96,20 @@ class CLIPEncoder(sd1_clip.SDClipModel):
         )
 
     def encode_token_weights(self, token_weight_pairs: list[list]) -> Encoded:
-        """Features, ComfyUI's pooled output, and what the models need beside them."""
+        """Features, ComfyUI's pooled output, and what the models need beside them.
+
+        Rows of padding are 0, by which they are known after nodes that mix or join features and keep the mask
+        of one of them.
+        """
         features, pooled, extra = cast(Encoded, super().encode_token_weights(token_weight_pairs))
+        features = torch.where(
+            extra["attention_mask"].bool().unsqueeze(-1).to(features.device), features, 0.0
+        )
         tokens = sd1_clip.gen_empty_tokens(self.special_tokens, self.max_length)
         empty = cast(Tensor, self.encode([tokens])[0])
         # Nothing before the end token has seen what follows it.
-        return features, pooled, {**extra, NULL_TEXT: empty[:, :2].to(features.device)}
+        empty = empty[:, :2].to(features.device)
+        return features, pooled, {**extra, NULL_TEXT: empty, **length_of(token_weight_pairs)}
 
     def load_sd(self, sd: dict[str, Tensor]) -> Any:
         """The projection of the pooled output, which no model reads and files lack, stays out of it."""

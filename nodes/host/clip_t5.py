@@ -1,7 +1,6 @@
 """T5 text encoders for a core CLIP: ComfyUI's own T5 with the vocabulary and limits of our models."""
 
 import inspect
-import logging
 import os
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -15,12 +14,12 @@ from torch import Tensor
 from ...stagevar_core.checkpoints.header import KEY, record
 from ...stagevar_core.checkpoints.load import Checkpoint
 from ...stagevar_core.conditioning.t5 import MAX_TOKENS, T5EncoderConfig
+from .conditioning import Cut, Encoded, length_of
 from .schema import Folders
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-_LOG = logging.getLogger(__name__)
 NAME = "t5"
 _VOCABULARY = 32100  # of the tokenizer that comes with ComfyUI
 _SPECIAL = {"end": 1, "pad": 0}
@@ -98,12 +97,8 @@ class T5Tokenizer(sd1_clip.SDTokenizer):
             text, return_word_ids, tokenizer_options=tokenizer_options or {}, **kwargs
         )
         limit = self.max_tokens
-        if len(tokens) <= limit:
-            return [tokens]
-        _LOG.warning(
-            "StageVAR: the prompt has %d tokens; the model reads %d, the rest is ignored", len(tokens), limit
-        )
-        return [[*tokens[: limit - 1], tokens[-1]]]
+        read = tokens if len(tokens) <= limit else [*tokens[: limit - 1], tokens[-1]]
+        return [Cut(read, len(tokens))]
 
 
 class T5Encoder(sd1_clip.SDClipModel):
@@ -127,6 +122,11 @@ class T5Encoder(sd1_clip.SDClipModel):
             return_attention_masks=True,
             model_options=model_options or {},
         )
+
+    def encode_token_weights(self, token_weight_pairs: list[list]) -> Encoded:
+        """Features, no pooled output, the mask and the length of the prompt."""
+        features, pooled, extra = cast(Encoded, super().encode_token_weights(token_weight_pairs))
+        return features, pooled, {**extra, **length_of(token_weight_pairs)}
 
 
 def parts(checkpoint: Checkpoint) -> tuple[partial, partial]:

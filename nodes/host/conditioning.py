@@ -14,8 +14,45 @@ _LOG = logging.getLogger(__name__)
 # Entries of a conditioning's dictionary.
 NULL_TEXT = "stagevar_null_text"  # features of the empty prompt (1, tokens, width)
 CLASS_LABEL = "stagevar_class_label"  # the number of a class, -1 for none
+LENGTH = "stagevar_length"  # tokens of the prompt before the text encoder cut it
+# What nodes of the host leave beside features to steer its own samplers, by the words of their titles.
+_STEERING = {
+    "area": "Set Area",
+    "mask": "Set Mask",
+    "strength": "the strength of an area",
+    "mask_strength": "the strength of a mask",
+    "start_percent": "Set Timestep Range",
+    "end_percent": "Set Timestep Range",
+    "control": "ControlNet",
+    "hooks": "hooks",
+    "gligen": "GLIGEN",
+    "unclip_conditioning": "unCLIP",
+    "clip_vision_output": "a CLIP vision output",
+    "style_model": "a style model",
+    "concat_latent_image": "the picture of an inpainting conditioning",
+    "concat_image": "the picture of an inpainting conditioning",
+    "reference_latents": "reference latents",
+    "guidance": "a guidance value",
+}
+_NEUTRAL = {"strength": 1.0, "mask_strength": 1.0, "start_percent": 0.0, "end_percent": 1.0}
 # Of core nodes: pairs of features (prompts, tokens, width) and a dictionary of what else is known.
 HostConditioning = Sequence[Sequence[Any]]
+# Of its text encoders with masks: features (1, tokens, width), pooled (1, width), what else is known.
+Encoded = tuple[Tensor, Tensor, dict[str, Any]]
+
+
+class Cut(list):
+    """The tokens that an encoder reads of a prompt; ``length``: of the whole prompt."""
+
+    def __init__(self, read: Sequence[Any], length: int) -> None:
+        super().__init__(read)
+        self.length = length
+
+
+def length_of(chunks: Sequence[Sequence[Any]]) -> dict[str, Any]:
+    """What of it travels with the features; nothing where a node has made tokens of its own."""
+    lengths = [chunk.length for chunk in chunks if isinstance(chunk, Cut)]
+    return {LENGTH: max(lengths)} if lengths else {}
 
 
 class Entry(NamedTuple):
@@ -63,7 +100,20 @@ def _entry(field: str, conditioning: HostConditioning, notes: list[str]) -> Entr
             f"{field} holds {len(conditioning)} conditionings; the first one is used, combined or scheduled "
             "ones are not"
         )
+    steered = dict.fromkeys(
+        words
+        for _, extra in (each[:2] for each in conditioning)
+        for key, words in _STEERING.items()
+        if extra.get(key) is not None and not _neutral(key, extra[key])
+    )
+    if steered:
+        notes.append(f"{field}: {', '.join(steered)} ignored, which this model cannot follow")
     return Entry(field, *conditioning[0][:2])
+
+
+def _neutral(key: str, value: object) -> bool:
+    """Whether it changes nothing, as the values that nodes leave beside what was meant."""
+    return key in _NEUTRAL and value == _NEUTRAL[key]
 
 
 def _classes(family: str, classes: int, entries: list[Entry], batch: int) -> ClassConditioning:
@@ -109,7 +159,7 @@ def _prompts(network: Transformer, entry: Entry, batch: int, notes: list[str]) -
     """One (tokens, width) tensor per image: the prompts in turn, as ComfyUI fills batches."""
     _check_width(entry, network.config.text_width)
     rows = _without_padding(entry.features, entry.extra)
-    texts = [_trim(entry.field, row, network.longest_text, notes) for row in rows]
+    texts = [_trim(entry, row, network.longest_text, notes) for row in rows]
     if len(texts) > batch:
         notes.append(f"{entry.field} holds {len(texts)} prompts for {batch} images; the rest is ignored")
     return tuple(texts[index % len(texts)] for index in range(batch))
@@ -128,16 +178,30 @@ def _check_width(entry: Entry, width: int) -> None:
 
 
 def _without_padding(features: Tensor, extra: dict[str, Any]) -> list[Tensor]:
+    """The rows (tokens, width) of each prompt that hold text.
+
+    Nodes that join or mix features keep the mask of one of them. Our encoder of models that need one leaves 0
+    in the rows of padding, so that what holds anything there is text of either; of others the mask counts,
+    for the rows that it has.
+    """
     mask = extra.get("attention_mask")
-    if mask is None or tuple(mask.shape) != tuple(features.shape[:2]):
+    if mask is None or mask.dim() != 2 or len(mask) != len(features) or mask.shape[1] > features.shape[1]:
         return list(features)
-    kept = mask.to(features.device).bool()
-    # A mask without a single token (a zeroed conditioning) would leave nothing to attend to.
+    kept, masked = features.ne(0).any(dim=-1), mask.to(features.device).bool()
+    if not kept.any():  # a zeroed conditioning
+        kept[:, : mask.shape[1]] = masked
+    elif NULL_TEXT not in extra:
+        kept[:, : mask.shape[1]] &= masked
+    # A mask without a single token would leave nothing to attend to.
     return [row[keep] if keep.any() else row[:1] for row, keep in zip(features, kept, strict=True)]
 
 
-def _trim(field: str, text: Tensor, limit: int | None, notes: list[str]) -> Tensor:
-    if limit is None or len(text) <= limit:
-        return text
-    notes.append(f"the {field} prompt has {len(text)} tokens; this model reads {limit}, the rest is ignored")
-    return text[:limit]
+def _trim(entry: Entry, text: Tensor, limit: int | None, notes: list[str]) -> Tensor:
+    """What the model reads of a text (tokens, width)."""
+    found, read = entry.extra.get(LENGTH), len(text) if limit is None else min(len(text), limit)
+    found = max(len(text), found if isinstance(found, int) else 0)
+    if found > read:
+        notes.append(
+            f"the {entry.field} prompt has {found} tokens; this model reads {read}, the rest is ignored"
+        )
+    return text[:read]

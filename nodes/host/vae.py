@@ -2,6 +2,8 @@
 
 import copy
 import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import comfy.model_management as mm
@@ -16,6 +18,7 @@ from ...stagevar_core.devices import default_dtype
 from ...stagevar_core.models.companions import Tokenizer, TokenizerConfig
 from ...stagevar_core.models.compiling import CompiledTokenizer, Compiler
 from ...stagevar_core.models.contract import Quantizer
+from ...stagevar_core.sampling.numbers import check_decoded, extremes, finite
 from ...stagevar_core.schedule import ScaleSchedule
 from .bridge import fill, free_memory, host_operations, is_out_of_memory, module_of, wrap
 
@@ -33,11 +36,14 @@ class HostTokenizer(nn.Module):
         super().__init__()
         self.tokenizer, self.decode_dtype = tokenizer, decode_dtype
 
-    def encode(self, image: Tensor) -> Tensor:
-        """Features (B, C, h, w) of an image (B, 3, height, width) in [-1, 1]."""
+    def encode(self, image: Tensor, **_: object) -> Tensor:
+        """Features (B, C, h, w) of an image (B, 3, height, width) in [-1, 1].
+
+        As in :meth:`decode`, what the host says to tokenizers of other kinds does not matter.
+        """
         return self.tokenizer.encode(image.float())
 
-    def decode(self, f_hat: Tensor) -> Tensor:
+    def decode(self, f_hat: Tensor, **_: object) -> Tensor:
         """An image (B, 3, height, width) in [-1, 1] of accumulated codes (B, C, h, w)."""
         return self.tokenizer.decode(f_hat.to(self.decode_dtype)).float()
 
@@ -51,7 +57,7 @@ class CompiledHostTokenizer(HostTokenizer):
         super().__init__(plain.tokenizer, plain.decode_dtype)
         self.compiled = CompiledTokenizer(plain.tokenizer, compiler)
 
-    def decode(self, f_hat: Tensor) -> Tensor:
+    def decode(self, f_hat: Tensor, **_: object) -> Tensor:
         """As without a compiler."""
         return self.compiled.decode(f_hat.to(self.decode_dtype)).float()
 
@@ -115,13 +121,18 @@ class TokenizerVAE(comfy.sd.VAE):
 
     def features(self, pixel_samples: Tensor) -> Tensor:
         """The encoder's output for an image (B, H, W, 3) in 0..1, before quantization."""
-        return cast(Tensor, super().encode(self._pixels(pixel_samples))).float()
+        return self._encoded(super().encode(self._pixels(pixel_samples)), pixel_samples)
+
+    def codes(self, pixel_samples: Tensor, schedule: ScaleSchedule, patch: int = 1) -> list[Tensor]:
+        """What a run of ``schedule`` would draw for an image (B, H, W, 3) in 0..1, scale by scale."""
+        return self._stored(self.features(pixel_samples), schedule, patch)[0]
 
     def decode(self, samples_in: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Images of latents; where memory runs out, in tiles, and where it does so again, in smaller ones."""
         self._check_latent(samples_in)
         try:
-            return super().decode(samples_in, *args, **kwargs)  # falls back to decode_tiled_ on GPUs
+            images = super().decode(samples_in, *args, **kwargs)  # falls back to decode_tiled_ on GPUs
+            return self._decoded(images, samples_in)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -140,23 +151,45 @@ class TokenizerVAE(comfy.sd.VAE):
     def decode_tiled(self, samples: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """As :meth:`decode`, in tiles from the beginning."""
         self._check_latent(samples)
-        return super().decode_tiled(samples, *args, **kwargs)
+        return self._decoded(super().decode_tiled(samples, *args, **kwargs), samples)
 
     def decode_tiled_(
-        self, samples: Tensor, tile_x: int | None = None, tile_y: int | None = None, overlap: int = 0
+        self,
+        samples: Tensor,
+        tile_x: int | None = None,
+        tile_y: int | None = None,
+        overlap: int | None = None,
     ) -> Tensor:
         """What core falls back to; its own 64 latent pixels would hold a whole megapixel here."""
         side = _TILES[0] // self.config.stride
-        return super().decode_tiled_(samples, tile_x or side, tile_y or side, overlap or side // 4)
+        tiles = _tiles((side, side) if tile_x is None else (tile_x, tile_y or tile_x), overlap, 1)
+        tiles.check(samples.shape[-2:])
+        return super().decode_tiled_(samples, tiles.across, tiles.down, tiles.overlap)
 
     def encode(self, pixel_samples: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Latents (B, C, h, w) of images (B, height, width, 3) in 0..1, quantized at trained sizes."""
         features = super().encode(self._pixels(pixel_samples), *args, **kwargs)
-        return self._quantized(cast(Tensor, features))  # None only for no image at all
+        return self._quantized(self._encoded(features, pixel_samples))
 
     def encode_tiled(self, pixel_samples: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """As :meth:`encode`, features in tiles."""
-        return self._quantized(super().encode_tiled(self._pixels(pixel_samples), *args, **kwargs))
+        features = super().encode_tiled(self._pixels(pixel_samples), *args, **kwargs)
+        return self._quantized(self._encoded(features, pixel_samples))
+
+    def encode_tiled_(
+        self,
+        pixel_samples: Tensor,
+        tile_x: int | None = None,
+        tile_y: int | None = None,
+        overlap: int | None = None,
+    ) -> Tensor:
+        """Features of images (B, 3, height, width); sides of tiles are whole latent pixels."""
+        side = _TILES[0]
+        tiles = _tiles(
+            (side, side) if tile_x is None else (tile_x, tile_y or tile_x), overlap, self.config.stride
+        )
+        tiles.check(pixel_samples.shape[-2:])
+        return super().encode_tiled_(pixel_samples, tiles.across, tiles.down, tiles.overlap)
 
     def schedule_of(self, grid: tuple[int, int]) -> ScaleSchedule | None:
         """The trained schedule over latent pixels that ends at ``grid``; None when there is none."""
@@ -171,15 +204,56 @@ class TokenizerVAE(comfy.sd.VAE):
                     return ScaleSchedule.of([(h * patch, w * patch) for h, w in schedule.grids])
         return None
 
+    def _encoded(self, features: Tensor | None, pixels: Tensor) -> Tensor:
+        """The encoder's output in float32; ``ValueError`` where it is not finite, with what is to blame."""
+        features = cast(Tensor, features).float()  # None only for no image at all
+        if not finite(features):
+            if not finite(pixels):
+                raise ValueError("pixels: the image holds NaN or infinity; expected values from 0 to 1")
+            raise ValueError(self._damaged("the encoder"))
+        return features
+
     def _quantized(self, features: Tensor) -> Tensor:
         height, width = features.shape[-2:]
         schedule = self.schedule_of((height, width))
         if schedule is None:
-            _LOG.info("StageVAR: no trained size of this tokenizer; the latent is not quantized")
+            _LOG.warning("StageVAR: %s", self._other_size(height, width))
             return features
-        return self.quantizer().encode(features.float(), schedule)[1]
+        return self._stored(features, schedule)[1]
+
+    def _stored(
+        self, features: Tensor, schedule: ScaleSchedule, patch: int = 1
+    ) -> tuple[list[Tensor], Tensor]:
+        """What is drawn at every scale for these features, and the latent that it adds up to."""
+        codes, f_hat = self.quantizer(patch).encode(features, schedule)
+        if not finite(f_hat):
+            raise ValueError(self._damaged("the codebook"))
+        return codes, f_hat
+
+    def _damaged(self, part: str) -> str:
+        return (
+            f"vae: {part} of the tokenizer {self.checkpoint.source!r} gave NaN or infinity; its weights are "
+            "damaged. Download the file again"
+        )
+
+    def _other_size(self, height: int, width: int) -> str:
+        """That a latent is not quantized, and at which sizes it would be."""
+        stride, table = self.config.stride, self.checkpoint.trained
+        sizes = []
+        if table is not None:
+            budgets = [table.schedule(table.nearest_ratio(height, width), name) for name in table.budgets]
+            sizes = [f"{w}x{h}" for h, w in map(table.image_size, budgets)]
+        own = f"at this shape it has {', '.join(sizes)}" if sizes else "it does not know its sizes"
+        return (
+            f"{width * stride}x{height * stride} is no size of {self.checkpoint.source!r}; {own}. "
+            "The latent holds the features as they are, not the codes that a model would draw"
+        )
 
     def _pixels(self, pixels: Tensor) -> Tensor:
+        if pixels.dim() != 4 or pixels.shape[3] < 3 or not len(pixels):
+            raise ValueError(
+                f"pixels: the image has shape {tuple(pixels.shape)}; expected (batch, height, width, 3)"
+            )
         height, width = pixels.shape[1:3]
         if min(height, width) < self.config.stride:
             raise ValueError(
@@ -187,6 +261,11 @@ class TokenizerVAE(comfy.sd.VAE):
                 f"{self.config.stride}x{self.config.stride}. Use a larger image"
             )
         return pixels[..., :3]
+
+    def _decoded(self, images: Tensor, samples: Tensor) -> Tensor:
+        """The same images (B, H, W, 3); ``ValueError`` where they are not finite."""
+        check_decoded(extremes(images), samples, f"vae: the tokenizer {self.checkpoint.source!r}")
+        return images
 
     def _out_of_memory(self, samples: Tensor, failure: str) -> str:
         gib, (height, width) = 2**30, samples.shape[-2:]
@@ -202,12 +281,37 @@ class TokenizerVAE(comfy.sd.VAE):
         )
 
     def _check_latent(self, samples: Tensor) -> None:
-        if samples.dim() == 4 and samples.shape[1] == self.latent_channels:
+        if samples.dim() == 4 and samples.shape[1] == self.latent_channels and 0 not in samples.shape:
             return
         raise ValueError(
             f"samples: the latent has shape {tuple(samples.shape)}; the tokenizer {self.checkpoint.source!r} "
             f"decodes (batch, {self.latent_channels}, height, width). Use the VAE of the model that made it"
         )
+
+
+@dataclass(frozen=True)
+class _Tiles:
+    """Sides of the tiles of core's passes, which halve and double them, and what tiles share; in pixels."""
+
+    across: int
+    down: int
+    overlap: int
+
+    def check(self, size: Sequence[int]) -> None:
+        """``ValueError`` for an overlap that leaves nothing of a tile where (height, width) need several."""
+        for tile, length in zip((self.down, self.across), size, strict=True):
+            if length > tile // 2 <= self.overlap:
+                raise ValueError(
+                    f"overlap is {self.overlap} with tiles of {tile}; expected less than {tile // 2}, half "
+                    "of a tile. Use a smaller overlap or a larger tile_size"
+                )
+
+
+def _tiles(sides: tuple[int, int], overlap: int | None, unit: int) -> _Tiles:
+    """Tiles of whole ``unit`` pixels, also where they are halved; without an overlap a quarter of a tile."""
+    across, down = (max(2 * unit, side - side % (2 * unit) if unit > 1 else side) for side in sides)
+    overlap = min(across, down) // 4 if overlap is None else overlap
+    return _Tiles(across, down, overlap - overlap % unit)
 
 
 def _decode_dtype(device: torch.device, parameters: int) -> torch.dtype:

@@ -107,10 +107,25 @@ def prepare(
         title=header.title if header else None,
         notes=notes,
     )
+    _check_finite(checkpoint)
     _LOG.info("%s: %s, %s", source, spec.title, config)
     if notes:
         _LOG.info("%s: not loaded: %s", source, ", ".join(notes))
     return checkpoint
+
+
+def _check_finite(checkpoint: Checkpoint) -> None:
+    """``CheckpointError`` for NaN or infinity in a vector: biases, gains, lengths of queries.
+
+    A run limits some of them and would hide it. What matrices hold shows in its logits, and takes too long to
+    read here.
+    """
+    for name, tensor in checkpoint.tensors.items():
+        if tensor.dim() < 2 and tensor.is_floating_point() and not tensor.float().isfinite().all():
+            raise CheckpointError(
+                f"{checkpoint.source}: {name} holds NaN or infinity; expected finite weights. The file is "
+                "damaged, download it again"
+            )
 
 
 def state_dict(

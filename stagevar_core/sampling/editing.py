@@ -12,26 +12,32 @@ from torch import Tensor
 
 from ..models.contract import Quantizer
 from ..schedule import Scale, ScaleSchedule
+from .numbers import extremes, finite
 
 WHOLE = 3  # tokens of a scale up to which all of it stays: it is the tone of the picture
 
 
-def scale_masks(keep: Tensor, schedule: ScaleSchedule) -> list[Tensor]:
-    """Where each scale keeps its tokens, (B or 1, h, w) booleans, from a mask of what to keep.
+def scale_masks(keep: Tensor, schedule: ScaleSchedule, patch: int = 1) -> list[Tensor]:
+    """Where each scale keeps its tokens, (B or 1, h, w) booleans on the latent grid, from a mask.
 
     ``keep``: (h, w) or (B, h, w), 0..1, of any size; a token stays where more than half of it is to be kept.
-    Raises ``ValueError`` for other shapes.
+    ``patch``: latent pixels per token side, of the transformer's config. Raises ``ValueError`` for other
+    shapes, and for NaN or infinity.
     """
     if keep.dim() not in (2, 3) or 0 in keep.shape:
         raise ValueError(f"the mask has the shape {tuple(keep.shape)}; expected (height, width) or a batch")
+    if keep.is_floating_point() and not finite(keep):
+        raise ValueError("the mask holds NaN or infinity; expected values from 0 to 1")
     whole = keep.float().reshape(-1, 1, *keep.shape[-2:])
     if tuple(whole.shape[-2:]) != schedule.final.grid:
         whole = F.interpolate(whole, size=schedule.final.grid, mode="area")
 
     def at(scale: Scale) -> Tensor:
         if scale.tokens <= WHOLE:
-            return torch.ones(len(whole), *scale.grid, dtype=torch.bool, device=keep.device)
-        return F.interpolate(whole, size=scale.grid, mode="bilinear", align_corners=False)[:, 0] > 0.5
+            tokens = torch.ones(len(whole), *scale.grid, dtype=torch.bool, device=keep.device)
+        else:
+            tokens = F.interpolate(whole, size=scale.grid, mode="bilinear", align_corners=False)[:, 0] > 0.5
+        return tokens.repeat_interleave(patch, 1).repeat_interleave(patch, 2) if patch > 1 else tokens
 
     return [at(scale) for scale in schedule]
 
@@ -69,9 +75,13 @@ class Known(NamedTuple):
 
 
 def known_codes(
-    known: Sequence[Tensor], masks: Sequence[Tensor], schedule: ScaleSchedule, quantizer: Quantizer
+    known: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    schedule: ScaleSchedule,
+    quantizer: Quantizer,
+    batch: int,
 ) -> list[Known]:
-    """Pairs of given codes and masks; ``ValueError`` where their numbers or grids do not fit the schedule."""
+    """Pairs of given codes and masks; ``ValueError`` where they do not fit schedule or ``batch``."""
     if len(known) > len(schedule) or len(masks) not in (0, len(known)):
         raise ValueError(
             f"known codes of {len(known)} scales and {len(masks)} masks; this schedule has {len(schedule)} "
@@ -85,4 +95,30 @@ def known_codes(
                     f"the known {what.format(scale.index)} the grid {tuple(tensor.shape[-2:])}; this "
                     f"schedule has {grid} there. Encode the picture, and make its masks, for this schedule"
                 )
+        _check_codes(
+            given[0], (batch, *((quantizer.dim,) if quantizer.signs else ()), *grid), scale, quantizer
+        )
+        if masks and (given[1].dim() != 3 or len(given[1]) not in (1, batch)):
+            raise ValueError(
+                f"the known mask of scale {scale.index} has the shape {tuple(given[1].shape)}; expected "
+                f"{(batch, *grid)}, or one for all images. Make the masks with scale_masks"
+            )
     return [Known(code, masks[index] if masks else None) for index, code in enumerate(known)]
+
+
+def _check_codes(codes: Tensor, expected: tuple[int, ...], scale: Scale, quantizer: Quantizer) -> None:
+    """``ValueError`` for codes of another tokenizer, or of another number of images."""
+    if tuple(codes.shape) != expected:
+        raise ValueError(
+            f"the known codes of scale {scale.index} have the shape {tuple(codes.shape)}; this tokenizer has "
+            f"{expected} for {expected[0]} images. Give codes for every image, of the tokenizer of this run"
+        )
+    choices = 2 if quantizer.signs else getattr(quantizer, "vocab", None)  # a bit, or a row of the codebook
+    if choices is None:
+        return
+    low, high = extremes(codes).tolist()
+    if not 0 <= low <= high < choices:
+        raise ValueError(
+            f"the known codes of scale {scale.index} go from {low:g} to {high:g}; expected 0 to "
+            f"{choices - 1}. Encode the picture with the tokenizer of this run"
+        )

@@ -54,7 +54,8 @@ def generate(  # noqa: PLR0913 - independent collaborators, each with one owner
         raise ValueError("sampling needs a noise source; pass one, or settings with greedy=True")
     policy, monitor = policy or DensePolicy(), monitor or Monitor()
     quantizer = quantizer or model.quantizer()
-    given, batch = known_codes(known, masks, schedule, quantizer), conditioning.batch
+    batch = conditioning.batch
+    given = known_codes(known, masks, schedule, quantizer, batch)
     images: list[tuple[Conditioning, Noise | None, list[Known]]] = [(conditioning, noise, given)]
     if policy.per_image and batch > 1:
         monitor.restart(batch)

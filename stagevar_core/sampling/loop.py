@@ -58,7 +58,7 @@ class Run:
             per_scale("temperature", settings.temperature, len(schedule)),
             settings.cfg_layers,
         )
-        self.conditioning, self.watch = conditioning, Watch(conditioning)
+        self.conditioning = conditioning
         self.rows = Rows(
             model,
             conditioning,
@@ -68,6 +68,7 @@ class Run:
             sequential=sequential,
             offload=offload,
         )
+        self.watch = Watch(conditioning)
 
     def generate(
         self,

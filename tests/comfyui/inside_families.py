@@ -156,11 +156,24 @@ def check_star(model: Any, vae: Any, clip: Any) -> None:
         return clip.encode_from_tokens_scheduled(clip.tokenize(text))
 
     wanted, empty = core.encode(["a red circle", ""])
-    made = conditioning_of(model.model, encode("a red circle"), None, 2)
+    made = conditioning_of(model.model, encode("a red circle"), None, 2).conditioning
     assert len(made.features) == 2 and made.features[0].shape == wanted.shape
     assert torch.allclose(made.features[0], wanted, atol=1e-4)
     assert torch.allclose(made.null, empty, atol=1e-4)
     assert len(clip.tokenize("red " * 200)["clip_h"]) == 1, "a long prompt is cut, not split"
+
+    import nodes as core
+
+    texts = encode("a red circle"), encode("a blue square left of a red ring")
+    lengths = [int(text[0][1]["attention_mask"].sum()) for text in texts]
+    for joined, length in (
+        (core.ConditioningConcat().concat(*texts)[0], sum(lengths)),
+        (core.ConditioningAverage().addWeighted(*texts, 0.5)[0], max(lengths)),
+        (core.ConditioningAverage().addWeighted(*reversed(texts), 0.5)[0], max(lengths)),
+    ):
+        assert len(conditioning_of(model.model, joined, None, 1).conditioning.features[0]) == length
+    cut = conditioning_of(model.model, encode("red " * 200), None, 1)
+    assert cut.notes == ("the positive prompt has 202 tokens; this model reads 77, the rest is ignored",)
 
     f_hat, report, _ = sample(model, vae, encode("a red circle"))
     assert f_hat.shape == (1, 4, 16, 16) and report["totals"]["flop_ratio"] == 1.0

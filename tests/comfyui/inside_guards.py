@@ -6,6 +6,7 @@ python inside_guards.py COMFYUI PACK          prints one line per check that pas
 from __future__ import annotations
 
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 from pack_loader import load_pack
@@ -55,6 +56,235 @@ def check_sockets() -> None:
     for name in right:
         for value in literals:
             assert refused(EditNode.execute, **{**right, name: value}).startswith(f"{name}: found")
+
+
+def check_tiles() -> None:
+    """Without overlap tiles lie side by side, as in core; one that leaves nothing of a tile is refused."""
+    import comfy.sd
+    import torch
+
+    _, vae = loaded()
+    stride, draw = vae.config.stride, torch.Generator().manual_seed(0)
+    latent = torch.randn(1, vae.latent_channels, 16, 12, generator=draw)
+    core = comfy.sd.VAE.decode_tiled_(vae, latent, 4, 4, 0)
+    assert torch.equal(vae.decode_tiled(latent, tile_x=4, tile_y=4, overlap=0), core.movedim(1, -1))
+    whole, odd = vae.decode(latent), []
+    for tile, overlap in ((4, 0), (5, 1), (3, 0), (1, 0), (0, 0), (2, None), (None, None), (64, 1), (7, 2)):
+        options = {"tile_x": tile, "tile_y": tile, "overlap": overlap, "tile_t": 8, "overlap_t": 4}
+        odd.append(
+            vae.decode_tiled(latent, **{name: value for name, value in options.items() if value is not None})
+        )
+        assert odd[-1].shape == whole.shape and odd[-1].isfinite().all()
+    assert torch.allclose(odd[-2], whole, atol=1e-5)
+    assert "overlap is 2 with tiles of 4" in refused(vae.decode_tiled, latent, tile_x=4, tile_y=4, overlap=2)
+
+    pixels = torch.rand(1, 16 * stride, 12 * stride, 3, generator=draw)
+    features = vae.features(pixels)
+    for tile, overlap in ((64, 0), (64, 16), (70, 20), (100, 5), (1, 0), (None, None), (4096, 4096)):
+        options = {"tile_x": tile, "tile_y": tile, "overlap": overlap, "tile_t": 8, "overlap_t": 4}
+        found = vae.encode_tiled(
+            pixels, **{name: value for name, value in options.items() if value is not None}
+        )
+        assert found.shape == features.shape and found.isfinite().all(), (tile, overlap)
+    for overlap in (32, 64, 96, 4096):
+        assert "overlap is" in refused(vae.encode_tiled, pixels, tile_x=64, tile_y=64, overlap=overlap)
+
+
+def check_numbers() -> None:
+    """NaN or infinity in weights, features, latents and pictures is said, by whose it is."""
+    import torch
+    from pack.nodes.host import files
+    from pack.nodes.loaders import LoadTextEncoder
+
+    model, vae = loaded()
+    clip = LoadTextEncoder.execute(files.EMBEDDED).args[0]
+    text = clip.encode_from_tokens_scheduled(clip.tokenize("a red circle"))
+    broken = clip.encode_from_tokens_scheduled(clip.tokenize("a (red:nan) circle"))
+    assert "features of prompt 1 hold NaN" in refused(sample, model, vae, broken)
+    assert "features of negative prompt 1 hold NaN" in refused(sample, model, vae, text, negative=broken)
+    latent, _ = sample(model, vae, text)
+    picture = vae.decode(latent)
+    for value in (torch.nan, torch.inf, -torch.inf):
+        for weight, call, words in (
+            (model.model.blocks[0].ffn.fc1.weight, lambda: sample(model, vae, text), "transformer"),
+            (tokenizer(vae).decoder.conv_in.weight, lambda: vae.decode(latent), "vae: the tokenizer "),
+            (tokenizer(vae).decoder.conv_out.bias, lambda: vae.decode(latent), "vae: the tokenizer "),
+            (tokenizer(vae).decoder.conv_out.bias, lambda: vae.decode_tiled(latent), "vae: the tokenizer "),
+            (tokenizer(vae).encoder.conv_in.weight, lambda: vae.encode(picture), "vae: the encoder"),
+            (tokenizer(vae).encoder.conv_out.bias, lambda: vae.encode_tiled(picture), "vae: the encoder"),
+        ):
+            before, weight.data.view(-1)[0] = weight.data.view(-1)[0].item(), value
+            assert words in refused(call)
+            weight.data.view(-1)[0] = before
+        spoiled, pixels = latent.clone(), picture.clone()
+        spoiled[0, 0, 2, 2] = pixels[0, 3, 3, 0] = value
+        assert refused(vae.decode, spoiled).startswith("samples: the latent holds NaN")
+        assert refused(vae.encode, pixels).startswith("pixels: the image holds NaN")
+        mask = torch.ones(1, 8, 8)
+        assert refused(edited, model, vae, pixels, mask).startswith("image: found NaN")
+        mask[0, 0, 0] = value
+        assert refused(edited, model, vae, picture, mask).startswith("mask: found NaN")
+    assert torch.equal(vae.decode(latent), picture) and torch.equal(sample(model, vae, text)[0], latent)
+    assert "samples" in refused(vae.decode, latent[:0]) and "pixels" in refused(vae.encode, picture[:0])
+    assert "pixels" in refused(vae.encode, picture[..., :1])
+
+
+def check_pictures() -> None:
+    """Pictures of any shape are edited; an empty mask is said on the sampler; foreign sizes are said."""
+    import logging
+
+    import torch
+    from pack.nodes.host import files
+    from pack.nodes.loaders import LoadTextEncoder
+
+    model, vae = loaded()
+    clip = LoadTextEncoder.execute(files.EMBEDDED).args[0]
+    text = clip.encode_from_tokens_scheduled(clip.tokenize("a red circle"))
+    for height, width, channels in ((1, 16384, 3), (128, 1, 3), (1, 1, 4), (16384, 1, 3), (130, 90, 4)):
+        picture = torch.full((2, height, width, channels), 0.5)
+        for mask in (torch.full((13, 128), 0.6), torch.ones(3, height, width), torch.ones(1, 1)):
+            edit = edited(model, vae, picture, mask)
+            assert not edit.notes and len(edit.codes[0]) == 2
+    assert "image: its width is 16385; expected 1 to 16384" in refused(
+        edited, model, vae, torch.zeros(1, 1, 16385, 3), torch.ones(1, 1)
+    )
+    picture = torch.full((1, 128, 128, 3), 0.5)
+    edit = edited(model, vae, picture, torch.zeros(1, 64, 64))
+    assert edit.notes == ("the mask selects nothing; the picture stays as it is",)
+    _, report = sample(model, vae, text, edit=edit)
+    assert report["notes"][0] == edit.notes[0]
+    some = torch.zeros(2, 128, 128)
+    some[0, :64] = 1.0
+    assert "picture 2" in edited(model, vae, picture.repeat(2, 1, 1, 1), some).notes[0]
+
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    logging.getLogger().addHandler(handler)
+    vae.checkpoint.trained = model.model.checkpoint.trained
+    codes = vae.quantizer().accumulate(edit.codes, edit.schedule)
+    assert torch.allclose(vae.encode(picture), codes, atol=1e-5) and not said
+    vae.encode(torch.full((1, 160, 144, 3), 0.5))
+    logging.getLogger().removeHandler(handler)
+    assert any("144x160 is no size of" in line and "128x128" in line for line in said), said
+
+
+def check_steering() -> None:
+    """What this model cannot follow is said on the sampler, by what the artist connected."""
+    import torch
+    from pack.nodes.host import files
+    from pack.nodes.loaders import LoadTextEncoder
+
+    import nodes as core
+
+    model, vae = loaded()
+    clip = LoadTextEncoder.execute(files.EMBEDDED).args[0]
+
+    def encode(text: str) -> list:
+        return clip.encode_from_tokens_scheduled(clip.tokenize(text))
+
+    def notes(positive: list, **inputs: Any) -> list[str]:
+        return sample(model, vae, positive, **inputs)[1]["notes"]
+
+    text, mask = encode("a red circle"), torch.ones(8, 8)
+    area = core.ConditioningSetArea().append(text, 64, 64, 0, 0, 1.0)[0]
+    assert notes(text) == [] and notes(core.ConditioningSetAreaStrength().append(text, 1.0)[0]) == []
+    for steered, words in (
+        (area, "Set Area"),
+        (
+            core.ConditioningSetAreaPercentage().append(text, 0.5, 0.5, 0, 0, 0.5)[0],
+            "Set Area, the strength of an area",
+        ),
+        (core.ConditioningSetMask().append(text, mask, "default", 1.0)[0], "Set Mask"),
+        (core.ConditioningSetAreaStrength().append(text, 0.3)[0], "the strength of an area"),
+        (core.ConditioningSetTimestepRange().set_range(text, 0.2, 1.0)[0], "Set Timestep Range"),
+        ([[text[0][0], {**text[0][1], "control": object(), "hooks": object()}]], "ControlNet, hooks"),
+    ):
+        (said,) = notes(steered)
+        assert said == f"positive: {words} ignored, which this model cannot follow", said
+    both = core.ConditioningCombine().combine(text, area)[0]
+    said = notes(both, negative=area)
+    assert [line.split(" ")[0] for line in said] == ["positive", "positive:", "negative:"], said
+    assert "2 conditionings" in said[0] and "Set Area" in said[1]
+    (said,) = notes(encode("red " * 600))
+    assert said == "the positive prompt has 602 tokens; this model reads 64, the rest is ignored", said
+
+
+def check_joined() -> None:
+    """Joined and mixed texts: the rows with text of both, none of padding."""
+    from types import SimpleNamespace as Namespace
+
+    import torch
+    from pack.nodes.host import clip_sd2, files
+    from pack.nodes.host.conditioning import NULL_TEXT, conditioning_of
+    from pack.nodes.loaders import LoadTextEncoder
+
+    import nodes as core
+
+    model, _ = loaded()
+    clip = LoadTextEncoder.execute(files.EMBEDDED).args[0]
+
+    def read(network: Any, conditioning: list) -> Any:
+        return conditioning_of(network, conditioning, None, 1).conditioning.features[0]
+
+    short, long = (
+        clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in ("red", "a red circle left")
+    )
+    first, second = short[0][0][0], long[0][0][0]
+    concat = core.ConditioningConcat().concat(short, long)[0]
+    assert torch.equal(read(model.model, concat), torch.cat((first, second)))
+    average = core.ConditioningAverage().addWeighted(long, short, 0.0)[0]
+    assert torch.equal(read(model.model, average), first)
+    zeroed = core.ConditioningZeroOut().zero_out(long)[0]
+    assert torch.equal(read(model.model, zeroed), torch.zeros_like(second))
+
+    star = Namespace(
+        classes=None, learned_null=False, longest_text=None, family="star", config=Namespace(text_width=6)
+    )
+    null = torch.ones(1, 2, 6)
+
+    def padded(rows: int) -> list:
+        """As our CLIP gives it: text, then rows of 0, and a mask."""
+        features = torch.zeros(1, 9, 6)
+        features[:, :rows] = torch.randn(1, rows, 6)
+        mask = torch.arange(9)[None] < rows
+        return [[features, {"attention_mask": mask.long(), NULL_TEXT: null, "pooled_output": None}]]
+
+    for rows in ((3, 7), (7, 3)):
+        one, two = map(padded, rows)
+        concat = read(star, core.ConditioningConcat().concat(one, two)[0])
+        assert torch.equal(concat, torch.cat((one[0][0][0, : rows[0]], two[0][0][0, : rows[1]])))
+        average = read(star, core.ConditioningAverage().addWeighted(one, two, 0.5)[0])
+        assert torch.allclose(average, (one[0][0][0, :7] + two[0][0][0, :7]) / 2)
+        assert len(read(star, core.ConditioningZeroOut().zero_out(one)[0])) == rows[0]
+        assert torch.equal(read(star, one), one[0][0][0, : rows[0]])
+        foreign = [[torch.randn(1, 9, 6), {"attention_mask": one[0][1]["attention_mask"]}]]
+        assert len(read(Namespace(**{**vars(star), "learned_null": True}), foreign)) == rows[0]
+    assert clip_sd2.length_of([[(1, 1.0)]]) == {}
+
+
+def tokenizer(vae: Any) -> Any:
+    return vae.first_stage_model.tokenizer
+
+
+def edited(model: Any, vae: Any, picture: Any, mask: Any) -> Any:
+    """What StageVAR Edit makes."""
+    from pack.nodes.editing import EditNode
+
+    return EditNode.execute(model, vae, picture, mask).args[0]
+
+
+def sample(model: Any, vae: Any, positive: list, **inputs: Any) -> tuple[Any, Any]:
+    """The sampler's latent and report."""
+    from pack.nodes.sampling import Sampler
+
+    class Node(Sampler):
+        hidden = SimpleNamespace(unique_id=None)
+
+    chosen = {"cfg": 2.0, "temperature": 0.7, "top_k": 900, "top_p": 0.97, "width": 128, "height": 128}
+    chosen |= {"seed": 1, "batch_size": 1, **inputs}
+    latent, report = Node.execute(model=model, vae=vae, positive=positive, **chosen).args[:2]
+    return latent["samples"], report
 
 
 def loaded() -> tuple[Any, Any]:

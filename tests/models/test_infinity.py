@@ -16,6 +16,7 @@ from stagevar_core.models.guidance import mix
 from stagevar_core.models.teacher import teacher_forced
 from stagevar_core.network.attention import sdpa
 from stagevar_core.network.cache import KVCache
+from stagevar_core.sampling.editing import scale_masks
 from stagevar_core.sampling.noise import SeededNoise
 from stagevar_core.sampling.settings import SamplingSettings
 from stagevar_core.schedule import Scale, ScaleSchedule
@@ -187,6 +188,31 @@ def test_known_codes_replace_the_sampled_ones_and_noise_is_drawn_all_the_same() 
     assert same_codes(plain, again)
 
 
+@pytest.mark.parametrize("patch", [1, 2])
+def test_masks_of_a_picture_fit_tokens_of_any_size(patch: int) -> None:
+    model, schedule = tiny_infinity(patch=patch), SQUARE
+    source = run(model, prompts(5), settings=UNGUIDED, noise=SeededNoise(5, 1)).codes
+    left = torch.zeros(32, 32)
+    left[:, :16] = 1.0
+    options = {"known": source, "masks": scale_masks(left, schedule, patch)}
+    drawn = run(model, prompts(5), settings=UNGUIDED, noise=SeededNoise(6, 1), **options).codes
+    for found, given, kept in zip(drawn, source, options["masks"], strict=True):
+        there = kept.unsqueeze(1).expand_as(given)
+        assert torch.equal(found[there], given[there])
+    assert not torch.equal(drawn[-1], source[-1])
+    for wrong in (
+        [bits[:, :-1] for bits in source],
+        [bits + 2 for bits in source],
+        [bits[0] for bits in source],
+    ):
+        with pytest.raises(ValueError, match="known codes of scale 0"):
+            run(model, prompts(5), settings=UNGUIDED, noise=SeededNoise(6, 1), known=wrong)
+    if patch > 1:
+        with pytest.raises(ValueError, match="mask of scale 0 has the grid"):
+            options["masks"] = scale_masks(left, schedule)
+            run(model, prompts(5), settings=UNGUIDED, noise=SeededNoise(6, 1), **options)
+
+
 # --------------------------------------------------------------------------------------------- sampling
 
 
@@ -236,6 +262,13 @@ def test_seeds_of_any_size_are_accepted() -> None:
     ("settings", "message"),
     [
         (SamplingSettings(cfg_scale=math.nan), "cfg is nan"),
+        (SamplingSettings(cfg_scale=-0.3), "cfg is -0.3; expected a finite number, 0 or more"),
+        (SamplingSettings(cfg_scale=True), "cfg is True"),
+        (SamplingSettings(cfg_scale="auto"), "cfg is 'auto'"),
+        (SamplingSettings(cfg_scale=None), "cfg is None"),
+        (SamplingSettings(temperature=[0.5, 0.5, "x", 1.0, 1.0]), "temperature is 'x'"),
+        (SamplingSettings(top_k=2.5), "top_k is 2.5"),
+        (SamplingSettings(top_p=-0.5), "top_p is -0.5"),
         (SamplingSettings(cfg_scale=[3.0, math.inf, 3.0, 3.0, 3.0]), "cfg is inf"),
         (SamplingSettings(cfg_scale=[3.0, 3.0]), "cfg lists 2 values; this schedule has 5"),
         (SamplingSettings(temperature=-1.0), "temperature is -1.0"),

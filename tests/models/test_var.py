@@ -327,6 +327,18 @@ def test_known_codes_that_do_not_fit_are_refused() -> None:
     known = run(tiny_var(), labels(1)).codes
     with pytest.raises(ValueError, match="known codes of 5 scales and 1 masks"):
         run(tiny_var(), labels(1), known=known, masks=[torch.ones(1, 1, 1)])
+    for wrong, words in (
+        ([known[0], known[2]], "codes of scale 1 have the grid"),
+        ([known[0].repeat(2, 1, 1)], r"shape \(2, 1, 1\); this tokenizer has \(1, 1, 1\) for 1 images"),
+        ([known[0][None]], "codes of scale 0 have the shape"),
+        ([known[0] + 10**6], "codes of scale 0 go from .*expected 0 to"),
+        ([-1 - known[0]], "codes of scale 0 go from -"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            run(tiny_var(), labels(1), known=wrong)
+    for mask in (torch.ones(2, 1, 1), torch.ones(1, 1), torch.ones(1, 1, 1, 1)):
+        with pytest.raises(ValueError, match="mask of scale 0 has the shape"):
+            run(tiny_var(), labels(1), known=known[:1], masks=[mask])
 
 
 def test_published_schedules_have_their_length() -> None:
