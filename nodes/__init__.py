@@ -6,6 +6,7 @@ from .acceleration import Accelerate
 from .compiling import Compile, CompileVAE
 from .editing import EditNode
 from .labels import ClassLabel
+from .load import Load
 from .loaders import LoadModel, LoadTextEncoder, LoadTokenizer
 from .report import Report
 from .sampling import Sampler
@@ -18,7 +19,7 @@ class StageVARExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """All nodes, in the order of a workflow; the schedules' folder is known from then on."""
         register_folder()
-        loaders = [LoadModel, LoadTokenizer, LoadTextEncoder]
+        loaders = [Load, LoadModel, LoadTokenizer, LoadTextEncoder]
         compilers = [Compile, CompileVAE]
         return [*loaders, ClassLabel, Accelerate, Schedule, *compilers, EditNode, Sampler, Report]
 

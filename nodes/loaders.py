@@ -3,6 +3,7 @@
 import folder_paths
 from comfy_api.latest import io
 
+from ..stagevar_core.checks import one_of
 from .host import files
 from .host.bridge import DEFAULT, WEIGHT_DTYPES, load_transformer
 from .host.clip import load_text_encoder
@@ -11,14 +12,17 @@ from .host.schema import CATEGORY, Node, Schema, VarModel, describe
 from .host.vae import TokenizerVAE
 
 
-def _file_input(part: Part, what: str) -> io.Combo.Input:
+def file_input(part: Part, what: str) -> io.Combo.Input:
+    """The choice of a file of a kind; optional, as everything with a default is."""
     return describe(
         io.Combo.Input,
         part.field,
         options=files.choices(part),
         default=EMBEDDED,
-        tooltip=f"{what} from models/{part.folder}: a file, or a folder of shards with its index. "
-        f"The first entry is the small model that comes with this pack. Official files: {part.source}.",
+        optional=True,
+        tooltip=f"{what} from models/{part.folder}: a file, or the folder or the first file of a model in "
+        "shards. The first entry is the small model that comes with this pack. Official files: "
+        f"{part.source}.",
     )
 
 
@@ -28,6 +32,7 @@ def _dtype_input(tooltip: str) -> io.Combo.Input:
         "weight_dtype",
         options=list(WEIGHT_DTYPES),
         default=DEFAULT,
+        optional=True,
         advanced=True,
         tooltip=tooltip,
     )
@@ -41,13 +46,13 @@ class LoadModel(Node):
         """What the page shows of the node."""
         return Schema(
             node_id="StageVARLoadModel",
-            display_name="Load StageVAR Model",
+            display_name="Load StageVAR Model (Infinity, VAR, STAR)",
             category=CATEGORY,
             description="Loads a transformer: the built-in one, or an official file of Infinity (125M, 2B, "
             "8B), VAR (d16 to d36) or STAR. Which model a file holds is read from its contents.",
             search_aliases=["infinity", "VAR", "STAR", "visual autoregressive", "load model"],
             inputs=[
-                _file_input(TRANSFORMER, "Transformer"),
+                file_input(TRANSFORMER, "Transformer"),
                 _dtype_input(
                     "How the blocks' weights are stored. default: bfloat16 for large models where the device "
                     "has it, else float32. fp8_e4m3fn takes half the memory of bfloat16, less exact."
@@ -63,20 +68,21 @@ class LoadModel(Node):
         )
 
     @classmethod
-    def validate_inputs(cls, model_name: str | None = None) -> bool | str:
+    def validate_inputs(cls, model_name: object = None) -> bool | str:
         """True, or why there is no such file."""
         return files.missing(TRANSFORMER, model_name)
 
     @classmethod
-    def fingerprint_inputs(cls, model_name: str | None = None, weight_dtype: str = DEFAULT) -> str:
-        """Changes with the file."""
+    def fingerprint_inputs(cls, model_name: object = EMBEDDED, **_: object) -> str:
+        """Changes with what the file holds."""
         return files.version(TRANSFORMER, model_name)
 
     @classmethod
-    def execute(cls, model_name: str, weight_dtype: str = DEFAULT) -> io.NodeOutput:
+    def execute(cls, model_name: object = EMBEDDED, weight_dtype: object = DEFAULT) -> io.NodeOutput:
         """The transformer; raises ``ValueError`` for a file of another kind."""
+        dtype = one_of("weight_dtype", weight_dtype, WEIGHT_DTYPES)
         checkpoint = files.load(TRANSFORMER, model_name)
-        return io.NodeOutput(load_transformer(checkpoint, weight_dtype))
+        return io.NodeOutput(load_transformer(checkpoint, dtype))
 
 
 class LoadTokenizer(Node):
@@ -87,12 +93,12 @@ class LoadTokenizer(Node):
         """What the page shows of the node."""
         return Schema(
             node_id="StageVARLoadTokenizer",
-            display_name="Load StageVAR Tokenizer (VAE)",
+            display_name="Load StageVAR Tokenizer (VAE of Infinity, VAR, STAR)",
             category=CATEGORY,
             description="Loads the image tokenizer of a model as a VAE: VAE Decode and VAE Encode, tiled or "
             "not, work on it. VAR and STAR share one. Each model needs the tokenizer it was trained with.",
             search_aliases=["infinity vae", "var vae", "bsq", "vqvae", "load vae"],
-            inputs=[_file_input(TOKENIZER, "Tokenizer")],
+            inputs=[file_input(TOKENIZER, "Tokenizer")],
             outputs=[
                 describe(
                     io.Vae.Output, display_name="vae", tooltip="For StageVAR Sampler, VAE Decode, VAE Encode."
@@ -101,17 +107,17 @@ class LoadTokenizer(Node):
         )
 
     @classmethod
-    def validate_inputs(cls, vae_name: str | None = None) -> bool | str:
+    def validate_inputs(cls, vae_name: object = None) -> bool | str:
         """True, or why there is no such file."""
         return files.missing(TOKENIZER, vae_name)
 
     @classmethod
-    def fingerprint_inputs(cls, vae_name: str | None = None) -> str:
-        """Changes with the file."""
+    def fingerprint_inputs(cls, vae_name: object = EMBEDDED) -> str:
+        """Changes with what the file holds."""
         return files.version(TOKENIZER, vae_name)
 
     @classmethod
-    def execute(cls, vae_name: str) -> io.NodeOutput:
+    def execute(cls, vae_name: object = EMBEDDED) -> io.NodeOutput:
         """The tokenizer; raises ``ValueError`` for a file of another kind."""
         return io.NodeOutput(TokenizerVAE(files.load(TOKENIZER, vae_name)))
 
@@ -124,7 +130,7 @@ class LoadTextEncoder(Node):
         """What the page shows of the node."""
         return Schema(
             node_id="StageVARLoadTextEncoder",
-            display_name="Load StageVAR Text Encoder",
+            display_name="Load StageVAR Text Encoder (CLIP, Flan-T5 of Infinity, STAR)",
             category=CATEGORY,
             description="Loads the text encoder as a CLIP for CLIP Text Encode, prompt weights included: "
             "Flan-T5-XL for Infinity, that of Stable Diffusion 2.1 for STAR, the built-in one for the "
@@ -132,7 +138,7 @@ class LoadTextEncoder(Node):
             "and does not tell STAR where a text ends.",
             search_aliases=["flan t5", "open clip", "infinity text encoder", "load clip"],
             inputs=[
-                _file_input(TEXT_ENCODER, "Text encoder"),
+                file_input(TEXT_ENCODER, "Text encoder"),
                 _dtype_input(
                     "How the weights are stored; ComfyUI computes in float32. default: bfloat16 for T5 XL, "
                     "float32 for smaller ones; never float16, in which large T5 encoders overflow."
@@ -142,18 +148,19 @@ class LoadTextEncoder(Node):
         )
 
     @classmethod
-    def validate_inputs(cls, text_encoder_name: str | None = None) -> bool | str:
+    def validate_inputs(cls, text_encoder_name: object = None) -> bool | str:
         """True, or why there is no such file."""
         return files.missing(TEXT_ENCODER, text_encoder_name)
 
     @classmethod
-    def fingerprint_inputs(cls, text_encoder_name: str | None = None, weight_dtype: str = DEFAULT) -> str:
-        """Changes with the file."""
+    def fingerprint_inputs(cls, text_encoder_name: object = EMBEDDED, **_: object) -> str:
+        """Changes with what the file holds."""
         return files.version(TEXT_ENCODER, text_encoder_name)
 
     @classmethod
-    def execute(cls, text_encoder_name: str, weight_dtype: str = DEFAULT) -> io.NodeOutput:
+    def execute(cls, text_encoder_name: object = EMBEDDED, weight_dtype: object = DEFAULT) -> io.NodeOutput:
         """The text encoder; raises ``ValueError`` for a file of another kind."""
+        dtype = one_of("weight_dtype", weight_dtype, WEIGHT_DTYPES)
         checkpoint = files.load(TEXT_ENCODER, text_encoder_name)
         folders = folder_paths.get_folder_paths("embeddings")
-        return io.NodeOutput(load_text_encoder(checkpoint, weight_dtype, folders))
+        return io.NodeOutput(load_text_encoder(checkpoint, dtype, folders))

@@ -10,6 +10,7 @@ from math import inf
 from typing import NoReturn, TypeVar
 
 SHOWN = 60  # characters of a value in a message: enough to recognise it, short enough for one line
+LISTED = 20  # choices in a message
 _LARGEST = sys.float_info.max  # infinities and whole numbers that no float holds are beyond it
 
 Known = TypeVar("Known")
@@ -47,7 +48,14 @@ def one_of(name: str, value: object, known: Iterable[Known]) -> Known:
     for choice in choices:
         if choice == value and isinstance(choice, bool) == isinstance(value, bool):
             return choice
-    refuse(name, value, f"one of {choices}")
+    refuse(name, value, f"one of {some(choices)}")
+
+
+def some(known: Iterable[object]) -> str:
+    """A list for a message, the first ``LISTED`` entries and how many more there are."""
+    choices = list(known)
+    rest = len(choices) - LISTED
+    return f"{choices[:LISTED]} and {rest} more" if rest > 0 else str(choices)
 
 
 def keys(name: str, value: object, known: Collection[str]) -> Mapping[str, object]:

@@ -1,7 +1,5 @@
 """Model files: what the loaders list, where it is, and one clear message when it cannot be used."""
 
-import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,11 +9,12 @@ from ... import stagevar_core
 from ...stagevar_core.checkpoints.errors import CheckpointError
 from ...stagevar_core.checkpoints.files import read
 from ...stagevar_core.checkpoints.load import Checkpoint, prepare
+from ...stagevar_core.checks import one_of, shown, some
+from . import listing
+from .fingerprint import fingerprint, known_parts
 
 EMBEDDED = "embedded/StageVAR-scenes (built in)"
 _ASSETS = Path(stagevar_core.__file__).parent / "assets"
-_SHARD = re.compile(r"-\d{5}-of-\d{5}\.\w+$")
-_INDEX = ".safetensors.index.json"
 
 
 @dataclass(frozen=True)
@@ -62,14 +61,16 @@ TEXT_ENCODER = Part(
 
 
 def choices(part: Part) -> list[str]:
-    """The built-in model, then the user's files and sharded folders; shards alone are of no use."""
-    files = [name for name in folder_paths.get_filename_list(part.folder) if not _SHARD.search(name)]
-    return [EMBEDDED, *sorted({*files, *_sharded_folders(part.folder)}, key=str.lower)]
+    """The built-in model, then the user's files and models in shards, as the host lists them."""
+    return [EMBEDDED, *listing.listed(part.folder)]
 
 
-def resolve(part: Part, name: str) -> Path:
-    """The file or sharded folder behind a loader's choice; raises ``ValueError`` when there is none."""
-    if name == EMBEDDED:
+def resolve(part: Part, name: object) -> Path:
+    """The file, index or folder behind a loader's choice; raises ``ValueError`` when there is none."""
+    if not isinstance(name, str):
+        one_of(part.field, name, choices(part))
+    text = str(name)
+    if text == EMBEDDED:
         path = _ASSETS / part.asset
         if path.is_file():
             return path
@@ -77,20 +78,17 @@ def resolve(part: Part, name: str) -> Path:
             f"{part.field}: the built-in model's file {path} is missing; install this pack again (its "
             "stagevar_core/assets folder holds it)"
         )
-    if file := folder_paths.get_full_path(part.folder, name):
-        return Path(file)
-    if name in _sharded_folders(part.folder):
-        roots = folder_paths.get_folder_paths(part.folder)
-        return next(Path(root, name) for root in roots if Path(root, name).is_dir())
-    folders = ", ".join(folder_paths.get_folder_paths(part.folder))
-    raise ValueError(
-        f"{part.field}: {name!r} is not in the {part.folder!r} folder ({folders}). Get {part.title} from "
-        f"{part.source}, put it there and refresh; or choose {EMBEDDED!r}, which needs no download"
-    )
+    try:
+        path = listing.find(part.folder, text)
+    except CheckpointError as error:
+        raise ValueError(f"{part.field}: {error}. It belongs to {part.title}, from {part.source}") from error
+    if path is None:
+        raise ValueError(_unknown(part, text))
+    return path
 
 
-def missing(part: Part, name: str | None) -> str | bool:
-    """For ``validate_inputs``: True, or why there is no such file."""
+def missing(part: Part, name: object) -> str | bool:
+    """For ``validate_inputs``: True, or why there is no such model."""
     if name is None:  # linked: known when it runs
         return True
     try:
@@ -100,31 +98,41 @@ def missing(part: Part, name: str | None) -> str | bool:
     return True
 
 
-def version(part: Part, name: str | None) -> str:
-    """Changes with the file, so that a replaced one is loaded again."""
-    if missing(part, name) is not True or name is None:
+def version(part: Part, name: object) -> str:
+    """Changes with what the model's files hold, so that a replaced one is loaded again; empty without one."""
+    try:
+        return fingerprint(known_parts(resolve(part, name)).files)
+    except (ValueError, OSError):  # running it says why
         return ""
-    path = resolve(part, name)
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    return ";".join(f"{file.name}:{file.stat().st_mtime_ns}:{file.stat().st_size}" for file in files)
 
 
-def load(part: Part, name: str) -> Checkpoint:
+def load(part: Part, name: object) -> Checkpoint:
     """The checkpoint behind a loader's choice; raises ``ValueError`` for a file of another kind."""
     path = resolve(part, name)
     try:
         raw = read(path)
-        return prepare(raw.tensors, raw.metadata, name, kind=part.kind)
+        return prepare(raw.tensors, raw.metadata, str(name), kind=part.kind)
     except CheckpointError as error:
         raise ValueError(
             f"{part.field}: {error}. This input takes {part.title}, from {part.source}"
         ) from error
 
 
-def _sharded_folders(folder: str) -> set[str]:
-    found = set()
-    for root in folder_paths.get_folder_paths(folder):
-        for place, _, files in os.walk(root, followlinks=True):
-            if place != root and any(file.endswith(_INDEX) for file in files):
-                found.add(Path(place).relative_to(root).as_posix())
-    return found
+def _unknown(part: Part, name: str) -> str:
+    """Why a name stands for nothing, and what does."""
+    known = choices(part)
+    last = _plain(name).rpartition("/")[2]
+    same = next((choice for choice in known if _plain(choice).rpartition("/")[2] == last), None)
+    if same is not None:
+        return f"{part.field} is {shown(name)}; there is {same!r} of that name. Choose it"
+    folders = ", ".join(folder_paths.get_folder_paths(part.folder))
+    return (
+        f"{part.field}: {shown(name)} is not in the {part.folder!r} folder ({folders}). Get {part.title} "
+        f"from {part.source}, put it there and refresh; or choose one of {some(known)}, of which the first "
+        "needs no download"
+    )
+
+
+def _plain(name: str) -> str:
+    """A name without what differs between systems."""
+    return name.replace("\\", "/").lower()

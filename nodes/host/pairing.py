@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 
 from ...stagevar_core.checkpoints.errors import CheckpointError
-from ...stagevar_core.checkpoints.load import check_pairing
+from ...stagevar_core.checkpoints.load import Checkpoint, check_pairing
 from ...stagevar_core.schedule import AspectTable
-from . import sockets
+from . import official, sockets
 from .attached import HostTransformer, Patcher
+from .files import EMBEDDED
 from .vae import TokenizerVAE
 
 
@@ -31,10 +32,23 @@ def checked_pair(model: object, vae: object) -> Pair:
     try:
         check_pairing(checkpoint, tokenizer.checkpoint)
     except CheckpointError as error:
-        raise ValueError(f"vae: {error}") from error
+        raise ValueError(_wrong_vae(checkpoint, tokenizer.checkpoint) or f"vae: {error}") from error
     if checkpoint.trained is None:
         raise ValueError(
             f"model: {checkpoint.source} does not say which sizes it was trained on, and its number "
             "of scales is not that of a published model. Convert it with its settings"
         )
     return Pair(patcher, tokenizer, checkpoint.trained)
+
+
+def _wrong_vae(model: Checkpoint, vae: Checkpoint) -> str:
+    """Whose tokenizer it is and which file belongs there; empty where that is not known."""
+    published, models = official.tokenizer_of(model), official.models_of(vae)
+    if model.source == EMBEDDED:
+        needed = f"its own. Choose {EMBEDDED!r}"
+    elif published is not None:
+        needed = f"{published.name} from {published.link}. Put that into models/vae and choose it"
+    else:
+        return ""
+    owner = "the built-in model" if vae.source == EMBEDDED else models or "another model"
+    return f"vae: {vae.source} belongs to {owner}; {model.source} needs {needed} there, or use StageVAR Load"

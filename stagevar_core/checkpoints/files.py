@@ -13,11 +13,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from .errors import CheckpointError, NeedsCodeError, listed
+from .shards import PICKLES, SAFETENSORS, Parts, parts_of
 
-SAFETENSORS = (".safetensors", ".sft")
-PICKLES = (".pth", ".pt", ".ckpt", ".bin")
-INDEXES = ("*.safetensors.index.json", "*.bin.index.json")  # the preferred one first
-_SHARD = re.compile(r".+-\d{5}-of-\d{5}\.\w+")
 _MAX_HEADER = 100_000_000  # the safetensors format's own limit
 
 # First bytes of files that are often saved under a checkpoint's name.
@@ -38,20 +35,14 @@ class RawCheckpoint(NamedTuple):
 
 
 def read(path: str | Path) -> RawCheckpoint:
-    """Read a file, a sharded directory or one shard of it; tensors stay memory-mapped where torch can.
+    """Read a file, an index, a folder or one shard (:func:`.shards.parts_of`), memory-mapped where torch can.
 
     Raises :class:`CheckpointError` for everything that is not a readable checkpoint.
     """
-    path = Path(path)
-    if path.is_dir():
-        return _read_directory(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; check the name, or put the file there")
-    if path.name.endswith(".index.json"):
-        return _read_shards(path)
-    if index := _index_of(path):
-        return _read_shards(index)
-    return _read_file(path)
+    parts = parts_of(path)
+    if parts.index is None and len(parts.shards) == 1:
+        return _read_file(parts.shards[0])
+    return _read_shards(parts, str(path))
 
 
 def _read_file(path: Path) -> RawCheckpoint:
@@ -175,69 +166,25 @@ def _needs_code(path: Path, reason: str) -> NeedsCodeError:
     )
 
 
-def _read_directory(folder: Path) -> RawCheckpoint:
-    if indexes := _indexes(folder):
-        return _read_shards(indexes[0])
-    files = [entry for entry in sorted(folder.iterdir()) if entry.suffix.lower() in SAFETENSORS + PICKLES]
-    if len(files) == 1 and not _SHARD.fullmatch(files[0].name):
-        return _read_file(files[0])
-    found = listed(entry.name for entry in files) if files else "no model files"
-    raise CheckpointError(
-        f"{folder}: found {found}, but no model.safetensors.index.json; expected that index and all its "
-        "shards, or a single model file. Download the index too"
-    )
-
-
-def _index_of(path: Path) -> Path | None:
-    """The index beside a shard that lists it; file pickers can only name one of the shards."""
-    if not _SHARD.fullmatch(path.name):
-        return None
-    indexes = _indexes(path.parent)
-    return next((index for index in indexes if path.name in _shard_names(index).values()), None)
-
-
-def _indexes(folder: Path) -> list[Path]:
-    return [index for pattern in INDEXES for index in sorted(folder.glob(pattern))]
-
-
-def _shard_names(index: Path) -> dict[str, str]:
-    """Tensor name to shard file; shards lie beside their index and nowhere else."""
-    names: dict[str, str] = {}
-    try:
-        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        if names and all(_lies_beside(name) for name in names.values()):
-            return names
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        pass  # as unreadable as one that names nothing
-    raise CheckpointError(
-        f"{index}: not a shard index; expected JSON with a weight_map from tensors to files beside it. "
-        "Download it again"
-    )
-
-
-def _lies_beside(name: object) -> bool:
-    """Whether a shard's name is one of a file, without a folder."""
-    return isinstance(name, str) and Path(name).name == name and "\\" not in name
-
-
-def _read_shards(index: Path) -> RawCheckpoint:
-    folder, names = index.parent, _shard_names(index)
-    shards = sorted(set(names.values()))
-    missing = [name for name in shards if not (folder / name).is_file()]
-    if missing:
-        raise CheckpointError(
-            f"{folder}: {len(missing)} of {len(shards)} shards are missing ({listed(missing)}); expected all "
-            f"that {index.name} names. Download them into this folder"
-        )
+def _read_shards(parts: Parts, source: str) -> RawCheckpoint:
+    """The tensors of all shards; of a tensor in several, that of the shard which the index names."""
     tensors: dict[str, Tensor] = {}
-    for name in shards:
-        tensors.update(_read_file(folder / name).tensors)
-    if absent := names.keys() - tensors.keys():
+    for shard in parts.shards:
+        held = _read_file(shard).tensors
+        if not parts.names and (twice := tensors.keys() & held.keys()):
+            raise CheckpointError(
+                f"{source}: {len(twice)} tensors are in several shards ({listed(twice)}); expected shards of "
+                "one model. Download them again, with their index"
+            )
+        for name, tensor in held.items():
+            if name not in tensors or parts.names.get(name) == shard.name:
+                tensors[name] = tensor
+    if parts.index and (absent := parts.names.keys() - tensors.keys()):
         raise CheckpointError(
-            f"{folder}: {len(absent)} tensors of {index.name} are in no shard ({listed(absent)}); expected "
-            "shards and index of one download. Download them again"
+            f"{source}: {len(absent)} tensors of {parts.index.name} are in no shard "
+            f"({listed(absent)}); expected shards and index of one download. Download them again"
         )
-    return RawCheckpoint(tensors, None, str(folder))
+    return RawCheckpoint(tensors, None, source)
 
 
 def _first_line(text: str) -> str:

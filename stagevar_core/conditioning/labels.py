@@ -5,6 +5,8 @@ import json
 from functools import cache
 from pathlib import Path
 
+from ..checks import SHOWN
+
 _NAMES = Path(__file__).parents[1] / "data" / "imagenet_classes.json"
 
 
@@ -24,9 +26,10 @@ def class_index(label: str | int, classes: int = 1000) -> int:
     if not text:
         return -1
     if text.removeprefix("-").isdecimal():
-        if not -1 <= int(text) < classes:
+        if len(text) > 9 or not -1 <= int(text) < classes:  # int() refuses very long ones in its own way
             raise ValueError(
-                f"the class is {text}; this model knows the numbers 0 to {classes - 1}, and -1 for no class"
+                f"the class is {text[:SHOWN]}; this model knows the numbers 0 to {classes - 1}, and -1 "
+                "for no class"
             )
         return int(text)
     names = {name.lower(): index for index, name in enumerate(imagenet_names())}

@@ -66,6 +66,7 @@ def schema_of(file: str) -> tuple[list[str], int]:
 def schemas() -> dict[str, tuple[list[str], int]]:
     """Sockets and number of widget values of our nodes, read from the sources."""
     return {
+        "StageVARLoad": ([], 1),
         "StageVARLoadModel": ([], 2),
         "StageVARLoadTokenizer": ([], 1),
         "StageVARLoadTextEncoder": ([], 2),
