@@ -68,7 +68,7 @@ class Accelerate(Node):
         overrides = {name: value for name, value in chosen.items() if value not in (None, AS_PRESET)}
         if policy is OFF:  # whatever the other inputs say: this is how one compares
             ignored = [*(["schedule"] if schedule is not None else []), *overrides]
-            said = {"text": [f"off: {', '.join(ignored)} not used"]} if ignored else None
+            said = {"text": [f"off: {', '.join(ignored)} not used"]} if ignored else {}
             return io.NodeOutput(attach(model, OFF), ui=said)
         if schedule is not None:
             sockets.schedule("schedule", schedule).check(

@@ -230,8 +230,8 @@ def _drawing_inputs() -> list[io.Input]:
             StageEditType.Input,
             "edit",
             optional=True,
-            tooltip="From StageVAR Inpaint: a picture of which a part is drawn anew. Width and height are then "
-            "those of the picture.",
+            tooltip="From StageVAR Inpaint: a picture of which a part is drawn anew. Width and height are "
+            "then those of the picture.",
         ),
     ]
 
