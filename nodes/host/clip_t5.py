@@ -1,9 +1,9 @@
 """T5 text encoders for a core CLIP: ComfyUI's own T5 with the vocabulary and limits of our models."""
 
-import inspect
 import logging
 import os
 from functools import partial
+from inspect import getfile
 from typing import TYPE_CHECKING, Any, cast
 
 import comfy.text_encoders
@@ -57,7 +57,7 @@ class T5Tokenizer(sd1_clip.SDTokenizer):
         if tokenizer_json is None:
             from transformers import T5TokenizerFast
 
-            folder = os.path.dirname(os.path.realpath(inspect.getfile(comfy.text_encoders.t5)))
+            folder = os.path.dirname(os.path.realpath(getfile(comfy.text_encoders.t5)))
             path, kind = os.path.join(folder, "t5_tokenizer"), cast(type[Any], T5TokenizerFast)
         else:
             path, kind = tokenizer_json, cast(type[Any], StoredVocabulary)
