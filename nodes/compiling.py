@@ -17,7 +17,7 @@ class Compile(Node):
         """What the page shows of the node."""
         return Schema(
             node_id="StageVARCompile",
-            display_name="StageVAR Compile",
+            display_name="StageVAR Compile (torch.compile)",
             category=CATEGORY,
             description="Compiles the arithmetic of the model's blocks with torch.compile, which is meant to "
             "spare a GPU the overhead of many small operations at the coarse scales. The first picture takes "
@@ -56,7 +56,7 @@ class CompileVAE(Node):
         """What the page shows of the node."""
         return Schema(
             node_id="StageVARCompileVAE",
-            display_name="StageVAR Compile VAE",
+            display_name="StageVAR Compile VAE (torch.compile)",
             category=CATEGORY,
             description="Compiles the decoder of an image tokenizer with torch.compile, for GPUs. The first "
             "picture takes longer. Needs triton; without it the VAE decodes as it is, and so it does with "

@@ -28,11 +28,11 @@ class EditNode(Node):
         """What the page shows of the node."""
         return Schema(
             node_id="StageVAREdit",
-            display_name="StageVAR Edit",
+            display_name="StageVAR Inpaint",
             category=CATEGORY,
             description="In-painting: prepares a picture of which StageVAR Sampler draws the masked part "
             "anew and keeps the rest. With Pad Image for Outpainting in front it extends a picture.",
-            search_aliases=["inpaint", "outpaint", "edit", "mask"],
+            search_aliases=["inpaint", "in-painting", "outpaint", "StageVAR Edit", "edit", "mask"],
             inputs=[
                 describe(
                     VarModel.Input, "model", tooltip="The model of the sampler; it decides about the size."

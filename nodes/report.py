@@ -18,7 +18,7 @@ class Report(Node):
         """What the page shows of the node."""
         return Schema(
             node_id="StageVARStageReport",
-            display_name="Stage Report",
+            display_name="StageVAR Stage Report (work and time)",
             category=CATEGORY,
             description="Shows what a run of StageVAR Sampler did at every scale: work counted in FLOPs "
             "against the run without acceleration, milliseconds, and tokens that were computed.",

@@ -39,11 +39,14 @@ class Sampler(Node):
         """What the page shows of the node."""
         return Schema(
             node_id="StageVARSampler",
-            display_name="StageVAR Sampler",
+            display_name="StageVAR Sampler (Infinity, VAR, STAR)",
             category=CATEGORY,
             description="Generates images with an Infinity, VAR or STAR model, from one token to the full "
             "grid. The result is a latent for VAE Decode. With previews on, every scale is shown.",
-            search_aliases=["infinity", "VAR", "STAR", "next-scale", "visual autoregressive", "sampler"],
+            search_aliases=[
+                *("infinity", "VAR", "STAR", "next-scale", "visual autoregressive", "sampler"),
+                *("text to image", "generate", "KSampler"),
+            ],
             inputs=_inputs(),
             outputs=[
                 describe(
@@ -227,8 +230,8 @@ def _drawing_inputs() -> list[io.Input]:
             StageEditType.Input,
             "edit",
             optional=True,
-            tooltip="From StageVAR Edit: a picture of which a part is drawn anew. Width and height are then "
-            "those of the picture.",
+            tooltip="From StageVAR Inpaint: a picture of which a part is drawn anew. Width and height are "
+            "then those of the picture.",
         ),
     ]
 

@@ -71,12 +71,12 @@ class Schedule(Node):
         """What the page shows of the node."""
         return Schema(
             node_id="StageVARStageSchedule",
-            display_name="Stage Schedule",
+            display_name="StageVAR Stage Schedule (token budget)",
             category=CATEGORY,
             description="Says where the stages of a generation end and what share of the tokens runs in the "
             "last one, the fidelity stage: from the values here, or from a file that the calibrate command "
             "made. For the schedule input of StageVAR Accelerate; the plot shows it.",
-            search_aliases=["StageVAR schedule", "token budget", "stages"],
+            search_aliases=["StageVAR schedule", "Stage Schedule", "token budget", "stages", "keep"],
             is_output_node=True,
             inputs=[_file_input(), *_value_inputs()],
             outputs=[
