@@ -1,11 +1,11 @@
 """The node that shows what a run did."""
 
 import json
-from typing import Any
 
 from comfy_api.latest import io, ui
 
 from ..stagevar_core.plots.timeline import timeline
+from .host import sockets
 from .host.pictures import to_image
 from .host.schema import CATEGORY, Node, Schema, StageReportType, describe
 
@@ -44,11 +44,12 @@ class Report(Node):
         )
 
     @classmethod
-    def execute(cls, report: dict[str, Any]) -> io.NodeOutput:
+    def execute(cls, report: sockets.Report) -> io.NodeOutput:
         """The plot (1, height, width, 3) in 0..1, which the node shows, and the numbers as text.
 
         The node's script shows the other plot, under ``dark``, where the page is dark.
         """
+        report = sockets.report("report", report)
         plot, dark = (to_image(timeline(report, dark=dark)) for dark in (False, True))
         shown, instead = (ui.PreviewImage(image, cls=cls).as_dict() for image in (plot, dark))
         return io.NodeOutput(plot, json.dumps(report, indent=1), ui={**shown, "dark": instead["images"]})

@@ -105,7 +105,7 @@ class Sampler(Node):
         trace.notes[:0] = (*notes, *(edit.notes if edit else ()))
         _LOG.info("StageVAR: %s", trace.summary())
         latent = {"samples": f_hat.to(mm.intermediate_device())}
-        return io.NodeOutput(latent, trace.to_dict(), ui={"text": _said(trace, made)})
+        return io.NodeOutput(latent, sockets.Report(trace.to_dict()), ui={"text": _said(trace, made)})
 
 
 def _inputs() -> list[io.Input]:

@@ -18,6 +18,10 @@ from .edit import Edit
 from .vae import TokenizerVAE
 
 
+class Report(dict[str, Any]):
+    """What a run did, as ``Trace.to_dict()`` has it; an object in a workflow's file is none."""
+
+
 def found(value: object) -> str:
     """A value in words: plain ones as they are, what holds more by its kind and size."""
     if value is None or isinstance(value, bool | int | float | str):
@@ -95,9 +99,9 @@ def schedule(name: str, value: object) -> StageSchedule:
     refuse(name, value, "a STAGE_SCHEDULE", "Stage Schedule")
 
 
-def report(name: str, value: object) -> Mapping[str, Any]:
-    """A STAGE_REPORT: what a trace gives as plain values."""
-    if isinstance(value, Mapping) and {"version", "policy", "totals", "notes", "scales"} <= value.keys():
+def report(name: str, value: object) -> Report:
+    """A STAGE_REPORT of the sampler."""
+    if isinstance(value, Report):
         return value
     refuse(name, value, "a STAGE_REPORT", "the report of StageVAR Sampler")
 
