@@ -18,7 +18,7 @@ SLOT = 20  # distance of sockets
 
 
 class Kind(NamedTuple):
-    """What the page knows of a node type: sockets (an optional one ends in ?), widgets, outputs, app-panel."""
+    """What the page knows of a node type: sockets (an optional one ends in ?), widgets, outputs."""
 
     sockets: dict[str, str]
     widgets: tuple[str, ...]
@@ -130,9 +130,7 @@ class Graph:
             if name in linked:
                 made = {"name": name, "type": "INT", "widget": {"name": name}, "link": None}
                 entry["inputs"].insert(-1, made)
-        entry["outputs"] = [
-            {"name": name, "type": of, "links": None} for name, of in kind.outputs.items()
-        ]
+        entry["outputs"] = [{"name": name, "type": of, "links": None} for name, of in kind.outputs.items()]
         if models:
             entry["properties"]["models"] = models
             self.models += [model for model in models if model not in self.models]

@@ -50,7 +50,10 @@ def _file(place: str, name: str, folder: str) -> File:
 
 
 FLAN = File(
-    "flan-t5-xl/model-00001-of-00002.safetensors", f"{_T5}model-00001-of-00002.safetensors", "text_encoders", 2
+    "flan-t5-xl/model-00001-of-00002.safetensors",
+    f"{_T5}model-00001-of-00002.safetensors",
+    "text_encoders",
+    2,
 )
 BIG = "infinity_8b_weights/model-00001-of-00004.safetensors"
 VAR = (
@@ -127,7 +130,7 @@ def plain(
     faster: bool = False,
     **settings: Any,
 ) -> None:
-    """One picture from a text or, for models without a text encoder, from a class; faster ones with a report."""
+    """One picture from a text or, for models without a text encoder, from a class; with a report if faster."""
     model, tokenizer, encoder = load(graph, files)
     source, made = (model, "var_model"), None
     at = (460, 250)
@@ -147,9 +150,7 @@ def plain(
     decoded = graph.add(
         "VAEDecode", (1430, 0), (220, 60), samples=(sampler, "latent"), vae=(tokenizer, "vae")
     )
-    saved = graph.add(
-        "SaveImage", (1710, 0), (420, 420), images=(decoded, "IMAGE"), filename_prefix=prefix
-    )
+    saved = graph.add("SaveImage", (1710, 0), (420, 420), images=(decoded, "IMAGE"), filename_prefix=prefix)
     shown = [saved]
     if faster:
         shown += [graph.add("StageVARStageReport", (1430, 500), (700, 700), report=(sampler, "report"))]
@@ -185,7 +186,14 @@ def compare(graph: Graph) -> None:
         sampler = graph.add(
             *("StageVARSampler", (1860, top), SAMPLER),
             **{"model": (made, "var_model"), "vae": (tokenizer, "vae"), "positive": (text, "CONDITIONING")},
-            **{"seed": (seed, "INT"), **SCENES, "width": 128, "height": 128, "batch_size": 1, "after": "fixed"},
+            **{
+                "seed": (seed, "INT"),
+                **SCENES,
+                "width": 128,
+                "height": 128,
+                "batch_size": 1,
+                "after": "fixed",
+            },
         )
         decoded = graph.add("VAEDecode", (2700, top), (220, 60), samples=(sampler, "latent"), vae=vae)
         saved = graph.add(
@@ -199,7 +207,9 @@ def compare(graph: Graph) -> None:
         )
         pictures.append(saved)
         presets.append(made)
-    graph.app([(text, "text"), *((made, "preset") for made in presets), (seed, "value")], [*pictures, *reports])
+    graph.app(
+        [(text, "text"), *((made, "preset") for made in presets), (seed, "value")], [*pictures, *reports]
+    )
     graph.note((0, 480), (COLUMN, 460))
 
 
@@ -211,9 +221,7 @@ def inpaint_built_in(graph: Graph) -> None:
     loaded = graph.add("StageVARLoad", (0, 0), (COLUMN, 110), model_name=EMBEDDED)
     model, vae, clip = ((loaded, name) for name in ("var_model", "vae", "clip"))
     size = {"width": 128, "height": 128, "batch_size": 1}
-    text = graph.add(
-        *("CLIPTextEncode", (480, 320), (380, 150)), title="The picture", clip=clip, text=SCENE
-    )
+    text = graph.add(*("CLIPTextEncode", (480, 320), (380, 150)), title="The picture", clip=clip, text=SCENE)
     first = graph.add(
         *("StageVARSampler", (940, 220), SAMPLER),
         title="Draw the picture",
@@ -314,9 +322,7 @@ DRAW: dict[str, Callable[[Graph], None]] = {
     "07_text_to_image_STAR": lambda g: plain(g, STAR, FOX, "StageVAR_STAR", **sized(42, 1024)),
     "08_faster_STAR": lambda g: plain(g, STAR, FOX, "StageVAR_STAR", faster=True, **sized(42, 1024)),
     "09_class_to_image_VAR": lambda g: plain(g, VAR, RETRIEVER, "StageVAR_class", **sized(42, 256, 4)),
-    "10_faster_VAR": lambda g: plain(
-        g, VAR, RETRIEVER, "StageVAR_class", faster=True, **sized(42, 256, 4)
-    ),
+    "10_faster_VAR": lambda g: plain(g, VAR, RETRIEVER, "StageVAR_class", faster=True, **sized(42, 256, 4)),
     "11_inpaint_VAR": inpaint_var,
 }
 

@@ -16,7 +16,7 @@ from tests.support.testbed import Bed, missing
 
 pytestmark = pytest.mark.browser
 
-WORKFLOW = "text_to_image_embedded"
+WORKFLOW = "01_text_to_image_no_download"
 LAUNCH = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--disable-background-networking"]
 LAUNCH += ["--no-first-run", "--disable-component-update", "--disable-sync", "--disable-quic"]
 MINUTE = 60_000
@@ -167,7 +167,7 @@ def test_dropped_workflow_shows_its_image(
 
 def test_dropped_accelerated_workflow_shows_image_report_and_summary(page: Page, artifacts: Path) -> None:
     set_renderer(page, False)
-    drop(page, "accelerated_embedded", 4721)
+    drop(page, "02_faster_no_download", 4721)
     page.keyboard.press("Control+Enter")
     for type_of_node in ("SaveImage", "StageVARStageReport"):
         page.wait_for_function(SHOWN_IMAGE, arg=type_of_node, timeout=5 * MINUTE)
@@ -184,7 +184,7 @@ def test_dropped_accelerated_workflow_shows_image_report_and_summary(page: Page,
 def test_comparison_fits_its_places_after_a_run(page: Page, artifacts: Path, vue: bool) -> None:
     """Nodes grow by their previews and pictures; none may end up on top of another."""
     set_renderer(page, vue)
-    drop(page, "compare_acceleration_embedded", 4731 + vue)
+    drop(page, "04_compare_presets_no_download", 4731 + vue)
     page.keyboard.press("Control+Enter")
     reports = "() => window.app.graph.nodes.filter(node => node.type === 'StageVARStageReport')"
     every = f"""() => ({reports})().every(node => node.imgs?.[0]?.naturalWidth
