@@ -10,7 +10,7 @@ from ..stagevar_core.acceleration.schedule_file import StageSchedule, identity
 from ..stagevar_core.acceleration.settings import GUIDANCE, TOKENS
 from .host import sockets
 from .host.attached import Patcher, attach
-from .host.schema import CATEGORY, Node, StageScheduleType, VarModel, describe
+from .host.schema import CATEGORY, Node, Schema, StageScheduleType, VarModel, describe
 from .host.values import OwnNumber, check_given, checked
 
 AS_PRESET = "as in the preset"
@@ -22,22 +22,16 @@ class Accelerate(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """What the page shows of the node."""
-        return describe(
-            io.Schema,
+        return Schema(
             node_id="StageVARAccelerate",
-            display_name="StageVAR Accelerate",
+            display_name="StageVAR Accelerate (faster)",
             category=CATEGORY,
             description="Makes sampling cheaper: the coarse scales, which decide what the picture shows, run "
             "as they are; the large ones after them, which cost most, run on less. Put it between Load "
             "StageVAR Model and StageVAR Sampler, which then shows what was saved. off changes nothing.",
             search_aliases=[
-                "StageVAR",
-                "FastVAR",
-                "SkipVAR",
-                "SparseVAR",
-                "speed up",
-                "acceleration",
-                "fast",
+                *("StageVAR", "FastVAR", "SkipVAR", "SparseVAR"),
+                *("speed up", "acceleration", "accelerator", "fast", "faster", "turbo"),
             ],
             inputs=_inputs(),
             outputs=[
@@ -71,15 +65,18 @@ class Accelerate(Node):
         chosen = checked(_inputs(), {"preset": preset, **changes})
         sockets.model("model", model)
         policy = PRESETS[chosen.pop("preset")]
+        overrides = {name: value for name, value in chosen.items() if value not in (None, AS_PRESET)}
         if policy is OFF:  # whatever the other inputs say: this is how one compares
-            return io.NodeOutput(attach(model, OFF))
+            ignored = [*(["schedule"] if schedule is not None else []), *overrides]
+            said = {"text": [f"off: {', '.join(ignored)} not used"]} if ignored else {}
+            return io.NodeOutput(attach(model, OFF), ui=said)
         if schedule is not None:
             sockets.schedule("schedule", schedule).check(
                 identity(model.model.family, model.model.config.to_dict())
             )
             policy = schedule.apply(policy)
-        chosen["skip"] = chosen.pop("skip_scales")
-        overrides = {name: value for name, value in chosen.items() if value not in (None, AS_PRESET)}
+        if "skip_scales" in overrides:
+            overrides["skip"] = overrides.pop("skip_scales")
         return io.NodeOutput(attach(model, adjusted(policy, overrides) if overrides else policy))
 
 

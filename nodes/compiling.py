@@ -5,7 +5,7 @@ from comfy_api.latest import io
 from ..stagevar_core.models.compiling import Compiler
 from .host import sockets
 from .host.attached import Patcher, attach_compiler
-from .host.schema import CATEGORY, Node, VarModel, describe
+from .host.schema import CATEGORY, Node, Schema, VarModel, describe
 from .host.vae import TokenizerVAE
 
 
@@ -15,10 +15,9 @@ class Compile(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """What the page shows of the node."""
-        return describe(
-            io.Schema,
+        return Schema(
             node_id="StageVARCompile",
-            display_name="StageVAR Compile",
+            display_name="StageVAR Compile (torch.compile)",
             category=CATEGORY,
             description="Compiles the arithmetic of the model's blocks with torch.compile, which is meant to "
             "spare a GPU the overhead of many small operations at the coarse scales. The first picture takes "
@@ -55,10 +54,9 @@ class CompileVAE(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """What the page shows of the node."""
-        return describe(
-            io.Schema,
+        return Schema(
             node_id="StageVARCompileVAE",
-            display_name="StageVAR Compile VAE",
+            display_name="StageVAR Compile VAE (torch.compile)",
             category=CATEGORY,
             description="Compiles the decoder of an image tokenizer with torch.compile, for GPUs. The first "
             "picture takes longer. Needs triton; without it the VAE decodes as it is, and so it does with "

@@ -12,7 +12,7 @@ from .host import sockets
 from .host.attached import Patcher
 from .host.edit import Edit
 from .host.pairing import checked_pair
-from .host.schema import CATEGORY, Node, StageEditType, VarModel, describe
+from .host.schema import CATEGORY, Node, Schema, StageEditType, VarModel, describe
 from .host.vae import TokenizerVAE
 
 _LOG = logging.getLogger(__name__)
@@ -24,14 +24,13 @@ class EditNode(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """What the page shows of the node."""
-        return describe(
-            io.Schema,
+        return Schema(
             node_id="StageVAREdit",
-            display_name="StageVAR Edit",
+            display_name="StageVAR Inpaint",
             category=CATEGORY,
             description="In-painting: prepares a picture of which StageVAR Sampler draws the masked part "
             "anew and keeps the rest. With Pad Image for Outpainting in front it extends a picture.",
-            search_aliases=["inpaint", "outpaint", "edit", "mask"],
+            search_aliases=["inpaint", "in-painting", "outpaint", "StageVAR Edit", "edit", "mask"],
             inputs=[
                 describe(
                     VarModel.Input, "model", tooltip="The model of the sampler; it decides about the size."

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 from ..stagevar_core.checks import inside, refuse, some
 from ..stagevar_core.conditioning.labels import class_index, imagenet_names
 from .host.conditioning import CLASS_LABEL
-from .host.schema import CATEGORY, Node, describe
+from .host.schema import CATEGORY, Node, Schema, describe
 
 NO_CLASS = "no class"
 DEFAULT = "207: golden retriever"
@@ -62,8 +62,7 @@ class ClassLabel(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """What the page shows of the node."""
-        return describe(
-            io.Schema,
+        return Schema(
             node_id="StageVARClassLabel",
             display_name="StageVAR Class Label (VAR, ImageNet)",
             category=CATEGORY,

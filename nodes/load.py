@@ -9,7 +9,7 @@ from .host.clip import load_text_encoder
 from .host.clip_none import NoTextEncoder
 from .host.files import TEXT_ENCODER, TOKENIZER, TRANSFORMER
 from .host.matching import matching
-from .host.schema import CATEGORY, Node, VarModel, describe
+from .host.schema import CATEGORY, Node, Schema, VarModel, describe
 from .host.vae import TokenizerVAE
 from .loaders import file_input
 
@@ -20,8 +20,7 @@ class Load(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """What the page shows of the node."""
-        return describe(
-            io.Schema,
+        return Schema(
             node_id="StageVARLoad",
             display_name="StageVAR Load (Infinity, VAR, STAR: model, VAE, CLIP)",
             category=CATEGORY,

@@ -8,7 +8,7 @@ from .host import files
 from .host.bridge import DEFAULT, WEIGHT_DTYPES, load_transformer
 from .host.clip import load_text_encoder
 from .host.files import EMBEDDED, TEXT_ENCODER, TOKENIZER, TRANSFORMER, Part
-from .host.schema import CATEGORY, Node, VarModel, describe
+from .host.schema import CATEGORY, Node, Schema, VarModel, describe
 from .host.vae import TokenizerVAE
 
 
@@ -44,8 +44,7 @@ class LoadModel(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """What the page shows of the node."""
-        return describe(
-            io.Schema,
+        return Schema(
             node_id="StageVARLoadModel",
             display_name="Load StageVAR Model (Infinity, VAR, STAR)",
             category=CATEGORY,
@@ -92,8 +91,7 @@ class LoadTokenizer(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """What the page shows of the node."""
-        return describe(
-            io.Schema,
+        return Schema(
             node_id="StageVARLoadTokenizer",
             display_name="Load StageVAR Tokenizer (VAE of Infinity, VAR, STAR)",
             category=CATEGORY,
@@ -130,8 +128,7 @@ class LoadTextEncoder(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """What the page shows of the node."""
-        return describe(
-            io.Schema,
+        return Schema(
             node_id="StageVARLoadTextEncoder",
             display_name="Load StageVAR Text Encoder (CLIP, Flan-T5 of Infinity, STAR)",
             category=CATEGORY,

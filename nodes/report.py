@@ -7,7 +7,7 @@ from comfy_api.latest import io, ui
 
 from ..stagevar_core.plots.timeline import timeline
 from .host.pictures import to_image
-from .host.schema import CATEGORY, Node, StageReportType, describe
+from .host.schema import CATEGORY, Node, Schema, StageReportType, describe
 
 
 class Report(Node):
@@ -16,10 +16,9 @@ class Report(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """What the page shows of the node."""
-        return describe(
-            io.Schema,
+        return Schema(
             node_id="StageVARStageReport",
-            display_name="Stage Report",
+            display_name="StageVAR Stage Report (work and time)",
             category=CATEGORY,
             description="Shows what a run of StageVAR Sampler did at every scale: work counted in FLOPs "
             "against the run without acceleration, milliseconds, and tokens that were computed.",

@@ -18,7 +18,7 @@ from .host.conditioning import HostConditioning, conditioning_of
 from .host.edit import Edit
 from .host.pairing import checked_pair
 from .host.running import Job, run
-from .host.schema import CATEGORY, Node, StageEditType, StageReportType, VarModel, describe
+from .host.schema import CATEGORY, Node, Schema, StageEditType, StageReportType, VarModel, describe
 from .host.vae import TokenizerVAE
 from .host.values import OwnNumber, check_given, checked
 
@@ -37,14 +37,16 @@ class Sampler(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """What the page shows of the node."""
-        return describe(
-            io.Schema,
+        return Schema(
             node_id="StageVARSampler",
-            display_name="StageVAR Sampler",
+            display_name="StageVAR Sampler (Infinity, VAR, STAR)",
             category=CATEGORY,
             description="Generates images with an Infinity, VAR or STAR model, from one token to the full "
             "grid. The result is a latent for VAE Decode. With previews on, every scale is shown.",
-            search_aliases=["infinity", "VAR", "STAR", "next-scale", "visual autoregressive", "sampler"],
+            search_aliases=[
+                *("infinity", "VAR", "STAR", "next-scale", "visual autoregressive", "sampler"),
+                *("text to image", "generate", "KSampler"),
+            ],
             inputs=_inputs(),
             outputs=[
                 describe(
@@ -228,8 +230,8 @@ def _drawing_inputs() -> list[io.Input]:
             StageEditType.Input,
             "edit",
             optional=True,
-            tooltip="From StageVAR Edit: a picture of which a part is drawn anew. Width and height are then "
-            "those of the picture.",
+            tooltip="From StageVAR Inpaint: a picture of which a part is drawn anew. Width and height are "
+            "then those of the picture.",
         ),
     ]
 

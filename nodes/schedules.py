@@ -16,7 +16,7 @@ from ..stagevar_core.acceleration.stages import StageBoundaries
 from ..stagevar_core.checks import inside
 from ..stagevar_core.plots import schedules as plots
 from .host.pictures import stacked, to_image
-from .host.schema import CATEGORY, Node, StageScheduleType, describe
+from .host.schema import CATEGORY, Node, Schema, StageScheduleType, describe
 from .host.values import checked
 
 FOLDER = "stagevar_schedules"
@@ -69,15 +69,14 @@ class Schedule(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """What the page shows of the node."""
-        return describe(
-            io.Schema,
+        return Schema(
             node_id="StageVARStageSchedule",
-            display_name="Stage Schedule",
+            display_name="StageVAR Stage Schedule (token budget)",
             category=CATEGORY,
             description="Says where the stages of a generation end and what share of the tokens runs in the "
             "last one, the fidelity stage: from the values here, or from a file that the calibrate command "
             "made. For the schedule input of StageVAR Accelerate; the plot shows it.",
-            search_aliases=["StageVAR schedule", "token budget", "stages"],
+            search_aliases=["StageVAR schedule", "Stage Schedule", "token budget", "stages", "keep"],
             is_output_node=True,
             inputs=[_file_input(), *_value_inputs()],
             outputs=[

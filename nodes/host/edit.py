@@ -30,7 +30,7 @@ class Edit:
             raise ValueError(
                 f"edit: it was made with {self.tokenizer} for {self.size[1]}x{self.size[0]} and "
                 f"{len(self.schedule)} scales, which are not those of this sampler's model and vae. Connect "
-                "the same ones to StageVAR Edit"
+                "the same ones to StageVAR Inpaint"
             )
 
     def known(self, images: Sequence[int]) -> tuple[list[Tensor], list[Tensor]]:

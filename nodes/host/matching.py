@@ -134,6 +134,8 @@ def _first(
 
 
 def _ordered(names: Iterable[str], published: Published | None) -> list[str]:
-    """``names`` with those in the published file's or folder's name first, the built-in one last."""
+    """Those that may fit: of the published file's or folder's name first, the built-in one last."""
     stem = published.name.removesuffix(".pth").lower() if published else ""
+    if published:
+        names = (name for name in names if not published.is_other(name))
     return sorted(names, key=lambda name: (name == EMBEDDED, stem not in name.lower(), name.lower()))

@@ -1,5 +1,6 @@
 """The published files that belong together, by what a model is."""
 
+import re
 from typing import Any, NamedTuple, cast
 
 from ...stagevar_core.checkpoints.detect import spec_of
@@ -12,12 +13,21 @@ _STAR = "https://huggingface.co/taocrayon/STAR/resolve/main/"
 
 
 class Published(NamedTuple):
-    """A published companion: its file (of shards their folder) and link, and the models it belongs to."""
+    """A published companion: its file (of shards their folder) and link, and the models it belongs to.
+
+    ``contents``: of the folder. ``others``: a pattern for the names of published files that have the same
+    shapes and another training. They would give bad pictures, and nothing but the name tells them apart.
+    """
 
     name: str
     link: str
     models: str
-    contents: str = ""  # what is in the folder
+    contents: str = ""
+    others: str = ""
+
+    def is_other(self, name: str) -> bool:
+        """Whether a file of this name is known to be another one of the same shapes."""
+        return bool(self.others) and re.search(self.others, name, re.IGNORECASE) is not None
 
 
 # By family, channels per latent pixel and image pixels per latent pixel; of equal shapes the documented one.
@@ -26,7 +36,10 @@ _TOKENIZERS = {
         "infinity_vae_d16.pth", f"{_INFINITY}infinity_vae_d16.pth", "Infinity 125M"
     ),
     ("infinity", 32, 16): Published(
-        "infinity_vae_d32reg.pth", f"{_INFINITY}infinity_vae_d32reg.pth", "Infinity 2B"
+        "infinity_vae_d32reg.pth",
+        f"{_INFINITY}infinity_vae_d32reg.pth",
+        "Infinity 2B",
+        others=r"infinity_vae_d32(?![._-]?reg)",
     ),
     ("infinity", 14, 8): Published(
         "infinity_vae_d56_f8_14_patchify.pth",
@@ -42,6 +55,7 @@ _TEXT_ENCODERS = {
         "https://huggingface.co/google/flan-t5-xl",
         "Infinity",
         "model-00001-of-00002.safetensors, model-00002-of-00002.safetensors and model.safetensors.index.json",
+        others=r"t5.?v1[._-]1",
     ),
     ("clip", 1024): Published(
         "star_clip", f"{_STAR}CLIP/text_encoder/model.safetensors", "STAR", "model.safetensors"

@@ -39,6 +39,11 @@ else:
     Node = io.ComfyNode
 
 
+def Schema(**options: Any) -> io.Schema:  # noqa: N802 (tools that read sources look for this call)
+    """What the page shows of a node, without the options that this ComfyUI does not know."""
+    return describe(io.Schema, **options)
+
+
 def describe(kind: type[T], *names: str, **options: Any) -> T:
     """An input, output or schema of ``kind``, without the options that this ComfyUI does not know.
 

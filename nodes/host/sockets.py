@@ -106,7 +106,7 @@ def edit(name: str, value: object) -> Edit:
     """A STAGE_EDIT."""
     if isinstance(value, Edit):
         return value
-    refuse(name, value, "a STAGE_EDIT", "StageVAR Edit")
+    refuse(name, value, "a STAGE_EDIT", "StageVAR Inpaint")
 
 
 def clip(name: str, value: object) -> comfy.sd.CLIP:

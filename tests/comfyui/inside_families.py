@@ -80,15 +80,15 @@ def check_var(model: Any, vae: Any) -> None:
 
 
 def check_defaults(model: Any, vae: Any) -> None:
-    """-1 is what the family was published with; the numbers are the user's."""
+    """None is what the family was published with; the numbers are the user's."""
     from dataclasses import replace
 
     from pack.nodes.sampling import _settings
 
-    wanted = {"cfg": -1.0, "temperature": -1.0, "top_k": -1, "top_p": -1.0}
-    own = _settings(model.model, wanted, refine="auto", smooth=False)
+    wanted = dict.fromkeys(("cfg", "temperature", "top_k", "top_p")) | {"refine": "auto", "smooth": False}
+    own = _settings(model.model, wanted)
     assert (own.cfg_scale, own.temperature, own.top_k, own.top_p) == (4.0, 1.0, 900, 0.95)
-    assert _settings(model.model, {**wanted, "cfg": 0.0}, refine="off", smooth=True) == replace(
+    assert _settings(model.model, {**wanted, "cfg": 0.0, "refine": "off", "smooth": True}) == replace(
         own, cfg_scale=0.0, refine="off", smooth=True
     )
 

@@ -60,6 +60,24 @@ def test_every_input_has_a_tooltip_and_floats_keep_their_value(comfy_server: Com
                 assert options.get("step") and options.get("round"), f"{node}.{name} needs step and round"
 
 
+WORDS = {
+    "StageVARSampler": ("StageVAR", "Sampler", "Infinity", "VAR", "STAR"),
+    "StageVARAccelerate": ("StageVAR", "Accelerate", "faster"),
+    "StageVAREdit": ("StageVAR", "Inpaint"),
+    "StageVARStageSchedule": ("StageVAR", "Stage Schedule", "token"),
+    "StageVARStageReport": ("StageVAR", "Stage Report", "time"),
+    "StageVARCompile": ("StageVAR", "torch.compile"),
+    "StageVARCompileVAE": ("StageVAR", "VAE", "torch.compile"),
+}
+
+
+@pytest.mark.parametrize("node", WORDS)
+def test_names_carry_the_words_that_people_search_for(comfy_server: ComfyServer, node: str) -> None:
+    """Pages of 0.3.75 search names alone."""
+    name = comfy_server.object_info(node)[node]["display_name"]
+    assert all(word in name for word in WORDS[node]), name
+
+
 def test_workflow_templates_are_offered(comfy_server: ComfyServer) -> None:
     offered = comfy_server.get("/workflow_templates")
     wanted = {"01_text_to_image_no_download", "02_faster_no_download", "04_compare_presets_no_download"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,19 @@ def test_changed_file_is_read_again(comfy_server: ComfyServer, prompt: Json, fol
         (folder / "again.json").write_text(json.dumps(GOOD | {"keep": keep}), encoding="utf-8")
         computed.append(report_of(prompt, comfy_server.run(prompt))["scales"][-1]["computed"])
     assert computed[1] == computed[0] / 4
+
+
+def test_equal_contents_are_not_read_again(comfy_server: ComfyServer, prompt: Json, folder: Path) -> None:
+    schedule = only_node(prompt, "StageVARStageSchedule")
+    prompt[schedule]["inputs"]["schedule_file"] = "same.json"
+    with_value(prompt, "seed", 56)
+    cached = []
+    for seconds in (1, 2):
+        (folder / "same.json").write_text(json.dumps(GOOD | {"keep": 0.5}), encoding="utf-8")
+        os.utime(folder / "same.json", (seconds, seconds))
+        messages = dict(comfy_server.run(prompt)["status"]["messages"])
+        cached.append(schedule in messages["execution_cached"]["nodes"])
+    assert cached == [False, True]
 
 
 @pytest.mark.parametrize(

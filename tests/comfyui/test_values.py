@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import numpy as np
 import pytest
+import websocket
 from testbed.comfy_server import (
     ComfyServer,
     Json,
@@ -17,7 +19,7 @@ from testbed.comfy_server import (
     shipped_workflow,
 )
 
-from tests.support.events import add_node, saved_images
+from tests.support.events import Watcher, add_node, saved_images
 
 # By node: inputs that have no default.
 NEEDED = {
@@ -28,6 +30,7 @@ NEEDED = {
     "StageVARCompileVAE": {"vae"},
 }
 OWN = ("cfg", "temperature", "top_k", "top_p", "keep", "code_weight", "structure_end", "skip_scales")
+TEXT = 3  # the kind of binary message that is a text on a node
 STATUS = "128x128 (nearest trained size to 100x100), 7 scales, 11.9 s"
 
 
@@ -234,3 +237,50 @@ def test_result_line_says_preset_work_seconds_and_size(comfy_server: ComfyServer
     line, *notes = text_of(scheduled, comfy_server.run(scheduled))
     assert line.startswith("off: nothing left out, ") and line.endswith(" s, 2 images of 128 x 128")
     assert not notes
+
+
+def test_a_cached_rerun_keeps_the_line_in_the_history_of_the_first(
+    comfy_server: ComfyServer, prompt: Json
+) -> None:
+    owner_of(prompt, "seed")["seed"] = 65
+    first = text_of(prompt, comfy_server.run(prompt))
+    del prompt[only_node(prompt, "StageVARStageReport")]
+    again = comfy_server.run(prompt)
+    assert first and sampler_node(prompt) not in again["outputs"], "the sampler must not run again"
+
+
+def test_off_says_what_it_does_not_use(comfy_server: ComfyServer, scheduled: Json) -> None:
+    owner_of(scheduled, "preset").update(preset="off", keep=0.5)
+    owner_of(scheduled, "seed")["seed"] = 66
+    entry = comfy_server.run(scheduled)
+    assert entry["outputs"][only_node(scheduled, "StageVARAccelerate")]["text"] == [
+        "off: schedule, keep not used"
+    ]
+
+
+def test_progress_says_which_scale_runs_to_the_one_who_asked(watcher: Watcher, prompt: Json) -> None:
+    owner_of(prompt, "seed").update(seed=67, batch_size=2)
+    owner_of(prompt, "preset")["preset"] = "sparsevar"  # which makes the images one by one
+    with Watcher(watcher.server) as other:
+        prompt_id = watcher.queue(prompt)
+        assert watcher.until_end(prompt_id)[0] == "execution_success"
+        other.socket.settimeout(1)
+        with contextlib.suppress(websocket.WebSocketTimeoutException):
+            other.until(lambda name, data: False)
+        assert not other.data_of("stagevar.progress")
+    told = watcher.data_of("stagevar.progress")
+    place = {"node": sampler_node(prompt), "display_node": sampler_node(prompt), "prompt_id": prompt_id}
+    assert told == [
+        {**place, "scale": scale + 1, "scales": 7, "image": image, "images": 2}
+        for image in (1, 2)
+        for scale in range(7)
+    ]
+
+
+def test_nothing_is_sent_as_text_on_a_node(watcher: Watcher, prompt: Json) -> None:
+    """Pages of 2025 store such a text as one more value of the node when the workflow is saved."""
+    kinds = []
+    watcher._record_preview = lambda message: kinds.append(int.from_bytes(message[:4], "big"))
+    owner_of(prompt, "seed")["seed"] = 68
+    assert watcher.until_end(watcher.queue(prompt))[0] == "execution_success"
+    assert kinds and TEXT not in kinds

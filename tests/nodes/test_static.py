@@ -16,7 +16,7 @@ from tests.support.wires import hidden_wires
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
-WIDGETS = {"Combo", "Int", "Float", "String", "Boolean"}
+WIDGETS = {"Combo", "Int", "Float", "String", "Boolean", "OwnNumber"}
 # What our workflows take from ComfyUI itself: sockets and number of widget values.
 CORE = {
     "CLIPTextEncode": (["clip"], 1),
@@ -44,12 +44,18 @@ def keyword(call: ast.Call, name: str) -> Any:
 
 
 def input_calls(tree: ast.AST) -> list[tuple[str, ast.Call]]:
-    """(kind, call) of every ``describe(io.Kind.Input, ...)`` in the order of the source."""
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    calls = [call for call in calls if getattr(call.func, "id", "") == "describe" and call.args]
-    inputs = [call for call in calls if getattr(call.args[0], "attr", "") == "Input"]
-    kinds = [ast.unparse(call.args[0]).split(".")[-2] for call in inputs]
-    return sorted(zip(kinds, inputs, strict=True), key=lambda pair: pair[1].lineno)
+    """(kind, call) of every ``describe(io.Kind.Input, ...)`` and ``OwnNumber(...)``, as in the source."""
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and node.args]
+    kinds = {call: kind_of(call) for call in calls}
+    return sorted(((kind, call) for call, kind in kinds.items() if kind), key=lambda pair: pair[1].lineno)
+
+
+def kind_of(call: ast.Call) -> str:
+    """Which kind of input a call makes; empty for other calls."""
+    made = getattr(call.func, "id", "")
+    if made == "describe" and getattr(call.args[0], "attr", "") == "Input":
+        return ast.unparse(call.args[0]).split(".")[-2]
+    return made if made == "OwnNumber" else ""
 
 
 def schema_of(file: str) -> tuple[list[str], int]:
@@ -86,6 +92,12 @@ def declared_ids() -> set[str]:
             if isinstance(node, ast.Call) and keyword(node, "node_id"):
                 ids.add(keyword(node, "node_id"))
     return ids
+
+
+def test_tools_that_read_sources_find_every_node() -> None:
+    """They look for this text, whatever stands before it."""
+    text = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "nodes").glob("*.py"))
+    assert set(re.findall(r"\bSchema\(\s*node_id=\"(\w+)\"", text)) == declared_ids()
 
 
 def read(path: Path) -> Any:
