@@ -121,18 +121,16 @@ def load(part: Part, name: object) -> Checkpoint:
 def _unknown(part: Part, name: str) -> str:
     """Why a name stands for nothing, and what does."""
     known = choices(part)
-    last = _plain(name).rpartition("/")[2]
-    same = next((choice for choice in known if _plain(choice).rpartition("/")[2] == last), None)
-    if same is not None:
-        return f"{part.field} is {shown(name)}; there is {same!r} of that name. Choose it"
+    same = next((choice for choice in known if _bare(choice) == _bare(name)), None)
+    choice = f"{same!r}, which has that name" if same else f"one of {some(known)}"
     folders = ", ".join(folder_paths.get_folder_paths(part.folder))
     return (
         f"{part.field}: {shown(name)} is not in the {part.folder!r} folder ({folders}). Get {part.title} "
-        f"from {part.source}, put it there and refresh; or choose one of {some(known)}, of which the first "
-        "needs no download"
+        f"from {part.source}, put it there and refresh; or choose {choice}. {EMBEDDED!r} needs no download"
     )
 
 
-def _plain(name: str) -> str:
-    """A name without what differs between systems."""
-    return name.replace("\\", "/").lower()
+def _bare(name: str) -> str:
+    """A name in small letters without its folders, of which files with names that all have keep the last."""
+    parts = name.replace("\\", "/").lower().split("/")
+    return "/".join(parts[-2:] if "model" in parts[-1] else parts[-1:])

@@ -16,8 +16,9 @@ from .files import EMBEDDED, TEXT_ENCODER, TOKENIZER, TRANSFORMER, Part, choices
 from .fingerprint import Stamp, known_parts, stamp
 from .official import Published
 
-# Of the files of a model of some kind: when they were last written, and what they hold without the tensors.
-_LOOKS: dict[tuple[str, tuple[Path, ...]], tuple[list[Stamp], Checkpoint | CheckpointError]] = {}
+# Of the files of a model of some kind: when they were last written, and what they hold without the tensors,
+# or why they are none. Errors themselves would keep the frames with the tensors.
+_LOOKS: dict[tuple[str, tuple[Path, ...]], tuple[list[Stamp], Checkpoint | str]] = {}
 
 
 class Names(NamedTuple):
@@ -63,23 +64,23 @@ def look(path: Path, name: str, kind: str) -> Checkpoint:
     if seen is None or seen[0] != stamps:
         seen = (stamps, _looked(path, name, kind, parts))
         _LOOKS[kind, parts.files] = seen
-    if isinstance(seen[1], CheckpointError):
-        raise seen[1]
+    if isinstance(seen[1], str):
+        raise CheckpointError(seen[1])
     return seen[1]
 
 
-def _looked(path: Path, name: str, kind: str, parts: Parts) -> Checkpoint | CheckpointError:
+def _looked(path: Path, name: str, kind: str, parts: Parts) -> Checkpoint | str:
     try:
         if not all(map(_is_mapped, parts.shards)):
-            raise CheckpointError(
+            return (
                 f"{name}: an old or packed PyTorch file, which has to be read as a whole to see what it is; "
                 "expected one that is stored plainly. Use the three loaders, or convert it with "
                 "scripts/convert_checkpoint.py"
             )
         raw = read(path)
         checkpoint = prepare(raw.tensors, raw.metadata, name, kind=kind)
-    except CheckpointError as error:
-        return error
+    except Exception as error:  # most files of these folders belong to others, who may store anything
+        return str(error) or type(error).__name__
     checkpoint.tensors.clear()
     return checkpoint
 

@@ -45,10 +45,11 @@ def _wrong_vae(model: Checkpoint, vae: Checkpoint) -> str:
     """Whose tokenizer it is and which file belongs there; empty where that is not known."""
     published, models = official.tokenizer_of(model), official.models_of(vae)
     if model.source == EMBEDDED:
-        needed = f"its own. Choose {EMBEDDED!r}"
+        needed = f"its own, of the family {model.family}. Choose {EMBEDDED!r}"
     elif published is not None:
         needed = f"{published.name} from {published.link}. Put that into models/vae and choose it"
     else:
         return ""
     owner = "the built-in model" if vae.source == EMBEDDED else models or "another model"
+    owner = f"{owner}, of the family {vae.family}"
     return f"vae: {vae.source} belongs to {owner}; {model.source} needs {needed} there, or use StageVAR Load"

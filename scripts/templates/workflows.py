@@ -130,7 +130,7 @@ def plain(
     faster: bool = False,
     **settings: Any,
 ) -> None:
-    """One picture from a text or, for models without a text encoder, from a class; with a report if faster."""
+    """One picture from a text or, for models without an encoder, a class; with a report if faster."""
     model, tokenizer, encoder = load(graph, files)
     source, made = (model, "var_model"), None
     at = (460, 250)

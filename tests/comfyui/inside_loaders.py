@@ -109,6 +109,9 @@ def check_roots(files: Any) -> None:
     assert files.resolve(files.TOKENIZER, "same.safetensors") == first / "same.safetensors"
     write(second / "alone", SHARDS[:1], "model.safetensors.index.json", SHARDS)
     (first / "alone").mkdir()
+    write(first / "nested" / "deep", SHARDS)
+    write(first / "nested", (), "model.safetensors.index.json", tuple(f"deep/{name}" for name in SHARDS))
+    refused(lambda: files.resolve(files.TOKENIZER, "nested"), "vae_name", "not a shard index")
     refused(lambda: files.resolve(files.TOKENIZER, "alone"), "vae_name", "1 of 2 shards", SHARDS[1])
 
 
@@ -137,8 +140,11 @@ def check_names(files: Any) -> None:
     for name in ("../secret.safetensors", r"..\secret.safetensors", "", ".", "..", "/", "x" * 5000, "a\0b"):
         refused(lambda name=name: files.resolve(files.TOKENIZER, name), "vae_name")
         assert files.version(files.TOKENIZER, name) == ""
-    refused(lambda: files.resolve(files.TOKENIZER, "FILE.safetensors"), "file.safetensors", "Choose it")
-    refused(lambda: files.resolve(files.TOKENIZER, "elsewhere/file.SAFETENSORS"), "Choose it")
+    refused(lambda: files.resolve(files.TOKENIZER, "FILE.safetensors"), "or choose 'win")
+    refused(lambda: files.resolve(files.TOKENIZER, "else/file.SAFETENSORS"), "or choose 'win", "https://")
+    message = refused(lambda: files.resolve(files.TOKENIZER, f"else/{SHARDS[0]}"), "or choose one of")
+    assert "which has that name" not in message, "all shards are called like that"
+    refused(lambda: files.resolve(files.TOKENIZER, f"WIN/Sharded/{SHARDS[0]}"), "or choose 'win")
 
 
 def check_refusals(files: Any) -> None:

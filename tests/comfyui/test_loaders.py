@@ -18,7 +18,16 @@ from tests.support.tiny_families import write_families
 
 CHECKS = ("sets", "variants", "roots", "company", "names", "refusals", "fingerprints", "vanished", "loops")
 CHECKS += ("walks", "labels", "optional")
-MATCHING = ("companions", "memory_of_looks", "whole_set", "order", "old_files", "published", "missing")
+MATCHING = (
+    "companions",
+    "memory_of_looks",
+    "whole_set",
+    "order",
+    "old_files",
+    "foreign_files",
+    "published",
+    "missing",
+)
 MATCHING += ("wrong_pairs",)
 
 
