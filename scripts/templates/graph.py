@@ -66,6 +66,8 @@ KINDS = {
         {"destination": "MASK", "source": "MASK"}, ("x", "y", "operation"), {"MASK": "MASK"}
     ),
 }
+# A note's own brown leaves too little contrast to the grey text of newer dark pages.
+NOTE = {"color": "#223", "bgcolor": "#335"}
 # Widgets that the page follows by one of its own: what happens to the number after a run.
 SEEDS = {("StageVARSampler", "seed"), ("PrimitiveInt", "value")}
 UPLOADS = {"LoadImage"}  # their picture is followed by the kind of its button
@@ -159,11 +161,11 @@ class Graph:
         return node, ""
 
     def note(self, at: Point, size: Point) -> None:
-        """The workflow's note, in the theme's own colours, which are readable on light and dark."""
+        """The workflow's note, in colours that are readable on light and dark pages."""
         text = (Path(__file__).with_name("notes") / f"{self.name}.md").read_text(encoding="utf-8")
         node = Node(len(self.nodes) + 1, "MarkdownNote")
         entry = self._entry(node, at, size, [text.strip()], "How to use")
-        self.nodes.append(entry | {"inputs": [], "outputs": [], "properties": {}})
+        self.nodes.append(entry | {"properties": {}, **NOTE})
 
     def app(self, inputs: list[tuple[Node, str]], outputs: list[Node]) -> None:
         """What the page's app panel offers and shows."""
