@@ -21,7 +21,7 @@ from testbed.bootstrap import Setup, bootstrap
 from testbed.comfy_server import PACK_NAME, ComfyServer, Json, PromptFailed, PromptRejected, ServerError
 from testbed.environment import ROOT, SetupError
 
-WORKFLOW = "text_to_image_embedded"
+WORKFLOW = "01_text_to_image_no_download"
 MAX_SEED = 2**64 - 1
 
 

@@ -11,7 +11,7 @@ from testbed.comfy_server import ComfyServer, Json, read_json, shipped_workflow
 
 from tests.support.events import Watcher
 
-WORKFLOW = "text_to_image_embedded"
+WORKFLOW = "01_text_to_image_no_download"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

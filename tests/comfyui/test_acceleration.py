@@ -26,13 +26,13 @@ COMPARED = ("off", "balanced", "paper")
 @pytest.fixture
 def accelerated() -> Json:
     """The shipped accelerated workflow in API format."""
-    return read_json(shipped_workflow("accelerated_embedded"))
+    return read_json(shipped_workflow("02_faster_no_download"))
 
 
 @pytest.fixture(scope="module")
 def side_by_side(comfy_server: ComfyServer) -> tuple[Json, Json]:
     """The shipped comparison, run once, and its history entry; its reports are written out as text."""
-    prompt = read_json(shipped_workflow("compare_acceleration_embedded"))
+    prompt = read_json(shipped_workflow("04_compare_presets_no_download"))
     with_value(prompt, "value", 41)
     for node in nodes_of(prompt, "StageVARStageReport"):
         add_node(prompt, "PreviewAny", source=[node, 1])

@@ -16,7 +16,7 @@ from testbed.environment import ROOT
 
 from tests.support.testbed import Bed, missing
 
-WORKFLOW = "text_to_image_embedded"
+WORKFLOW = "01_text_to_image_no_download"
 QUIET = {
     "DO_NOT_TRACK": "1",
     "COMFY_NO_UPDATE_CHECK": "1",

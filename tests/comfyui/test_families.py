@@ -14,11 +14,11 @@ from tests.support.testbed import Bed, run_inside
 from tests.support.tiny_families import CLIP_FILE, STAR_FILE, TOKENIZER_FILE, VAR_FILE, write_families
 
 FAMILIES = (
-    "class_to_image_var",
-    "accelerated_var",
-    "text_to_image_star",
-    "accelerated_star",
-    "inpainting_var",
+    "09_class_to_image_VAR",
+    "10_faster_VAR",
+    "07_text_to_image_STAR",
+    "08_faster_STAR",
+    "11_inpaint_VAR",
 )
 CHECKS = ("loaded", "var", "defaults", "in-painting", "in-painting with bits", "star")
 CHECKS += ("star, accelerated", "refusals")
@@ -50,7 +50,7 @@ def server(comfy_server: ComfyServer) -> ComfyServer:
 def shipped(name: str) -> Json:
     """A shipped workflow with the tiny files and a size that they have."""
     made = read_json(shipped_workflow(name))
-    with_value(made, "model_name", STAR_FILE if name.endswith("star") else VAR_FILE)
+    with_value(made, "model_name", STAR_FILE if name.endswith("STAR") else VAR_FILE)
     with_value(made, "vae_name", TOKENIZER_FILE)
     with_value(made, "text_encoder_name", CLIP_FILE)
     for side in ("width", "height"):
@@ -61,7 +61,7 @@ def shipped(name: str) -> Json:
 @pytest.fixture
 def prompt() -> Json:
     """The shipped class-to-image workflow with the tiny files."""
-    made = shipped("class_to_image_var")
+    made = shipped("09_class_to_image_VAR")
     with_value(made, "label", "3")
     with_value(made, "batch_size", 1)
     return made

@@ -46,7 +46,7 @@ def folder(comfy_server: ComfyServer) -> Path:
 @pytest.fixture
 def prompt() -> Json:
     """The accelerated workflow with a Stage Schedule, its plot, and the report as text."""
-    made = read_json(shipped_workflow("accelerated_embedded"))
+    made = read_json(shipped_workflow("02_faster_no_download"))
     schedule = add_node(made, "StageVARStageSchedule", schedule_file=FROM_VALUES, **VALUES)
     made[only_node(made, "StageVARAccelerate")]["inputs"]["schedule"] = schedule
     add_node(made, "PreviewAny", source=[only_node(made, "StageVARStageReport"), 1])

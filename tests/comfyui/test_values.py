@@ -37,7 +37,7 @@ STATUS = "128x128 (nearest trained size to 100x100), 7 scales, 11.9 s"
 @pytest.fixture
 def prompt() -> Json:
     """The accelerated workflow in API format."""
-    return read_json(shipped_workflow("accelerated_embedded"))
+    return read_json(shipped_workflow("02_faster_no_download"))
 
 
 @pytest.fixture

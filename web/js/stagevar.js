@@ -6,11 +6,12 @@ import { app } from "../../../scripts/app.js";
 const OURS = "StageVAR";
 const SAMPLER = "StageVARSampler";
 const WIDGET = "stagevar_result";
+const MARGIN = 8; // around the text, in pixels of the canvas
 const STORE = "StageVAR.results";
 const COLORS = { VAR_MODEL: "#4fb3a5", STAGE_SCHEDULE: "#d9a441", STAGE_REPORT: "#8fa3d9", STAGE_EDIT: "#d98fb5" };
 const STYLE = `
 :root { ${Object.entries(COLORS).map(([type, color]) => `--color-datatype-${type}: ${color};`).join(" ")} }
-.stagevar-result { overflow: hidden; pointer-events: none; font: 12px/1.35 Inter, Arial, sans-serif; }
+.stagevar-result { pointer-events: none; font: 12px/1.35 Inter, Arial, sans-serif; }
 .stagevar-result p { margin: 0; padding: 1px 0; color: var(--input-text, #ddd); overflow-wrap: anywhere; }
 .stagevar-result p + p { color: var(--descrip-text, #999); }
 `;
@@ -39,7 +40,8 @@ function keep(node, lines) {
 
 /** The height that the text takes at the node's width; a guess before it is laid out at that width. */
 function heightOf(node, text) {
-  const width = node.size[0] - 20;
+  if (!text.childElementCount) return -2 * MARGIN;
+  const width = node.size[0] - 2 * MARGIN;
   if (Math.abs(text.offsetWidth - width) < 20) return text.offsetHeight;
   const linesOf = (p) => Math.ceil(p.textContent.length / Math.max(10, width / 6.5));
   return [...text.children].reduce((height, p) => height + linesOf(p) * 17 + 2, 0);
@@ -62,8 +64,8 @@ function place(node) {
   box.className = "stagevar-result";
   text.setAttribute("role", "status");
   box.append(text);
-  const height = () => heightOf(node, text) + 4;
-  const options = { serialize: false, hideOnZoom: false, getMinHeight: height, getMaxHeight: height };
+  const height = () => heightOf(node, text) + 2 * MARGIN;
+  const options = { serialize: false, hideOnZoom: false, margin: MARGIN, getMinHeight: height, getMaxHeight: height };
   const widget = node.addDOMWidget(WIDGET, "stagevar", box, options);
   widget.serialize = false;
   const observer = new ResizeObserver(() => grow(node));
@@ -154,6 +156,10 @@ function color() {
 
 app.registerExtension({
   name: "StageVAR.page",
+  nodeCreated(node) {
+    // At once and empty: an early Vue renderer draws no widget that a node gets later.
+    if (isOurs(node) || node.comfyClass?.startsWith(OURS)) place(node);
+  },
   beforeRegisterNodeDef(nodeType, nodeData) {
     if (!nodeData.name.startsWith(OURS)) return;
     const executed = nodeType.prototype.onExecuted;

@@ -1,0 +1,1 @@
+"""Writes the shipped workflows: `python -m scripts.templates`."""

@@ -1,0 +1,238 @@
+"""A workflow under construction, and its two forms: the page's own and the API's."""
+
+from __future__ import annotations
+
+import json
+import re
+import uuid
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+Json = dict[str, Any]
+Point = tuple[float, float]
+
+COLUMN = 400  # width of loaders
+TITLE = 30  # height of a node's title bar, which lies above its position
+SLOT = 20  # distance of sockets
+
+
+class Kind(NamedTuple):
+    """What the page knows of a node type: sockets (an optional one ends in ?), widgets, outputs."""
+
+    sockets: dict[str, str]
+    widgets: tuple[str, ...]
+    outputs: dict[str, str]
+
+
+_LOADED = {"var_model": "VAR_MODEL", "vae": "VAE", "clip": "CLIP"}
+KINDS = {
+    "StageVARLoad": Kind({}, ("model_name",), _LOADED),
+    "StageVARLoadModel": Kind({}, ("model_name", "weight_dtype"), {"var_model": "VAR_MODEL"}),
+    "StageVARLoadTokenizer": Kind({}, ("vae_name",), {"vae": "VAE"}),
+    "StageVARLoadTextEncoder": Kind({}, ("text_encoder_name", "weight_dtype"), {"clip": "CLIP"}),
+    "StageVARClassLabel": Kind({}, ("class_name", "label"), {"conditioning": "CONDITIONING"}),
+    "StageVARAccelerate": Kind(
+        {"model": "VAR_MODEL", "schedule": "STAGE_SCHEDULE?"},
+        (
+            *("preset", "guidance", "tokens", "keep", "restoration"),
+            *("code_weight", "structure_end", "skip_scales"),
+        ),
+        {"var_model": "VAR_MODEL"},
+    ),
+    "StageVAREdit": Kind(
+        {"model": "VAR_MODEL", "vae": "VAE", "image": "IMAGE", "mask": "MASK"}, (), {"edit": "STAGE_EDIT"}
+    ),
+    "StageVARSampler": Kind(
+        {
+            **{"model": "VAR_MODEL", "vae": "VAE", "positive": "CONDITIONING"},
+            **{"negative": "CONDITIONING?", "edit": "STAGE_EDIT?"},
+        },
+        (
+            *("seed", "cfg", "temperature", "top_k", "top_p", "width", "height", "batch_size"),
+            *("refine", "smooth"),
+        ),
+        {"latent": "LATENT", "report": "STAGE_REPORT"},
+    ),
+    "StageVARStageReport": Kind({"report": "STAGE_REPORT"}, (), {"plot": "IMAGE", "json": "STRING"}),
+    "CLIPTextEncode": Kind({"clip": "CLIP"}, ("text",), {"CONDITIONING": "CONDITIONING"}),
+    "VAEDecode": Kind({"samples": "LATENT", "vae": "VAE"}, (), {"IMAGE": "IMAGE"}),
+    "SaveImage": Kind({"images": "IMAGE"}, ("filename_prefix",), {}),
+    "PreviewImage": Kind({"images": "IMAGE"}, (), {}),
+    "LoadImage": Kind({}, ("image",), {"IMAGE": "IMAGE", "MASK": "MASK"}),
+    "PrimitiveInt": Kind({}, ("value",), {"INT": "INT"}),
+    "SolidMask": Kind({}, ("value", "width", "height"), {"MASK": "MASK"}),
+    "MaskComposite": Kind(
+        {"destination": "MASK", "source": "MASK"}, ("x", "y", "operation"), {"MASK": "MASK"}
+    ),
+}
+# A note's own brown leaves too little contrast to the grey text of newer dark pages.
+NOTE = {"color": "#223", "bgcolor": "#335"}
+# Widgets that the page follows by one of its own: what happens to the number after a run.
+SEEDS = {("StageVARSampler", "seed"), ("PrimitiveInt", "value")}
+UPLOADS = {"LoadImage"}  # their picture is followed by the kind of its button
+
+
+class Node(NamedTuple):
+    """A node of a graph; an output of it is ``(node, name)``."""
+
+    id: int
+    type: str
+
+
+def versions() -> tuple[str, str, str]:
+    """This pack's version, the oldest ComfyUI it supports, and that one's front end."""
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    setup = (ROOT / "scripts" / "testbed" / "bootstrap.py").read_text(encoding="utf-8")
+    return (
+        re.search(r'^version = "(.+)"', project, re.MULTILINE)[1],
+        re.search(r'^requires-comfyui = ">=(.+)"', project, re.MULTILINE)[1],
+        re.search(r"comfyui-frontend-package==(\S+)", setup)[1],
+    )
+
+
+class Graph:
+    """Nodes and links, added in the order of a run; sizes and positions are in pixels of the canvas."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.nodes: list[Json] = []
+        self.links: list[list] = []
+        self.panel: dict[str, list] = {"inputs": [], "outputs": []}
+        self.api: Json = {}
+        self.origins: dict[Node, tuple[Node, str]] = {}  # of reroutes
+        self.models: list[Json] = []
+        self.pack, self.host, self.page = versions()
+
+    def add(
+        self,
+        type: str,
+        at: Point,
+        size: Point,
+        *,
+        title: str = "",
+        after: str = "randomize",
+        models: list[Json] | None = None,
+        **given: Any,
+    ) -> Node:
+        """Adds a node. ``given``: its widgets' values, and links as ``(node, output)``."""
+        kind, node = KINDS[type], Node(len(self.nodes) + 1, type)
+        linked = {name: value for name, value in given.items() if isinstance(value, tuple)}
+        values = []
+        for widget in kind.widgets:
+            values.append(given.get(widget, 0 if widget in linked else None))
+            if widget in linked:
+                values[-1] = 0
+            values += [after] if (type, widget) in SEEDS else []
+        values += ["image"] if type in UPLOADS else []
+        title = title or TITLES[type]
+        entry = self._entry(node, at, size, values, title)
+        entry["inputs"] = [self._socket(name, of) for name, of in kind.sockets.items()]
+        for name in kind.widgets:
+            if name in linked:
+                made = {"name": name, "type": "INT", "widget": {"name": name}, "link": None}
+                entry["inputs"].insert(-1, made)
+        entry["outputs"] = [{"name": name, "type": of, "links": None} for name, of in kind.outputs.items()]
+        if models:
+            entry["properties"]["models"] = models
+            self.models += [model for model in models if model not in self.models]
+        self.nodes.append(entry)
+        for name, (source, output) in linked.items():
+            self._link(source, output, entry, name)
+        inputs = {name: given[name] for name in kind.widgets if name not in linked}
+        for name, end in linked.items():
+            source, output = self.origins.get(end[0], end)
+            inputs[name] = [str(source.id), list(KINDS[source.type].outputs).index(output)]
+        shown = {"_meta": {"title": title}}
+        self.api[str(node.id)] = {"class_type": type, "inputs": inputs, **shown}
+        return node
+
+    def reroute(self, at: Point, source: Node, output: str) -> tuple[Node, str]:
+        """The page's own node for a bend of a wire; what it gives on, to be linked like an output."""
+        node = Node(len(self.nodes) + 1, "Reroute")
+        entry = self._entry(node, at, (75, 26), [], "")
+        entry["inputs"] = [{"name": "", "type": "*", "link": None}]
+        entry["outputs"] = [{"name": "", "type": KINDS[source.type].outputs[output], "links": None}]
+        entry["properties"] = {"showOutputText": False, "horizontal": False}
+        del entry["title"], entry["widgets_values"]
+        self.nodes.append(entry)
+        self._link(source, output, entry, "")
+        self.origins[node] = (source, output)
+        return node, ""
+
+    def note(self, at: Point, size: Point) -> None:
+        """The workflow's note, in colours that are readable on light and dark pages."""
+        text = (Path(__file__).with_name("notes") / f"{self.name}.md").read_text(encoding="utf-8")
+        node = Node(len(self.nodes) + 1, "MarkdownNote")
+        entry = self._entry(node, at, size, [text.strip()], "How to use")
+        self.nodes.append(entry | {"properties": {}, **NOTE})
+
+    def app(self, inputs: list[tuple[Node, str]], outputs: list[Node]) -> None:
+        """What the page's app panel offers and shows."""
+        self.panel = {
+            "inputs": [[node.id, widget] for node, widget in inputs],
+            "outputs": [node.id for node in outputs],
+        }
+
+    def _entry(self, node: Node, at: Point, size: Point, values: list, title: str) -> Json:
+        ours = node.type.startswith("StageVAR")
+        return {
+            **{"id": node.id, "type": node.type, "pos": list(at), "size": list(size), "flags": {}},
+            **{"order": len(self.nodes), "mode": 0, "inputs": [], "outputs": [], "title": title},
+            "properties": {
+                "cnr_id": "stagevar" if ours else "comfy-core",
+                "ver": self.pack if ours else self.host,
+                "Node name for S&R": node.type,
+            },
+            "widgets_values": values,
+        }
+
+    @staticmethod
+    def _socket(name: str, of: str) -> Json:
+        made = {"name": name, "type": of.removesuffix("?"), "link": None}
+        return made | ({"shape": 7} if of.endswith("?") else {})
+
+    def _link(self, source: Node, output: str, target: Json, name: str) -> None:
+        slot = list(KINDS[source.type].outputs).index(output) if output else 0
+        link = len(self.links) + 1
+        place = next(i for i, entry in enumerate(target["inputs"]) if entry["name"] == name)
+        taken, given = target["inputs"][place], self.nodes[source.id - 1]["outputs"][slot]
+        taken["link"], given["links"] = link, [*(given["links"] or []), link]
+        self.links.append([link, source.id, slot, target["id"], place, given["type"]])
+
+    def write(self, folder: Path) -> None:
+        """Writes both forms."""
+        extra: Json = {"frontendVersion": self.page, "linearData": self.panel}
+        made = {
+            **{"id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"stagevar/{self.name}")), "revision": 0},
+            **{"last_node_id": len(self.nodes), "last_link_id": len(self.links)},
+            **{"nodes": self.nodes, "links": self.links, "groups": [], "config": {}, "extra": extra},
+            **({"models": self.models} if self.models else {}),
+            "version": 0.4,
+        }
+        (folder / "api").mkdir(parents=True, exist_ok=True)
+        for path, content in ((f"{self.name}.json", made), (f"api/{self.name}.json", self.api)):
+            text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+            (folder / path).write_text(text, encoding="utf-8")
+
+
+# Short titles; the names of the nodes are longer, because they are searched.
+TITLES = {
+    "StageVARLoad": "StageVAR Load",
+    "StageVARLoadModel": "Load Model",
+    "StageVARLoadTokenizer": "Load Tokenizer (VAE)",
+    "StageVARLoadTextEncoder": "Load Text Encoder (CLIP)",
+    "StageVARClassLabel": "StageVAR Class Label",
+    "StageVARAccelerate": "StageVAR Accelerate",
+    "StageVAREdit": "StageVAR Inpaint",
+    "StageVARSampler": "StageVAR Sampler",
+    "StageVARStageReport": "Stage Report",
+    "CLIPTextEncode": "CLIP Text Encode (Prompt)",
+    "VAEDecode": "VAE Decode",
+    "SaveImage": "Save Image",
+    "PreviewImage": "Preview Image",
+    "LoadImage": "Load Image",
+    "PrimitiveInt": "Int",
+    "SolidMask": "SolidMask",
+    "MaskComposite": "MaskComposite",
+}

@@ -1,0 +1,337 @@
+"""The shipped workflows. Those that need no download come first; the page lists them by file name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from .graph import COLUMN, Graph, Node
+
+EMBEDDED = "embedded/StageVAR-scenes (built in)"
+SCENE = "a striped red ring to the left of a blue cross on a white background"
+FOX = "a red fox sitting in fresh snow at the edge of a pine forest, morning light, detailed fur, photograph"
+LIGHTHOUSE = "a lighthouse on a cliff in a storm, huge waves, a beam of light through the rain, oil painting"
+OWN = {"cfg": "auto", "temperature": "auto", "top_k": "auto", "top_p": "auto"}
+DRAWN = {"refine": "auto", "smooth": False}
+SCENES = {"cfg": 2.0, "temperature": 0.7, "top_k": 900, "top_p": 0.97, **DRAWN}
+SAMPLER = (430, 660)  # with its result line and preview
+
+
+class File(NamedTuple):
+    """A file to download: the value of its loader, its link, its folder, and the shards it is one of."""
+
+    value: str
+    url: str
+    folder: str
+    shards: int = 1
+
+    def hints(self) -> list[dict[str, str]]:
+        """What the page lists as missing."""
+        first = f"00001-of-{self.shards:05d}"
+        parts = [f"{i:05d}-of-{self.shards:05d}" for i in range(1, self.shards + 1)]
+        return [
+            {
+                "name": self.value.replace(first, part),
+                "url": self.url.replace(first, part),
+                "directory": self.folder,
+            }
+            for part in parts
+        ]
+
+
+_INFINITY = "https://huggingface.co/FoundationVision/Infinity/resolve/main/"
+_VAR = "https://huggingface.co/FoundationVision/var/resolve/main/"
+_STAR = "https://huggingface.co/taocrayon/STAR/resolve/main/"
+_T5 = "https://huggingface.co/google/flan-t5-xl/resolve/main/"
+
+
+def _file(place: str, name: str, folder: str) -> File:
+    return File(name, place + name, folder)
+
+
+FLAN = File(
+    "flan-t5-xl/model-00001-of-00002.safetensors",
+    f"{_T5}model-00001-of-00002.safetensors",
+    "text_encoders",
+    2,
+)
+BIG = "infinity_8b_weights/model-00001-of-00004.safetensors"
+VAR = (
+    _file(_VAR, "var_d30.pth", "diffusion_models"),
+    _file(_VAR, "vae_ch160v4096z32.pth", "vae"),
+)
+STAR = (
+    _file(_STAR, "star_rope_d30_1024_drop_3-ar-ckpt-ep1-iter21000.pth", "diffusion_models"),
+    VAR[1],
+    File("star_clip/model.safetensors", f"{_STAR}CLIP/text_encoder/model.safetensors", "text_encoders"),
+)
+INFINITY_2B = (
+    _file(_INFINITY, "infinity_2b_reg.pth", "diffusion_models"),
+    _file(_INFINITY, "infinity_vae_d32reg.pth", "vae"),
+    FLAN,
+)
+INFINITY_8B = (
+    File(BIG, _INFINITY + BIG, "diffusion_models", 4),
+    _file(_INFINITY, "infinity_vae_d56_f8_14_patchify.pth", "vae"),
+    FLAN,
+)
+
+
+def load(graph: Graph, files: tuple[File, ...] | None) -> tuple[Node, Node, Node | None]:
+    """Loaders of model, tokenizer and, where there is one, text encoder; without files the built-in ones.
+
+    The tokenizer stands on top, so that its wires run above everything to what decodes.
+    """
+
+    def given(index: int) -> dict[str, Any]:
+        if files is None:
+            return {"value": EMBEDDED, "models": None}
+        return {"value": files[index].value, "models": files[index].hints()}
+
+    model, vae = given(0), given(1)
+    loaded = graph.add(
+        "StageVARLoadModel",
+        (0, 150),
+        (COLUMN, 110),
+        model_name=model["value"],
+        weight_dtype="default",
+        models=model["models"],
+    )
+    tokenizer = graph.add(
+        "StageVARLoadTokenizer", (0, 0), (COLUMN, 90), vae_name=vae["value"], models=vae["models"]
+    )
+    if files is not None and len(files) < 3:
+        return loaded, tokenizer, None
+    text = given(2)
+    encoder = graph.add(
+        "StageVARLoadTextEncoder",
+        (0, 320),
+        (COLUMN, 110),
+        text_encoder_name=text["value"],
+        weight_dtype="default",
+        models=text["models"],
+    )
+    return loaded, tokenizer, encoder
+
+
+def accelerate(graph: Graph, at: tuple, model: tuple, preset: str = "balanced", **more: Any) -> Node:
+    """StageVAR Accelerate with everything as in its preset."""
+    same = dict.fromkeys(("guidance", "tokens", "restoration"), "as in the preset")
+    same |= dict.fromkeys(("keep", "code_weight", "structure_end", "skip_scales"), "auto")
+    return graph.add("StageVARAccelerate", at, (420, 290), model=model, preset=preset, **same, **more)
+
+
+def plain(
+    graph: Graph,
+    files: tuple[File, ...] | None,
+    says: str,
+    prefix: str,
+    *,
+    faster: bool = False,
+    **settings: Any,
+) -> None:
+    """One picture from a text or, for models without an encoder, a class; with a report if faster."""
+    model, tokenizer, encoder = load(graph, files)
+    source, made = (model, "var_model"), None
+    at = (460, 250)
+    if faster:
+        made = accelerate(graph, at, source)
+        source, at = (made, "var_model"), (460, 600)
+    if encoder is None:
+        asked = graph.add("StageVARClassLabel", at, (420, 110), class_name=says, label="")
+        output, widget = "conditioning", "class_name"
+    else:
+        asked = graph.add("CLIPTextEncode", at, (420, 170), clip=(encoder, "clip"), text=says)
+        output, widget = "CONDITIONING", "text"
+    sampler = graph.add(
+        *("StageVARSampler", (940, 150), SAMPLER),
+        **{"model": source, "vae": (tokenizer, "vae"), "positive": (asked, output), **settings},
+    )
+    decoded = graph.add(
+        "VAEDecode", (1430, 0), (220, 60), samples=(sampler, "latent"), vae=(tokenizer, "vae")
+    )
+    saved = graph.add("SaveImage", (1710, 0), (420, 420), images=(decoded, "IMAGE"), filename_prefix=prefix)
+    shown = [saved]
+    if faster:
+        shown += [graph.add("StageVARStageReport", (1430, 500), (700, 700), report=(sampler, "report"))]
+    choices = [(asked, widget), *([(made, "preset")] if made else [])]
+    graph.app([*choices, (sampler, "seed"), (sampler, "batch_size")], shown)
+    narrow = faster and encoder is not None
+    graph.note((0, 500 if encoder else 420), (COLUMN, 440) if narrow else (880, 380))
+    if faster and encoder is None:
+        graph.nodes[-1]["pos"], graph.nodes[-1]["size"] = [0, 330], [COLUMN, 520]
+
+
+def compare(graph: Graph) -> None:
+    """The same picture with three presets, one below the other.
+
+    What all three use stands between the models' wires, so that every wire ends where it seems to.
+    """
+    model = graph.add("StageVARLoadModel", (0, 0), (COLUMN, 110), model_name=EMBEDDED, weight_dtype="default")
+    encoder = graph.add(
+        *("StageVARLoadTextEncoder", (0, 300), (COLUMN, 110)),
+        text_encoder_name=EMBEDDED,
+        weight_dtype="default",
+    )
+    tokenizer = graph.add("StageVARLoadTokenizer", (1120, -150), (COLUMN, 90), vae_name=EMBEDDED)
+    text = graph.add("CLIPTextEncode", (1120, 330), (COLUMN, 150), clip=(encoder, "clip"), text=SCENE)
+    seed = graph.add(
+        "PrimitiveInt", (1120, 560), (COLUMN, 90), title="Seed of all three", value=12, after="increment"
+    )
+    vae = graph.reroute((2420, -148), tokenizer, "vae")
+    presets, pictures, reports = [], [], []
+    for index, preset in enumerate(("off", "balanced", "paper")):
+        top = 800 * index
+        made = accelerate(graph, (620, top), (model, "var_model"), preset)
+        sampler = graph.add(
+            *("StageVARSampler", (1860, top), SAMPLER),
+            **{"model": (made, "var_model"), "vae": (tokenizer, "vae"), "positive": (text, "CONDITIONING")},
+            **{
+                "seed": (seed, "INT"),
+                **SCENES,
+                "width": 128,
+                "height": 128,
+                "batch_size": 1,
+                "after": "fixed",
+            },
+        )
+        decoded = graph.add("VAEDecode", (2700, top), (220, 60), samples=(sampler, "latent"), vae=vae)
+        saved = graph.add(
+            *("SaveImage", (3200, top), (440, 640)),
+            title=f"Picture: {preset}",
+            images=(decoded, "IMAGE"),
+            filename_prefix=f"StageVAR_{preset}",
+        )
+        reports.append(
+            graph.add("StageVARStageReport", (2700, top + 130), (440, 510), report=(sampler, "report"))
+        )
+        pictures.append(saved)
+        presets.append(made)
+    graph.app(
+        [(text, "text"), *((made, "preset") for made in presets), (seed, "value")], [*pictures, *reports]
+    )
+    graph.note((0, 480), (COLUMN, 460))
+
+
+def inpaint_built_in(graph: Graph) -> None:
+    """A picture, and the same with its right half drawn anew; everything is made in the graph.
+
+    The second part stands higher, so that the wires from the loader run above the first.
+    """
+    loaded = graph.add("StageVARLoad", (0, 0), (COLUMN, 110), model_name=EMBEDDED)
+    model, vae, clip = ((loaded, name) for name in ("var_model", "vae", "clip"))
+    size = {"width": 128, "height": 128, "batch_size": 1}
+    text = graph.add(*("CLIPTextEncode", (480, 320), (380, 150)), title="The picture", clip=clip, text=SCENE)
+    first = graph.add(
+        *("StageVARSampler", (940, 220), SAMPLER),
+        title="Draw the picture",
+        **{"model": model, "vae": vae, "positive": (text, "CONDITIONING"), "seed": 12},
+        **{**SCENES, **size, "after": "fixed"},
+    )
+    decoded = graph.add("VAEDecode", (1430, 110), (220, 60), samples=(first, "latent"), vae=vae)
+    before = graph.add("PreviewImage", (1790, 220), (320, 360), title="Before", images=(decoded, "IMAGE"))
+    whole = graph.add(
+        *("SolidMask", (940, 950), (270, 110)), title="Keep everything", value=0.0, width=128, height=128
+    )
+    part = graph.add(
+        *("SolidMask", (940, 1120), (270, 110)), title="Size of the new part", value=1.0, width=64, height=128
+    )
+    mask = graph.add(
+        *("MaskComposite", (1290, 950), (270, 150)),
+        title="Where the new part is",
+        **{"destination": (whole, "MASK"), "source": (part, "MASK"), "x": 64, "y": 0, "operation": "add"},
+    )
+    edit = graph.add(
+        *("StageVAREdit", (1790, 0), (320, 110)),
+        **{"model": model, "vae": vae, "image": (decoded, "IMAGE"), "mask": (mask, "MASK")},
+    )
+    other = graph.add(
+        *("CLIPTextEncode", (1790, -480), (400, 150)),
+        title="What it should show",
+        clip=clip,
+        text="a striped red ring to the left of a green triangle on a white background",
+    )
+    second = graph.add(
+        *("StageVARSampler", (2350, -150), SAMPLER),
+        title="Draw a part anew",
+        **{"model": model, "vae": vae, "positive": (other, "CONDITIONING"), "edit": (edit, "edit")},
+        **{"seed": 3, **SCENES, **size},
+    )
+    after = graph.add("VAEDecode", (2840, -300), (220, 60), samples=(second, "latent"), vae=vae)
+    saved = graph.add(
+        *("SaveImage", (3120, -300), (420, 460)),
+        title="After",
+        images=(after, "IMAGE"),
+        filename_prefix="StageVAR_inpaint",
+    )
+    graph.app([(text, "text"), (other, "text"), (mask, "x"), (second, "seed")], [before, saved])
+    graph.note((0, 560), (860, 380))
+
+
+def inpaint_var(graph: Graph) -> None:
+    """A part of a user's picture drawn anew as a class of ImageNet."""
+    model, tokenizer, _ = load(graph, VAR)
+    image = graph.add("LoadImage", (0, 330), (COLUMN, 480), image="example.png")
+    label = graph.add(
+        *("StageVARClassLabel", (520, 250), (420, 110)), class_name="207: golden retriever", label=""
+    )
+    edit = graph.add(
+        *("StageVAREdit", (520, 440), (420, 110)),
+        **{"model": (model, "var_model"), "vae": (tokenizer, "vae")},
+        **{"image": (image, "IMAGE"), "mask": (image, "MASK")},
+    )
+    sampler = graph.add(
+        *("StageVARSampler", (1020, 150), SAMPLER),
+        **{"model": (model, "var_model"), "vae": (tokenizer, "vae"), "positive": (label, "conditioning")},
+        **{"edit": (edit, "edit"), "seed": 42, **OWN, **DRAWN},
+        **{"width": 256, "height": 256, "batch_size": 4},
+    )
+    decoded = graph.add(
+        "VAEDecode", (1510, 0), (220, 60), samples=(sampler, "latent"), vae=(tokenizer, "vae")
+    )
+    saved = graph.add(
+        *("SaveImage", (1790, 0), (420, 460)),
+        images=(decoded, "IMAGE"),
+        filename_prefix="StageVAR_inpaint",
+    )
+    graph.app([(image, "image"), (label, "class_name"), (sampler, "seed"), (sampler, "batch_size")], [saved])
+    graph.note((0, 890), (940, 400))
+
+
+def sized(seed: int, side: int, batch: int = 1, **own: Any) -> dict[str, Any]:
+    """Settings of a sampler for square pictures."""
+    return {"seed": seed, **OWN, **DRAWN, **own, "width": side, "height": side, "batch_size": batch}
+
+
+RETRIEVER = "207: golden retriever"
+BUILT_IN = {"seed": 7, **SCENES, "width": 128, "height": 128, "batch_size": 1}
+DRAW: dict[str, Callable[[Graph], None]] = {
+    "01_text_to_image_no_download": lambda g: plain(g, None, SCENE, "StageVAR", **BUILT_IN),
+    "02_faster_no_download": lambda g: plain(
+        g, None, SCENE, "StageVAR", faster=True, **{**BUILT_IN, "seed": 12}
+    ),
+    "03_inpaint_no_download": inpaint_built_in,
+    "04_compare_presets_no_download": compare,
+    "05_text_to_image_Infinity_2B": lambda g: plain(
+        g, INFINITY_2B, FOX, "StageVAR_2B", **sized(42, 1024, cfg=3.0, temperature=0.5, top_k=900, top_p=0.97)
+    ),
+    "06_text_to_image_Infinity_8B": lambda g: plain(
+        *(g, INFINITY_8B, LIGHTHOUSE, "StageVAR_8B"),
+        **sized(42, 1024, cfg=3.0, temperature=1.0, top_k=900, top_p=0.97),
+    ),
+    "07_text_to_image_STAR": lambda g: plain(g, STAR, FOX, "StageVAR_STAR", **sized(42, 1024)),
+    "08_faster_STAR": lambda g: plain(g, STAR, FOX, "StageVAR_STAR", faster=True, **sized(42, 1024)),
+    "09_class_to_image_VAR": lambda g: plain(g, VAR, RETRIEVER, "StageVAR_class", **sized(42, 256, 4)),
+    "10_faster_VAR": lambda g: plain(g, VAR, RETRIEVER, "StageVAR_class", faster=True, **sized(42, 256, 4)),
+    "11_inpaint_VAR": inpaint_var,
+}
+
+
+def every() -> list[Graph]:
+    """All of them."""
+    made = []
+    for name, draw in DRAW.items():
+        graph = Graph(name)
+        draw(graph)
+        made.append(graph)
+    return made
