@@ -39,6 +39,7 @@ class Sampler(Node):
         """What the page shows of the node."""
         return Schema(
             node_id="StageVARSampler",
+            has_intermediate_output=True,  # its line comes back with a cached rerun, where ComfyUI knows how
             display_name="StageVAR Sampler (Infinity, VAR, STAR)",
             category=CATEGORY,
             description="Generates images with an Infinity, VAR or STAR model, from one token to the full "
