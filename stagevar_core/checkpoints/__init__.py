@@ -13,6 +13,7 @@ from .load import (
     load_transformer,
     prepare,
     state_dict,
+    with_task,
 )
 from .save import save
 
@@ -31,4 +32,5 @@ __all__ = [
     "read",
     "save",
     "state_dict",
+    "with_task",
 ]

@@ -1,5 +1,6 @@
 """Infinity's files: names of its transformer, image tokenizer and text encoder, and how to recognise them."""
 
+from dataclasses import replace
 from typing import Any
 
 from ..autoencoders.bsq import BSQTokenizer, BSQTokenizerConfig
@@ -7,8 +8,11 @@ from ..conditioning.t5 import T5EncoderConfig, T5TextEncoder, read_tokenizer
 from ..models.infinity import Infinity, InfinityConfig
 from ..schedule import AspectTable, infinity_aspect_table
 from .convert import BLOCK, Fold, Ignore, KeyMap, Rename, self_attention
+from .header import RESTORE
+from .lora import merged_lora
 from .spec import FamilySpec, Shape, Shapes, conv_sizes, module_shapes
 
+_LORA = r".*\.sa\.mat_qkv\.(?:linear|lora_down|lora_up)\.weight"  # of VARestorer, as published
 _T5_BLOCK = "encoder.block.{}.layer."
 _T5_POSITIONS = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
 
@@ -143,6 +147,11 @@ def infinity_sizes(config: InfinityConfig | BSQTokenizerConfig) -> AspectTable:
     return infinity_aspect_table()
 
 
+def restorer_sizes(config: InfinityConfig) -> AspectTable:
+    """Its one size: squares of 512 px."""
+    return infinity_aspect_table().restrict([1.0], ["0.25M"])
+
+
 TRANSFORMER = FamilySpec(
     name="infinity",
     kind="transformer",
@@ -153,7 +162,7 @@ TRANSFORMER = FamilySpec(
         r"text_proj_for_sos\.ca\.mat_q",
         r".*\.sa\.mat_qkv\.weight",
     ),
-    keys_forbidden=(r"class_emb\.weight",),
+    keys_forbidden=(r"class_emb\.weight", _LORA),
     config_type=InfinityConfig,
     config_from=infinity_config,
     expected=module_shapes(Infinity),
@@ -169,6 +178,15 @@ TRANSFORMER = FamilySpec(
     ),
     unseen=("patch",),
     sizes=infinity_sizes,
+)
+RESTORER = replace(
+    TRANSFORMER,
+    title="VARestorer transformer",
+    keys_required=(*TRANSFORMER.keys_required[:3], _LORA),
+    keys_forbidden=(r"class_emb\.weight",),
+    sizes=restorer_sizes,
+    task=RESTORE,
+    merged=merged_lora,
 )
 TOKENIZER = FamilySpec(
     name="infinity",
@@ -210,6 +228,7 @@ T5 = FamilySpec(
 
 SPECS: tuple[FamilySpec[Any], ...] = (
     TRANSFORMER,
+    RESTORER,
     TRANSFORMER.in_our_names(
         r"null_text", r"text_pool\.query", r"blocks\.0\.self_attn\.log_scale", r"level_embed"
     ),

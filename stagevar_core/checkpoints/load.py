@@ -2,13 +2,14 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ..checks import one_of
 from ..models.companions import TextEncoder
 from ..schedule import AspectTable
 from . import header as headers
@@ -27,7 +28,7 @@ class Checkpoint:
     """A recognised checkpoint: complete tensors under our names, and what is known about the model.
 
     ``config``: the family's own dataclass. ``trained``: the image sizes (None for text encoders). ``notes``:
-    what of the file is not loaded.
+    what of the file is not loaded. ``task``: what a transformer was trained for.
     """
 
     kind: str
@@ -40,6 +41,7 @@ class Checkpoint:
     tokenizer_json: str | None = None
     title: str | None = None
     notes: tuple[str, ...] = ()
+    task: str = headers.GENERATE
 
     @property
     def parameters(self) -> int:
@@ -57,6 +59,7 @@ class Checkpoint:
             defaults=self.defaults,
             tokenizer_json=self.tokenizer_json,
             title=self.title,
+            task=self.task,
         )
 
 
@@ -82,6 +85,8 @@ def prepare(
     source = str(source)
     header = headers.parse(metadata, source)
     group, spec = _choose(list(groups(tensors)), source, kind)
+    if spec.merged:
+        group = group._replace(tensors=spec.merged(group.tensors, source))
     shapes = {key: tensor.shape for key, tensor in group.tensors.items()}
     detected = detect(shapes, source, group.tensors, group.settings)
     config = _config(spec, detected.config, header, source)
@@ -100,11 +105,25 @@ def prepare(
         tokenizer_json=header.tokenizer_json if header else None,
         title=header.title if header else None,
         notes=notes,
+        task=header.task if header else spec.task,
     )
     _LOG.info("%s: %s, %s", source, spec.title, config)
     if notes:
         _LOG.info("%s: not loaded: %s", source, ", ".join(notes))
     return checkpoint
+
+
+def with_task(checkpoint: Checkpoint, task: str) -> Checkpoint:
+    """The same checkpoint, said to be trained for ``task``, which the tensors of merged files do not tell.
+
+    ``ValueError`` for a task that no file of its family was trained for.
+    """
+    specs = [spec for spec in SPECS if (spec.kind, spec.name) == (checkpoint.kind, checkpoint.family)]
+    known = {spec.task: spec for spec in reversed(specs)}
+    spec = known[one_of("task", task, known)]
+    if task == checkpoint.task:
+        return checkpoint
+    return replace(checkpoint, task=task, trained=spec.trained(checkpoint.config))
 
 
 def state_dict(

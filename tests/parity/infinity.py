@@ -50,7 +50,7 @@ def claims(folder: Path, config: dict) -> bool:
 def compare(folder: Path, config: dict, report: Report) -> None:
     """Compare everything that the folder stores."""
     check_released(config)
-    inputs = _tensors(folder, "inputs", required=False)
+    inputs = tensors_of(folder, "inputs", required=False)
     if "runs" in config:
         _compare_generation(folder, config, inputs, report)
     elif "raw_features" in inputs:
@@ -63,7 +63,8 @@ def compare(folder: Path, config: dict, report: Report) -> None:
         raise UnreadableFolder("it has neither runs, raw features, an image nor rotary tables")
 
 
-def _tensors(folder: Path, name: str, *, required: bool = True) -> dict[str, Tensor]:
+def tensors_of(folder: Path, name: str, *, required: bool = True) -> dict[str, Tensor]:
+    """A file of a folder; none of it where it may be missing."""
     path = folder / f"{name}.safetensors"
     if not path.is_file():
         if required:
@@ -94,12 +95,12 @@ def _packed(inputs: dict[str, Tensor], prefix: str = "") -> tuple[Tensor, ...]:
 
 
 def _compare_generation(folder: Path, config: dict, inputs: dict[str, Tensor], report: Report) -> None:
-    model = load_transformer(config, _tensors(folder, "transformer"))
-    weights = _tensors(folder, "vae", required=False)
+    model = load_transformer(config, tensors_of(folder, "transformer"))
+    weights = tensors_of(folder, "vae", required=False)
     tokenizer = load_decoder(config, weights) if weights else None
     for name, options in config["runs"].items():
         options = {**_defaults(config), **options}
-        expected = _tensors(folder, f"outputs_{name}")
+        expected = tensors_of(folder, f"outputs_{name}")
         measured = _generate(model, tokenizer, config, inputs, options, expected)
         activations = BFLOAT16_LOGITS if options.get("ca_bf16") else LOGITS
         if tokenizer is None and any(key.startswith("image") for key in expected):
@@ -206,13 +207,13 @@ def _generate(
             ]
     measured["summed_codes"] = result.f_hat
     if tokenizer is not None:
-        measured["image_float"] = _decode(tokenizer, result.f_hat, expected.get("image_float"))
+        measured["image_float"] = decoded(tokenizer, result.f_hat, expected.get("image_float"))
         measured["image_uint8_bgr_nhwc"] = image_bytes_bgr(measured["image_float"])
     return measured
 
 
 @torch.inference_mode()
-def _decode(tokenizer: BSQTokenizer, f_hat: Tensor, expected: Tensor | None) -> Tensor:
+def decoded(tokenizer: BSQTokenizer, f_hat: Tensor, expected: Tensor | None) -> Tensor:
     """The image of a latent, from the order of summation that comes nearest to the stored one.
 
     Official codes reach the decoder channels last, where PyTorch's float32 GroupNorm on the CPU is less
@@ -236,8 +237,8 @@ def _decode(tokenizer: BSQTokenizer, f_hat: Tensor, expected: Tensor | None) -> 
 
 
 def _compare_teacher_forced(folder: Path, config: dict, inputs: dict[str, Tensor], report: Report) -> None:
-    model = load_transformer(config, _tensors(folder, "transformer"))
-    expected, schedule, quantizer = _tensors(folder, "outputs"), _schedule(config), model.quantizer()
+    model = load_transformer(config, tensors_of(folder, "transformer"))
+    expected, schedule, quantizer = tensors_of(folder, "outputs"), _schedule(config), model.quantizer()
     bits, _ = quantizer.encode(inputs["raw_features"], schedule)
     teacher = quantizer.teacher_inputs(bits, schedule)
     with Probe(model, TextConditioning(_packed(inputs)), scales=False) as probe, torch.inference_mode():
@@ -255,7 +256,7 @@ def _compare_teacher_forced(folder: Path, config: dict, inputs: dict[str, Tensor
 
 
 def _compare_tokenizer(folder: Path, config: dict, inputs: dict[str, Tensor], report: Report) -> None:
-    tokenizer, expected = load_tokenizer(config, _tensors(folder, "vae")), _tensors(folder, "outputs")
+    tokenizer, expected = load_tokenizer(config, tensors_of(folder, "vae")), tensors_of(folder, "outputs")
     latent_grids = ScaleSchedule.of(config["vae_scale_schedule"])
     schedule = ScaleSchedule.of(config.get("token_scale_schedule", config["vae_scale_schedule"]))
     quantizer = tokenizer.quantizer(latent_grids.final.height // schedule.final.height)
@@ -268,8 +269,8 @@ def _compare_tokenizer(folder: Path, config: dict, inputs: dict[str, Tensor], re
             "quantized_sum": f_hat,
             "summed_codes_from_bits": summed,
             "teacher_input": quantizer.teacher_inputs(bits, schedule),
-            "image_recon_from_z": _decode(tokenizer, f_hat, expected.get("image_recon_from_z")),
-            "image_recon_from_bits": _decode(tokenizer, summed, expected.get("image_recon_from_bits")),
+            "image_recon_from_z": decoded(tokenizer, f_hat, expected.get("image_recon_from_z")),
+            "image_recon_from_bits": decoded(tokenizer, summed, expected.get("image_recon_from_bits")),
         }
         measured["image_uint8_bgr_nhwc"] = image_bytes_bgr(measured["image_recon_from_bits"])
         measured.update(_area_inputs(quantizer, bits, schedule))
@@ -300,7 +301,7 @@ def _compare_rotary(folder: Path, config: dict, report: Report) -> None:
     if positions.is_file():
         _compare_positions(json.loads(positions.read_text(encoding="utf-8")), report)
     base, left = config.get("base", 10000.0), []
-    stored = _tensors(folder, "tables", required=False)
+    stored = tensors_of(folder, "tables", required=False)
     for name, expected in stored.items():
         parts = name.split(".first")
         if len(parts) != 2 or not name.startswith("hd"):
