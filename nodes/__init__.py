@@ -8,6 +8,7 @@ from .editing import EditNode
 from .labels import ClassLabel
 from .loaders import LoadModel, LoadTextEncoder, LoadTokenizer
 from .report import Report
+from .restoring import Restore
 from .sampling import Sampler
 from .schedules import Schedule, register_folder
 
@@ -20,7 +21,7 @@ class StageVARExtension(ComfyExtension):
         register_folder()
         loaders = [LoadModel, LoadTokenizer, LoadTextEncoder]
         compilers = [Compile, CompileVAE]
-        return [*loaders, ClassLabel, Accelerate, Schedule, *compilers, EditNode, Sampler, Report]
+        return [*loaders, ClassLabel, Accelerate, Schedule, *compilers, EditNode, Sampler, Restore, Report]
 
 
 async def comfy_entrypoint() -> StageVARExtension:

@@ -18,8 +18,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from stagevar_core.checkpoints import CheckpointError, RawCheckpoint, prepare, read, save  # noqa: E402
+from stagevar_core.checkpoints import CheckpointError, RawCheckpoint, prepare, read, save, with_task  # noqa: E402
 from stagevar_core.checkpoints.errors import NeedsCodeError  # noqa: E402
+from stagevar_core.checkpoints.header import TASKS  # noqa: E402
 from stagevar_core.checkpoints.load import read_vocabulary  # noqa: E402
 from stagevar_core.devices import DTYPES  # noqa: E402
 
@@ -82,6 +83,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dtype", choices=DTYPES, help="of matrices and kernels; default: as they are")
     parser.add_argument("--title", help="name to show for the model")
     parser.add_argument("--kind", choices=KINDS, help="which model to take from a file that holds several")
+    parser.add_argument(
+        "--task",
+        choices=tuple(TASKS),
+        help="what a transformer was trained for, where its tensors do not tell",
+    )
     options = parser.parse_args(arguments)
     source: Path = options.checkpoint
     out = options.out or source.with_name(f"{source.stem if source.is_file() else source.name}.safetensors")
@@ -91,6 +97,8 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"{out} is the checkpoint itself; choose another name with --out")
     try:
         checkpoint = prepare(*read_tensors(source), kind=options.kind)
+        if options.task:
+            checkpoint = with_task(checkpoint, options.task)
         header = replace(checkpoint.header(), title=options.title or checkpoint.title)
         if checkpoint.kind == "text_encoder" and header.tokenizer_json is None:
             header = replace(header, tokenizer_json=_vocabulary(checkpoint.family, source))

@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from typing import cast
 
 from ...stagevar_core.checkpoints.errors import CheckpointError
+from ...stagevar_core.checkpoints.header import GENERATE
 from ...stagevar_core.checkpoints.load import check_pairing
+from ...stagevar_core.checkpoints.tasks import check_task
 from ...stagevar_core.schedule import AspectTable
 from .attached import HostTransformer, Patcher
 from .vae import TokenizerVAE
@@ -24,8 +26,11 @@ class Pair:
         return self.model.model
 
 
-def checked_pair(model: object, vae: object) -> Pair:
-    """A VAR_MODEL with its VAE; raises ``ValueError`` naming the input that does not fit."""
+def checked_pair(model: object, vae: object, task: str = GENERATE) -> Pair:
+    """A VAR_MODEL that was trained for ``task`` with its VAE.
+
+    Raises ``ValueError`` naming the input that does not fit.
+    """
     network = getattr(model, "model", None)
     if getattr(network, "checkpoint", None) is None:
         raise ValueError(
@@ -33,6 +38,10 @@ def checked_pair(model: object, vae: object) -> Pair:
         )
     patcher, tokenizer = cast(Patcher, model), checked_vae(vae)
     checkpoint = patcher.model.checkpoint
+    try:
+        check_task(checkpoint, task)
+    except CheckpointError as error:
+        raise ValueError(f"model: {error}") from error
     try:
         check_pairing(checkpoint, tokenizer.checkpoint)
     except CheckpointError as error:

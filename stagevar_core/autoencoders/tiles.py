@@ -6,9 +6,36 @@ from itertools import pairwise
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
+from ..checks import number
+
+MAX_SCALE = 8.0
+MAX_PIXELS = 2**30  # of one picture: 12 GB in float32
 NARROW = 0.02  # of the bell, in squares of a tile's side: what lies at a tile's edge counts next to nothing
+
+
+def restored_size(size: tuple[int, ...], scale: float) -> tuple[int, int]:
+    """(height, width) in pixels of a picture of ``size``, ``scale`` times as large.
+
+    Raises ``ValueError`` for a scale that is none, and where more would come out than can be held.
+    """
+    scale = number("scale", scale, 1.0, MAX_SCALE)
+    height, width = (max(1, round(side * scale)) for side in size)
+    if height * width > MAX_PIXELS:
+        raise ValueError(
+            f"scale is {scale:g}; a picture of {size[1]}x{size[0]} would become {width}x{height}, expected at "
+            f"most {MAX_PIXELS // 10**6} megapixels. Choose a smaller scale, or crop the picture"
+        )
+    return height, width
+
+
+def enlarged(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A picture (H, W) or (H, W, 3) uint8 resampled to (height, width) with Lanczos' filter."""
+    if picture.shape[:2] == size:
+        return picture
+    return np.asarray(Image.fromarray(picture).resize((size[1], size[0]), Image.Resampling.LANCZOS))
 
 
 def tile_starts(length: int, side: int, overlap: int) -> list[int]:

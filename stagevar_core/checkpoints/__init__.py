@@ -13,9 +13,9 @@ from .load import (
     load_transformer,
     prepare,
     state_dict,
-    with_task,
 )
 from .save import save
+from .tasks import check_task, with_task
 
 __all__ = [
     "Checkpoint",
@@ -25,6 +25,7 @@ __all__ = [
     "RawCheckpoint",
     "build",
     "check_pairing",
+    "check_task",
     "load_text_encoder",
     "load_tokenizer",
     "load_transformer",

@@ -2,8 +2,8 @@
 
 ``{"format": 1, "kind": ..., "family": ..., "config": {...}}`` and, where they apply, ``"trained"`` (ratios,
 budgets and pixels per token), ``"defaults"`` (sampling settings), ``"task"`` (what a transformer was trained
-for, where that is not to generate), ``"tokenizer"`` (tokenizers JSON of a text encoder) and ``"title"``. Other
-entries are notes and ignored.
+for, where that is not to generate), ``"tokenizer"`` (tokenizers JSON of a text encoder) and ``"title"``.
+Other entries are notes and ignored.
 """
 
 import json
@@ -19,7 +19,11 @@ from .errors import CheckpointError, listed
 
 KEY = "stagevar"
 GENERATE, RESTORE = "generate", "restore"
-TASKS = (GENERATE, RESTORE)
+# What a transformer may be trained for, and what takes it.
+TASKS = {
+    GENERATE: "StageVAR Sampler, or the command generate,",
+    RESTORE: "StageVAR Restore, or the command restore,",
+}
 FORMAT = 1  # rises when files can no longer be read by what came before
 _LIMIT = 1 << 24  # no size in a real model comes near it
 _POSITIVE = math.ulp(0.0)  # the smallest number above 0

@@ -2,14 +2,13 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..checks import one_of
 from ..models.companions import TextEncoder
 from ..schedule import AspectTable
 from . import header as headers
@@ -111,19 +110,6 @@ def prepare(
     if notes:
         _LOG.info("%s: not loaded: %s", source, ", ".join(notes))
     return checkpoint
-
-
-def with_task(checkpoint: Checkpoint, task: str) -> Checkpoint:
-    """The same checkpoint, said to be trained for ``task``, which the tensors of merged files do not tell.
-
-    ``ValueError`` for a task that no file of its family was trained for.
-    """
-    specs = [spec for spec in SPECS if (spec.kind, spec.name) == (checkpoint.kind, checkpoint.family)]
-    known = {spec.task: spec for spec in reversed(specs)}
-    spec = known[one_of("task", task, known)]
-    if task == checkpoint.task:
-        return checkpoint
-    return replace(checkpoint, task=task, trained=spec.trained(checkpoint.config))
 
 
 def state_dict(

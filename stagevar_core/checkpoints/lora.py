@@ -48,8 +48,8 @@ def merged_lora(tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]
         if base.dim() != 2 or (up.shape, down.shape) != ((base.shape[0], rank), (rank, base.shape[1])):
             raise CheckpointError(
                 f"{source}: the LoRA layers of {layer} have the shapes {list(down.shape)} and "
-                f"{list(up.shape)} beside a base of {list(base.shape)}; expected the rank {rank} of the first "
-                "layers everywhere, and the sides of the base. Get the file again"
+                f"{list(up.shape)} beside a base of {list(base.shape)}; expected the rank {rank} of the "
+                "first layers everywhere, and the sides of the base. Get the file again"
             )
         plain[f"{layer}.weight"] = torch.addmm(base.float(), up.float(), down.float())
     return plain

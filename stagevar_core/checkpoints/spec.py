@@ -93,8 +93,8 @@ class FamilySpec(Generic[Config]):
     ``config_from`` reads. ``sizes``: the image sizes that a config stands for; None where they say nothing.
     ``defaults``: sampling settings.
 
-    ``task``: what the model was trained for. ``merged``: takes (tensors, source) of a file that comes in parts
-    and gives plain ones, which everything but ``keys_required`` and ``keys_forbidden`` is about.
+    ``task``: what the model was trained for. ``merged``: takes (tensors, source) of a file that comes in
+    parts and gives plain ones, which all but ``keys_required`` and ``keys_forbidden`` is about.
 
     Transformers: ``tokenizer`` is the family of their tokenizers, their own when empty; ``pairs`` are fields
     of the config that a tokenizer must share, with what they count. Text encoders: ``encoder`` takes (config,

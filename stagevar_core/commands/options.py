@@ -40,9 +40,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("models (default: the embedded ones)")
     for name, path in EMBEDDED.items():
         group.add_argument(f"--{name.replace('_', '-')}", type=Path, default=path, metavar="FILE")
-    group.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
-    group.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on a GPU, float32 on the CPU")
-    group.add_argument("--threads", type=int, help="CPU threads")
+    add_device_options(group)
     group = parser.add_argument_group("sampling (default: the model's own)")
     group.add_argument("--cfg", type=numbers, help="guidance, one number or one per scale; 1 is off")
     group.add_argument("--temperature", type=numbers, help="one number or one per scale")
@@ -51,19 +49,32 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", type=int, default=0, help="image number i has the seed SEED + i")
 
 
-def load_pipeline(arguments: argparse.Namespace) -> Pipeline:
-    """The models that the options name; ``ValueError`` for files and devices that do not work."""
+def add_device_options(group: argparse._ArgumentGroup) -> None:
+    """Where and how models run."""
+    group.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
+    group.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on a GPU, float32 on the CPU")
+    group.add_argument("--threads", type=int, help="CPU threads")
+
+
+def device_of(arguments: argparse.Namespace) -> torch.device | None:
+    """The device that the options name, with their number of threads set; ``ValueError`` if it fails."""
     if arguments.threads is not None:
         torch.set_num_threads(whole("--threads", arguments.threads, 1, MAX_THREADS, f"1 to {MAX_THREADS}"))
-    device = None
-    if arguments.device is not None:
-        try:
-            device = torch.device(arguments.device)
-            torch.zeros(1, device=device).item()
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            raise ValueError(
-                f"device is {arguments.device!r}, which does not work here ({first_line(error)}); try cpu"
-            ) from error
+    if arguments.device is None:
+        return None
+    try:
+        device = torch.device(arguments.device)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(
+            f"device is {arguments.device!r}, which does not work here ({first_line(error)}); try cpu"
+        ) from error
+    return device
+
+
+def load_pipeline(arguments: argparse.Namespace) -> Pipeline:
+    """The models that the options name; ``ValueError`` for files and devices that do not work."""
+    device = device_of(arguments)
     dtype = DTYPES[arguments.dtype] if arguments.dtype else None
     paths = [getattr(arguments, name) for name in EMBEDDED]
     return Pipeline.load(*paths, dtype=dtype, device=device)
