@@ -3,8 +3,8 @@
 from comfy_api.latest import io
 
 from ..stagevar_core.models.compiling import Compiler
+from .host import sockets
 from .host.attached import Patcher, attach_compiler
-from .host.pairing import checked_vae
 from .host.schema import CATEGORY, Node, VarModel, describe
 from .host.vae import TokenizerVAE
 
@@ -78,4 +78,4 @@ class CompileVAE(Node):
     @classmethod
     def execute(cls, vae: TokenizerVAE) -> io.NodeOutput:
         """The VAE with a compiled decoder; raises ``ValueError`` for one of another kind of model."""
-        return io.NodeOutput(checked_vae(vae).compiled(Compiler()))
+        return io.NodeOutput(sockets.vae("vae", vae).compiled(Compiler()))

@@ -8,6 +8,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..stagevar_core.sampling.editing import scale_masks
+from .host import sockets
 from .host.attached import Patcher
 from .host.edit import Edit
 from .host.pairing import checked_pair
@@ -67,6 +68,7 @@ class EditNode(Node):
         Raises ``ValueError`` naming the input for models that do not belong together.
         """
         pair = checked_pair(model, vae)
+        image, mask = sockets.image("image", image), sockets.mask("mask", mask)
         schedule = pair.trained.snap(*image.shape[1:3])
         size = pair.trained.image_size(schedule)
         quantizer = pair.vae.quantizer(pair.network.config.patch)

@@ -86,13 +86,13 @@ class Sampler(Node):
         if not 1 <= batch_size <= _MAX_BATCH:
             raise ValueError(f"batch_size is {batch_size}; expected 1 to {_MAX_BATCH}")
         if edit is not None:
-            edit.check(pair)
+            edit.check(pair.vae.checkpoint.source, pair.trained)
             height, width = edit.size
         schedule = pair.trained.snap(height, width)
         wanted = {"cfg": cfg, "temperature": temperature, "top_k": top_k, "top_p": top_p}
         settings = _settings(network, wanted, refine=refine, smooth=smooth)
         settings.validate(len(schedule), network.config.depth)
-        conditioning = conditioning_of(network, positive, negative, batch_size)
+        conditioning, notes = conditioning_of(network, positive, negative, batch_size)
         size = pair.trained.image_size(schedule)
         report = _size_report(size, (height, width), schedule)
         _LOG.info("StageVAR: %s, %d image%s", report, batch_size, "" if batch_size == 1 else "s")
@@ -100,6 +100,7 @@ class Sampler(Node):
         policy = policy_of(pair.model.model_options)
         job = Job(pair.model, pair.vae, conditioning, schedule, settings, seed, policy, edit)
         f_hat, trace = run(job, size)
+        trace.notes[:0] = (*notes, *(edit.notes if edit else ()))
         _LOG.info("StageVAR: %s", trace.summary())
         bridge.show_text(_said(trace, report), cls.hidden.unique_id)
         return io.NodeOutput({"samples": f_hat.to(mm.intermediate_device())}, trace.to_dict())

@@ -25,6 +25,7 @@ from .network.attention import AttentionFn, attend
 from .network.packing import pack
 from .sampling.generate import generate
 from .sampling.noise import SeededNoise
+from .sampling.numbers import check_decoded, extremes
 from .sampling.result import Generation, Monitor
 from .sampling.settings import SamplingSettings
 from .schedule import AspectTable, Scale, ScaleSchedule
@@ -246,11 +247,22 @@ class Pipeline:
 
     @torch.inference_mode()
     def decode(self, f_hat: Tensor) -> Tensor:
-        """Accumulated latents (B, C, h, w) to images (B, H, W, 3) uint8 on the CPU."""
+        """Accumulated latents (B, C, h, w) to images (B, H, W, 3) uint8 on the CPU.
+
+        Raises ``ValueError`` where the decoder gives NaN or infinity.
+        """
         dtype = next(self.tokenizer.parameters()).dtype
         pixels = f_hat.shape[2] * f_hat.shape[3] * self.tokenizer.config.stride**2
         parts = f_hat.to(dtype).split(max(1, DECODE_PIXELS // pixels))
-        return torch.cat([to_uint8(self.tokenizer.decode(part)).cpu() for part in parts])
+        return torch.cat([self._decoded(part) for part in parts])
+
+    def _decoded(self, f_hat: Tensor) -> Tensor:
+        """Those of one pass of the decoder."""
+        image = self.tokenizer.decode(f_hat)
+        range_ = extremes(image)  # read after the images, for which the CPU waits anyway
+        pictures = to_uint8(image).cpu()
+        check_decoded(range_, f_hat)
+        return pictures
 
     def __call__(  # noqa: PLR0913 - what a user may ask for, all but the prompt optional
         self,

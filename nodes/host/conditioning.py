@@ -26,30 +26,42 @@ class Entry(NamedTuple):
     extra: dict[str, Any]
 
 
+class Prompted(NamedTuple):
+    """What a run is conditioned on, and what of its inputs is left out, for the node."""
+
+    conditioning: Conditioning
+    notes: tuple[str, ...]
+
+
 def conditioning_of(
     network: Transformer, positive: HostConditioning, negative: HostConditioning | None, batch: int
-) -> Conditioning:
+) -> Prompted:
     """What ``batch`` images of a transformer are conditioned on; raises ``ValueError`` where it is the other.
 
     Without ``negative`` the model's own null text or class takes its place, or the encoded empty prompt where
     it learned none.
     """
     given = [("positive", positive), *([] if negative is None else [("negative", negative)])]
-    entries = [_entry(field, conditioning) for field, conditioning in given]
+    notes: list[str] = []
+    entries = [_entry(field, conditioning, notes) for field, conditioning in given]
     if network.classes is None:
-        return _texts(network, entries, batch)
-    return _classes(network.family, network.classes, entries, batch)
+        conditioning = _texts(network, entries, batch, notes)
+    else:
+        conditioning = _classes(network.family, network.classes, entries, batch)
+    said = tuple(dict.fromkeys(notes))
+    for note in said:
+        _LOG.warning("StageVAR: %s", note)
+    return Prompted(conditioning, said)
 
 
-def _entry(field: str, conditioning: HostConditioning) -> Entry:
+def _entry(field: str, conditioning: HostConditioning, notes: list[str]) -> Entry:
     """The first conditioning of an input."""
     if not conditioning:
         raise ValueError(f"{field}: the conditioning is empty; connect CLIP Text Encode or Class Label")
     if len(conditioning) > 1:
-        _LOG.warning(
-            "StageVAR: %s holds %d conditionings; the first one is used, combined or scheduled ones are not",
-            field,
-            len(conditioning),
+        notes.append(
+            f"{field} holds {len(conditioning)} conditionings; the first one is used, combined or scheduled "
+            "ones are not"
         )
     return Entry(field, *conditioning[0][:2])
 
@@ -69,7 +81,7 @@ def _classes(family: str, classes: int, entries: list[Entry], batch: int) -> Cla
     return ClassConditioning(*labels)
 
 
-def _texts(network: Transformer, entries: list[Entry], batch: int) -> TextConditioning:
+def _texts(network: Transformer, entries: list[Entry], batch: int, notes: list[str]) -> TextConditioning:
     for field, _, extra in entries:
         if CLASS_LABEL in extra:
             raise ValueError(
@@ -77,7 +89,7 @@ def _texts(network: Transformer, entries: list[Entry], batch: int) -> TextCondit
                 "CLIP Text Encode instead of Class Label"
             )
     null = None if network.learned_null else _null_text(network, entries[0])
-    return TextConditioning(*(_prompts(network, entry, batch) for entry in entries), null=null)
+    return TextConditioning(*(_prompts(network, entry, batch, notes) for entry in entries), null=null)
 
 
 def _null_text(network: Transformer, entry: Entry) -> Tensor:
@@ -93,18 +105,13 @@ def _null_text(network: Transformer, entry: Entry) -> Tensor:
     return null[0]
 
 
-def _prompts(network: Transformer, entry: Entry, batch: int) -> tuple[Tensor, ...]:
+def _prompts(network: Transformer, entry: Entry, batch: int, notes: list[str]) -> tuple[Tensor, ...]:
     """One (tokens, width) tensor per image: the prompts in turn, as ComfyUI fills batches."""
     _check_width(entry, network.config.text_width)
     rows = _without_padding(entry.features, entry.extra)
-    texts = [_trim(entry.field, row, network.longest_text) for row in rows]
+    texts = [_trim(entry.field, row, network.longest_text, notes) for row in rows]
     if len(texts) > batch:
-        _LOG.warning(
-            "StageVAR: %s holds %d prompts for %d images; the rest is ignored",
-            entry.field,
-            len(texts),
-            batch,
-        )
+        notes.append(f"{entry.field} holds {len(texts)} prompts for {batch} images; the rest is ignored")
     return tuple(texts[index % len(texts)] for index in range(batch))
 
 
@@ -129,13 +136,8 @@ def _without_padding(features: Tensor, extra: dict[str, Any]) -> list[Tensor]:
     return [row[keep] if keep.any() else row[:1] for row, keep in zip(features, kept, strict=True)]
 
 
-def _trim(field: str, text: Tensor, limit: int | None) -> Tensor:
+def _trim(field: str, text: Tensor, limit: int | None, notes: list[str]) -> Tensor:
     if limit is None or len(text) <= limit:
         return text
-    _LOG.warning(
-        "StageVAR: the %s prompt has %d tokens; this model reads %d, the rest is ignored",
-        field,
-        len(text),
-        limit,
-    )
+    notes.append(f"the {field} prompt has {len(text)} tokens; this model reads {limit}, the rest is ignored")
     return text[:limit]

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ...stagevar_core.schedule import ScaleSchedule
-from .pairing import Pair
+from ...stagevar_core.schedule import AspectTable, ScaleSchedule
 
 
 @dataclass(frozen=True)
@@ -14,7 +13,8 @@ class Edit:
     """The codes of pictures at every scale, and where they stay.
 
     ``codes``: per scale, on the latent grid, one row per picture. ``masks``: (pictures or 1, h, w) booleans.
-    ``size``: (height, width) in pixels. ``tokenizer``: name of the file whose codes they are.
+    ``size``: (height, width) in pixels. ``tokenizer``: name of the file whose codes they are. ``notes``: what
+    the user should know of it, for the node that uses it.
     """
 
     schedule: ScaleSchedule
@@ -22,10 +22,11 @@ class Edit:
     masks: tuple[Tensor, ...]
     size: tuple[int, int]
     tokenizer: str
+    notes: tuple[str, ...] = ()
 
-    def check(self, pair: Pair) -> None:
-        """Raise ``ValueError`` when a sampler uses other models than the edit was made for."""
-        if self.tokenizer != pair.vae.checkpoint.source or pair.trained.snap(*self.size) != self.schedule:
+    def check(self, tokenizer: str, trained: AspectTable) -> None:
+        """Raise ``ValueError`` when a sampler uses another tokenizer, or a model of other sizes."""
+        if self.tokenizer != tokenizer or trained.snap(*self.size) != self.schedule:
             raise ValueError(
                 f"edit: it was made with {self.tokenizer} for {self.size[1]}x{self.size[0]} and "
                 f"{len(self.schedule)} scales, which are not those of this sampler's model and vae. Connect "

@@ -1,13 +1,13 @@
 """A transformer and a tokenizer from the page: both ours, and made for each other."""
 
 from dataclasses import dataclass
-from typing import cast
 
 from ...stagevar_core.checkpoints.errors import CheckpointError
 from ...stagevar_core.checkpoints.header import GENERATE
 from ...stagevar_core.checkpoints.load import check_pairing
 from ...stagevar_core.checkpoints.tasks import check_task
 from ...stagevar_core.schedule import AspectTable
+from . import sockets
 from .attached import HostTransformer, Patcher
 from .vae import TokenizerVAE
 
@@ -31,12 +31,7 @@ def checked_pair(model: object, vae: object, task: str = GENERATE) -> Pair:
 
     Raises ``ValueError`` naming the input that does not fit.
     """
-    network = getattr(model, "model", None)
-    if getattr(network, "checkpoint", None) is None:
-        raise ValueError(
-            f"model: found {type(network or model).__name__}; expected a VAR_MODEL from Load StageVAR Model"
-        )
-    patcher, tokenizer = cast(Patcher, model), checked_vae(vae)
+    patcher, tokenizer = sockets.model("model", model), sockets.vae("vae", vae)
     checkpoint = patcher.model.checkpoint
     try:
         check_task(checkpoint, task)
@@ -52,13 +47,3 @@ def checked_pair(model: object, vae: object, task: str = GENERATE) -> Pair:
             "of scales is not that of a published model. Convert it with its settings"
         )
     return Pair(patcher, tokenizer, checkpoint.trained)
-
-
-def checked_vae(vae: object) -> TokenizerVAE:
-    """The same VAE; raises ``ValueError`` for one of another kind of model."""
-    if not isinstance(vae, TokenizerVAE):
-        raise ValueError(
-            f"vae: found a {type(vae).__name__} of another kind of model; expected the one of Load StageVAR "
-            "Tokenizer (VAE)"
-        )
-    return vae

@@ -240,5 +240,5 @@ class Decoder(nn.Module):
 
 
 def clamp_image(image: Tensor) -> Tensor:
-    """Decoder output limited to the image range [-1, 1]."""
-    return torch.clamp(image, -1.0, 1.0)
+    """Decoder output limited to the image range [-1, 1]; NaN where it is infinite, which is not white."""
+    return torch.where(image.abs() == torch.inf, torch.nan, image.clamp(-1.0, 1.0))

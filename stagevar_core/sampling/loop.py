@@ -20,6 +20,7 @@ from ..network.context import ScaleContext
 from ..schedule import Scale, ScaleSchedule
 from .editing import Known
 from .guidance import Guide
+from .numbers import Watch
 from .result import Generation, Monitor
 from .rows import Rows
 from .settings import SamplingSettings
@@ -57,7 +58,7 @@ class Run:
             per_scale("temperature", settings.temperature, len(schedule)),
             settings.cfg_layers,
         )
-        self.conditioning = conditioning
+        self.conditioning, self.watch = conditioning, Watch(conditioning)
         self.rows = Rows(
             model,
             conditioning,
@@ -112,6 +113,7 @@ class Run:
         raw = model.logits(hidden, rows.conditioned)  # (rows, L, V)
         work["head"] += raw.shape[0] * raw.shape[1]
         guided = self.guide.logits(raw, rows.running, scale, plan)  # (B, L, V)
+        self.watch.logits(raw, guided)
         self.monitor.logits(scale, raw, guided)
 
         drawn, added = self.head.draw(self.drawing(plan, ctx, hidden, guided))
@@ -122,11 +124,13 @@ class Run:
             drawn, added, weights = given.over(drawn, added, weights, quantizer)
 
         before, f_hat = f_hat, quantizer.add(f_hat, added, self.schedule, scale, weights)
+        self.watch.latent(f_hat)
         policy_run.observe(
             Seen(scale, f_hat, f_hat - before, raw, guided, self.head.choices, self.head.entropy)
         )
         said = self.guide.described(rows.running, scale, plan)
         self.recorder.ran(scale, plan, work, rows.cache, said)
+        self.watch.read(scale.index, len(self.schedule))  # the recorder has waited for the device
         self.monitor.scale(scale, f_hat)
         return f_hat, drawn
 
@@ -138,7 +142,9 @@ class Run:
         if given is not None:
             codes, weights = given.alone(self.quantizer, self.device)
             f_hat = self.quantizer.add(f_hat, codes, self.schedule, scale, weights)
+            self.watch.latent(f_hat)
         self.recorder.skipped(scale, plan, self.rows.cache)
+        self.watch.read(scale.index, len(self.schedule))
         return f_hat
 
     def tokens(self, scale: Scale, f_hat: Tensor) -> Tensor:
@@ -182,12 +188,18 @@ class Run:
     def drawing(self, plan: ScalePlan, ctx: ScaleContext, hidden: Tensor, guided: Tensor) -> Drawing:
         """What the head may use at a scale."""
         running, scale = self.rows.running, ctx.scale
+
+        def guide(logits: Tensor) -> Tensor:
+            mixed = self.guide.of_pass(logits, running, scale, plan)
+            self.watch.logits(logits, mixed)
+            return mixed
+
         return Drawing(
             scale=scale,
             progress=scale.index / max(len(self.schedule) - 1, 1),
             hidden=hidden,
             guided=guided,
-            guide=lambda logits: self.guide.of_pass(logits, running, scale, plan),
+            guide=guide,
             quantizer=self.quantizer,
             noise=self.noise,
             top_k=self.settings.top_k,

@@ -89,7 +89,7 @@ def check_decoder(vae: Any) -> None:
     """The decoder is one graph, two on a CPU; encoding, previews and the plain VAE compile nothing."""
     import torch
     from pack.nodes import compiling
-    from pack.nodes.host import pairing
+    from pack.nodes.host import sockets
     from pack.stagevar_core.models.compiling import Compiler
 
     graphs: list[Any] = []
@@ -99,7 +99,7 @@ def check_decoder(vae: Any) -> None:
         return graph.forward
 
     compiler = Compiler(backend)
-    compiled = pairing.checked_vae(vae).compiled(compiler)
+    compiled = sockets.vae("vae", vae).compiled(compiler)
     for grid in ((16, 16), (12, 20), (18, 14)):
         latent = torch.randn(1, vae.latent_channels, *grid, generator=torch.Generator().manual_seed(0))
         assert torch.allclose(compiled.decode(latent), vae.decode(latent), atol=1e-5)

@@ -1,0 +1,84 @@
+"""Where numbers stop being finite: an error that names the part, instead of a picture made of NaN."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..conditioning.types import Conditioning, TextConditioning
+
+_TEXTS = {"features": "prompt", "negative": "negative prompt"}
+_AGAIN = "Download the file again, and load it with another weight_dtype: default, bfloat16 or float32"
+_ENCODER = (
+    "The text encoder overflowed (T5 does in float16), its file is damaged, or a weight in the prompt is not "
+    f"a number; write weights as (word:1.2). {_AGAIN}"
+)
+_TRANSFORMER = f"Its weights are damaged or overflow. {_AGAIN}"
+_GUIDANCE = "Those of the transformer are finite, so cfg or temperature is out of all range; set both to auto"
+_CODEBOOK = "The codebook in the tokenizer's file is damaged. Download the file again"
+
+
+def extremes(numbers: Tensor) -> Tensor:
+    """(smallest, largest) on the numbers' device; either is NaN or infinite where one of the numbers is."""
+    return torch.stack((numbers.amin(), numbers.amax())).float()
+
+
+def finite(numbers: Tensor) -> bool:
+    """Whether all numbers are finite; waits for their device."""
+    return not numbers.numel() or all(map(math.isfinite, extremes(numbers).tolist()))
+
+
+def check_decoded(found: Tensor, latent: Tensor, source: str = "the tokenizer") -> None:
+    """Raise ``ValueError`` where the extremes of pictures are not finite; ``source``: whose decoder it is."""
+    if all(map(math.isfinite, found.tolist())):
+        return
+    if not finite(latent):
+        raise ValueError(
+            "samples: the latent holds NaN or infinity; expected one of StageVAR Sampler or VAE Encode"
+        )
+    low, high = extremes(latent).tolist()
+    raise ValueError(
+        f"{source}: the decoder gave NaN or infinity for a latent of {low:.3g} to {high:.3g}. Its weights "
+        "are damaged or overflow; download the file again, and decode in bfloat16 or float32"
+    )
+
+
+class Watch:
+    """Looks at what a run computes, and raises where the run waits for its device anyway.
+
+    Looking is a pass over the numbers and no wait: their extremes stay on the device until :meth:`read`.
+    """
+
+    def __init__(self, conditioning: Conditioning) -> None:
+        self._seen: list[tuple[str, str, Tensor]] = []
+        if not isinstance(conditioning, TextConditioning):
+            return
+        for field, name in _TEXTS.items():
+            texts = dict.fromkeys(getattr(conditioning, field) or ())  # images that share one count once
+            for index, text in enumerate(texts):
+                self._see(f"the text features of {name} {index + 1}", _ENCODER, text)
+        if conditioning.null is not None:
+            self._see("the text features of the empty prompt", _ENCODER, conditioning.null)
+
+    def logits(self, raw: Tensor, guided: Tensor) -> None:
+        """The head's output (rows, L, V) and what is sampled from (B, L, V)."""
+        self._see("the logits of the transformer", _TRANSFORMER, raw)
+        self._see("the guided logits", _GUIDANCE, guided)
+
+    def latent(self, f_hat: Tensor) -> None:
+        """The accumulated latent (B, C, H, W)."""
+        self._see("the tokenizer's codes", _CODEBOOK, f_hat)
+
+    def read(self, scale: int, scales: int) -> None:
+        """Raise ``ValueError`` naming the first part that was not finite, and what to do about it."""
+        if not self._seen:
+            return
+        device = self._seen[-1][2].device  # that of the run; texts may have come from another one
+        found = torch.stack([extreme.to(device) for _, _, extreme in self._seen]).tolist()
+        for (name, advice, _), numbers in zip(self._seen, found, strict=True):
+            if not all(map(math.isfinite, numbers)):
+                raise ValueError(f"scale {scale + 1} of {scales}: {name} hold NaN or infinity. {advice}")
+        self._seen.clear()
+
+    def _see(self, name: str, advice: str, numbers: Tensor) -> None:
+        self._seen.append((name, advice, extremes(numbers)))
