@@ -1,7 +1,6 @@
 """The node that makes a small or damaged picture large and clean."""
 
 import logging
-from typing import cast
 
 from comfy_api.latest import io
 from torch import Tensor

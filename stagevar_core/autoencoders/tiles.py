@@ -25,8 +25,8 @@ def restored_size(size: tuple[int, ...], scale: float) -> tuple[int, int]:
     height, width = (max(1, round(side * scale)) for side in size)
     if height * width > MAX_PIXELS:
         raise ValueError(
-            f"scale is {scale:g}; a picture of {size[1]}x{size[0]} would become {width}x{height}, expected at "
-            f"most {MAX_PIXELS // 10**6} megapixels. Choose a smaller scale, or crop the picture"
+            f"scale is {scale:g}; a picture of {size[1]}x{size[0]} would become {width}x{height}, expected "
+            f"at most {MAX_PIXELS // 10**6} megapixels. Choose a smaller scale, or crop the picture"
         )
     return height, width
 

@@ -3,7 +3,6 @@
 import argparse
 import logging
 import time
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -101,7 +100,9 @@ def read_picture(path: Path) -> np.ndarray:
                 _LOG.warning("%s: its alpha is left out", path)
             return np.asarray(upright.convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: not a picture that can be read ({error}); expected a PNG or JPEG") from error
+        raise ValueError(
+            f"{path}: not a picture that can be read ({error}); expected a PNG or JPEG"
+        ) from error
 
 
 def load(arguments: argparse.Namespace) -> Models:

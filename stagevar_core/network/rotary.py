@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..schedule import Scale, ScaleSchedule
+from ..schedule import Prefix, Scale, ScaleSchedule, whole_schedule
 
 
 def rotary_coordinates(scale: Scale, reference: tuple[int, int]) -> tuple[list[int], list[int]]:
@@ -34,6 +34,36 @@ def rotary_angles(
     by_row = torch.outer(rows, frequencies)[:, None, :].expand(-1, scale.width, -1)
     by_column = torch.outer(columns, frequencies)[None, :, :].expand(scale.height, -1, -1)
     angles = torch.cat((by_row, by_column), dim=-1).reshape(scale.tokens, half)
+    return torch.stack((angles.cos(), angles.sin())).to(device)
+
+
+def prefixed_coordinates(schedule: ScaleSchedule, scale: Scale, prefix: Prefix) -> Tensor:
+    """Row and column coordinates (L, 2) of ``scale``, or of ``prefix`` itself, as VAREdit looks them up.
+
+    One table serves all sizes: first the reference grid, moved by its own sides, which is for the prefix of
+    the largest size; then the scales of the full schedule. Every size counts its own tokens in it, so those
+    of smaller sizes all fall into the first part, two rows of a 512 px picture into one of it. The released
+    weights learned it that way.
+    """
+    height, width = schedule.reference
+    places = torch.arange(height * width)
+    parts = [torch.stack((height + places // width, width + places % width), dim=1)]
+    for each in whole_schedule(schedule):
+        rows, columns = (torch.tensor(axis) for axis in rotary_coordinates(each, schedule.reference))
+        parts.append(torch.cartesian_prod(rows, columns))
+    earlier = () if isinstance(scale, Prefix) else schedule.scales[: scale.index]
+    start = 0 if isinstance(scale, Prefix) else prefix.tokens + sum(each.tokens for each in earlier)
+    return torch.cat(parts)[start : start + scale.tokens].int()
+
+
+def prefixed_angles(
+    schedule: ScaleSchedule, scale: Scale, prefix: Prefix, head_dim: int, base: float = 10000.0, device=None
+) -> Tensor:
+    """:func:`rotary_angles` of the coordinates behind a prefix, or of the prefix itself."""
+    half = head_dim // 2
+    frequencies = 1.0 / (base ** (torch.arange(0, half, 2, dtype=torch.float32) / half))
+    coordinates = prefixed_coordinates(schedule, scale, prefix).float()
+    angles = (coordinates[:, :, None] * frequencies).flatten(1)
     return torch.stack((angles.cos(), angles.sin())).to(device)
 
 

@@ -13,13 +13,14 @@ from pathlib import Path
 from types import ModuleType
 
 from . import infinity as parity_infinity
+from . import infinity_edit as parity_edit
 from . import restorer as parity_restorer
 from . import star as parity_star
 from . import var as parity_var
 from .report import Report, UnreadableFolder, UnreleasedOption
 
 # One module per family, special ones first: claims(folder, config) -> bool, compare(folder, config, report).
-FAMILIES: tuple[ModuleType, ...] = (parity_restorer, parity_infinity, parity_var, parity_star)
+FAMILIES: tuple[ModuleType, ...] = (parity_restorer, parity_edit, parity_infinity, parity_var, parity_star)
 
 
 def read_config(folder: Path) -> dict:

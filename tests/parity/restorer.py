@@ -33,9 +33,9 @@ def claims(folder: Path, config: dict) -> bool:
 def compare(folder: Path, config: dict, report: Report) -> None:
     """Compare everything that the folder stores."""
     check_released(config)
-    inputs, layout = infinity.tensors_of(folder, "inputs"), _layout(config)
-    _compare_positions(infinity.tensors_of(folder, "positions", required=False), layout, report)
-    tokenizer = load_tokenizer(config, infinity.tensors_of(folder, "vae"))
+    inputs, layout = infinity.stored(folder, "inputs"), _layout(config)
+    _compare_positions(infinity.stored(folder, "positions", required=False), layout, report)
+    tokenizer = load_tokenizer(config, infinity.stored(folder, "vae"))
     with torch.inference_mode():
         image = inputs["source_image_uint8_rgb_nhwc"].float().movedim(-1, 1) / 255.0
         encoded = {"source_features": tokenizer.encode(image * 2.0 - 1.0)}
@@ -49,7 +49,7 @@ def compare(folder: Path, config: dict, report: Report) -> None:
             report.missing(form, "task", f"the file is taken for one to {checkpoint.task}")
         model = build(checkpoint)
         for run, options in config["runs"].items():
-            expected = infinity.tensors_of(folder, f"outputs_{run}")
+            expected = infinity.stored(folder, f"outputs_{run}")
             measured = _restore(model, layout, inputs, _noise(layout, options, expected))
             image = infinity.decoded(tokenizer, measured["summed_codes"], expected.get("image_float"))
             measured |= {"image_float": image, "image_uint8_bgr_nhwc": image_bytes_bgr(image)}
