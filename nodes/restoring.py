@@ -6,7 +6,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..stagevar_core.acceleration.presets import OFF
-from ..stagevar_core.autoencoders.tiles import MAX_SCALE, restored_size
+from ..stagevar_core.autoencoders.tiles import MAX_OVERLAP, MAX_SCALE, restored_size
 from ..stagevar_core.checkpoints.header import RESTORE
 from ..stagevar_core.checks import whole
 from ..stagevar_core.conditioning.types import TextConditioning
@@ -20,7 +20,6 @@ from .host.vae import TokenizerVAE
 
 _LOG = logging.getLogger(__name__)
 _MAX_SEED = 0xFFFFFFFFFFFFFFFF
-_MAX_OVERLAP = 256
 
 
 class Restore(Node):
@@ -74,13 +73,9 @@ class Restore(Node):
             conditioning,
             whole("seed", seed, 0, _MAX_SEED),
             size,
-            whole("overlap", overlap, 0, _MAX_OVERLAP),
+            whole("overlap", overlap, 0, MAX_OVERLAP),
             None if upscale_model is None else _checked_network(upscale_model),
         )
-        if 2 * job.overlap > job.side:
-            raise ValueError(
-                f"overlap is {overlap}; expected at most {job.side // 2}, half a tile of this model"
-            )
         if policy_of(model.model_options) is not OFF:
             _LOG.warning(
                 "StageVAR: one pass has no scales to spare; the acceleration on the model does nothing"
@@ -127,11 +122,12 @@ def _inputs() -> list[io.Input]:
             "overlap",
             default=128,
             min=0,
-            max=_MAX_OVERLAP,
+            max=MAX_OVERLAP,
             step=16,
             optional=True,
             advanced=True,
-            tooltip="Pixels that neighbouring tiles share, and across which they blend into each other.",
+            tooltip="Pixels that neighbouring tiles share, at most half a tile; across them they blend into "
+            "each other.",
         ),
         describe(
             io.Conditioning.Input,

@@ -40,15 +40,15 @@ class UpscaleModel(Protocol):
 class RestoreJob:
     """What does not change between pictures.
 
-    ``size``: (height, width) of what comes out. ``overlap``: of tiles, in pixels. ``before``: a network that
-    the pictures go through first.
+    ``size``: (height, width) of what comes out. ``shared``: pixels that neighbouring tiles share, half of one
+    at the most. ``before``: a network that the pictures go through first.
     """
 
     pair: Pair
     conditioning: TextConditioning | None
     seed: int
     size: tuple[int, int]
-    overlap: int
+    shared: int
     before: UpscaleModel | None = None
 
     @property
@@ -60,6 +60,11 @@ class RestoreJob:
     def side(self) -> int:
         """Pixels of a tile's side."""
         return self.pair.trained.image_size(self.layout.schedule)[0]
+
+    @property
+    def overlap(self) -> int:
+        """Pixels that neighbouring tiles share."""
+        return min(self.shared, self.side // 2)
 
     @property
     def tiles(self) -> int:
@@ -136,6 +141,8 @@ class RestoreRun:
     def _again_with_more_memory(self, compute: Callable[[], Tensor]) -> Tensor:
         failure = ""
         for reserve in _RESERVES:
+            if failure:
+                _LOG.warning("StageVAR: out of memory; once more with more memory set free")
             self._needed = int(self.job.memory * reserve)
             try:
                 return compute()
@@ -145,7 +152,6 @@ class RestoreRun:
                 failure = str(error)
             self._restorer = None
             mm.soft_empty_cache()
-            _LOG.warning("StageVAR: out of memory; once more with more memory set free")
         self._out_of_memory(failure)
 
     def _show(self, step: int) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..checks import number
 
 MAX_SCALE = 8.0
+MAX_OVERLAP = 256
 MAX_PIXELS = 2**30  # of one picture: 12 GB in float32
 NARROW = 0.02  # of the bell, in squares of a tile's side: what lies at a tile's edge counts next to nothing
 

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
-from ..autoencoders.tiles import enlarged, in_tiles, restored_size, tile_count
+from ..autoencoders.tiles import MAX_OVERLAP, enlarged, in_tiles, restored_size, tile_count
 from ..checkpoints.files import read
 from ..checkpoints.header import RESTORE
 from ..checkpoints.load import build, check_pairing, load_text_encoder, prepare
@@ -70,13 +70,13 @@ def add_parser(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Restore and save a picture."""
     check_seed(arguments.seed)
+    whole("--overlap", arguments.overlap, 0, MAX_OVERLAP, f"0 to {MAX_OVERLAP} pixels")
     output_file(arguments.out)
     picture = read_picture(arguments.picture)
     size = restored_size(picture.shape[:2], arguments.scale)
     started = time.perf_counter()
     models = load(arguments)
-    half = models.side // 2
-    overlap = whole("--overlap", arguments.overlap, 0, half, f"0 to {half} pixels, half a tile")
+    overlap = min(arguments.overlap, models.side // 2)
     out, noise = torch.empty(*size, 3), SeededNoise(arguments.seed, 1)
     with tqdm(total=tile_count(size, models.side, overlap), unit="tile") as bar:
 

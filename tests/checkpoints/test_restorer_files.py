@@ -146,7 +146,9 @@ def test_the_converter_merges_and_takes_the_task(tmp_path, monkeypatch):
     written = []
     for name, options in (("raw", []), ("plain", ["--task", "restore"])):
         out = tmp_path / f"{name}_out.safetensors"
-        assert convert_checkpoint.main([str(tmp_path / f"{name}.safetensors"), "--out", str(out), *options]) == 0
+        assert (
+            convert_checkpoint.main([str(tmp_path / f"{name}.safetensors"), "--out", str(out), *options]) == 0
+        )
         written.append(prepare(*read(out)))
     assert [each.task for each in written] == ["restore", "restore"]
     assert written[0].trained == written[1].trained == SIZES
