@@ -1,7 +1,7 @@
 """Training of the embedded editing model: the generating one, fine-tuned on pairs of scenes.
 
-The recipe is VAREdit's: the picture's continuous latents precede the scales, and the first block sees them on the
-grid of every scale.
+The recipe is VAREdit's: the picture's continuous latents precede the scales, and the first block sees them on
+the grid of every scale. Its rotary positions are those of the largest size (``moved_source``).
 """
 
 from __future__ import annotations
