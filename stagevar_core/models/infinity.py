@@ -275,7 +275,8 @@ class Infinity(nn.Module):
         """Rotary angles of one scale, or of the prefix."""
         if prefix is None:
             return rotary_angles(schedule, scale, self.config.head_dim, device=device)
-        return prefixed_angles(schedule, scale, prefix, self.config.head_dim, device=device)
+        head_dim, moved = self.config.head_dim, self.config.moved_source
+        return prefixed_angles(schedule, scale, prefix, head_dim, moved=moved, device=device)
 
     def first_tokens(self, state: TextState) -> Tensor:
         """The start token of every row, (rows, 1, C), without level embedding."""

@@ -11,7 +11,8 @@ class InfinityConfig:
 
     ``bits``: bits per token (``dim * patch ** 2``). ``hidden``: width of the feed-forward. ``null_rows``:
     learned unconditional text rows, the longest prompt in tokens. ``pool_heads``: heads of the text pooling.
-    ``edits``: the weights change a picture (VAREdit), which no tensor shows.
+    ``edits``: the weights change a picture (VAREdit), which no tensor shows. ``moved_source``: the rotary
+    positions of that picture are those of the last scale, moved; else they come from VAREdit's table.
     """
 
     depth: int
@@ -25,6 +26,7 @@ class InfinityConfig:
     pool_heads: int = 16
     levels: int = 15
     edits: bool = False
+    moved_source: bool = False
 
     @property
     def head_dim(self) -> int:
@@ -57,8 +59,7 @@ class InfinityConfig:
 
     def to_dict(self) -> dict:
         """The fields as plain values for JSON; of the task only what is not the usual one."""
-        values = asdict(self)
-        return values if self.edits else {name: value for name, value in values.items() if name != "edits"}
+        return {name: value for name, value in asdict(self).items() if value is not False}
 
     @classmethod
     def from_dict(cls, values: dict) -> "InfinityConfig":

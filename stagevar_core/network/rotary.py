@@ -37,32 +37,51 @@ def rotary_angles(
     return torch.stack((angles.cos(), angles.sin())).to(device)
 
 
-def prefixed_coordinates(schedule: ScaleSchedule, scale: Scale, prefix: Prefix) -> Tensor:
-    """Row and column coordinates (L, 2) of ``scale``, or of ``prefix`` itself, as VAREdit looks them up.
+def prefixed_coordinates(
+    schedule: ScaleSchedule, scale: Scale, prefix: Prefix, *, moved: bool = False
+) -> Tensor:
+    """Row and column coordinates (L, 2) of ``scale``, or of ``prefix`` itself.
 
-    One table serves all sizes: first the reference grid, moved by its own sides, which is for the prefix of
-    the largest size; then the scales of the full schedule. Every size counts its own tokens in it, so those
-    of smaller sizes all fall into the first part, two rows of a 512 px picture into one of it. The released
-    weights learned it that way.
+    ``moved``: the prefix has the coordinates of its grid, moved by the sides of the reference, and the scales
+    have theirs. Else they come from VAREdit's table, which serves all sizes: first the reference grid, moved
+    by its sides, which is for the prefix of the largest size; then the scales of the full schedule. Every
+    size counts its own tokens in it, so those of smaller sizes all fall into the first part, and two rows of
+    a 512 px picture into one of it. The released weights learned it that way. The largest size has the same
+    coordinates in both ways.
     """
     height, width = schedule.reference
+    if moved:
+        offset = (height, width) if isinstance(scale, Prefix) else (0, 0)
+        return _pairs(scale, schedule.reference) + torch.tensor(offset, dtype=torch.int32)
     places = torch.arange(height * width)
-    parts = [torch.stack((height + places // width, width + places % width), dim=1)]
-    for each in whole_schedule(schedule):
-        rows, columns = (torch.tensor(axis) for axis in rotary_coordinates(each, schedule.reference))
-        parts.append(torch.cartesian_prod(rows, columns))
-    earlier = () if isinstance(scale, Prefix) else schedule.scales[: scale.index]
-    start = 0 if isinstance(scale, Prefix) else prefix.tokens + sum(each.tokens for each in earlier)
-    return torch.cat(parts)[start : start + scale.tokens].int()
+    first = torch.stack((height + places // width, width + places % width), dim=1).int()
+    table = [first, *(_pairs(each, schedule.reference) for each in whole_schedule(schedule))]
+    start = 0
+    if not isinstance(scale, Prefix):
+        start = prefix.tokens + sum(each.tokens for each in schedule.scales[: scale.index])
+    return torch.cat(table)[start : start + scale.tokens]
+
+
+def _pairs(scale: Scale, reference: tuple[int, int]) -> Tensor:
+    """Row and column coordinate of every token of a scale, (L, 2) in int32."""
+    rows, columns = (torch.tensor(axis) for axis in rotary_coordinates(scale, reference))
+    return torch.cartesian_prod(rows, columns).int()
 
 
 def prefixed_angles(
-    schedule: ScaleSchedule, scale: Scale, prefix: Prefix, head_dim: int, base: float = 10000.0, device=None
+    schedule: ScaleSchedule,
+    scale: Scale,
+    prefix: Prefix,
+    head_dim: int,
+    base: float = 10000.0,
+    *,
+    moved: bool = False,
+    device=None,
 ) -> Tensor:
     """:func:`rotary_angles` of the coordinates behind a prefix, or of the prefix itself."""
     half = head_dim // 2
     frequencies = 1.0 / (base ** (torch.arange(0, half, 2, dtype=torch.float32) / half))
-    coordinates = prefixed_coordinates(schedule, scale, prefix).float()
+    coordinates = prefixed_coordinates(schedule, scale, prefix, moved=moved).float()
     angles = (coordinates[:, :, None] * frequencies).flatten(1)
     return torch.stack((angles.cos(), angles.sin())).to(device)
 
