@@ -7,7 +7,6 @@ from torch import Tensor
 
 from ..stagevar_core.acceleration.presets import OFF
 from ..stagevar_core.autoencoders.tiles import MAX_OVERLAP, MAX_SCALE, restored_size
-from ..stagevar_core.checkpoints.header import RESTORE
 from ..stagevar_core.checks import whole
 from ..stagevar_core.conditioning.types import TextConditioning
 from .host import bridge, sockets
@@ -60,7 +59,7 @@ class Restore(Node):
         Raises ``ValueError`` naming the input that cannot be used, and ``RuntimeError`` where a tile does not
         fit into memory.
         """
-        pair = checked_pair(model, vae, RESTORE)
+        pair = checked_pair(model, vae, restores=True)
         pictures = sockets.image("image", image)
         size = restored_size(tuple(pictures.shape[1:3]), scale)
         conditioning = None

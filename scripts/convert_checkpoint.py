@@ -18,9 +18,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from stagevar_core.checkpoints import CheckpointError, RawCheckpoint, prepare, read, save, with_task  # noqa: E402
+from stagevar_core.checkpoints import CheckpointError, RawCheckpoint, as_restoring, prepare, read, save  # noqa: E402
 from stagevar_core.checkpoints.errors import NeedsCodeError  # noqa: E402
-from stagevar_core.checkpoints.header import TASKS  # noqa: E402
 from stagevar_core.checkpoints.load import read_vocabulary  # noqa: E402
 from stagevar_core.devices import DTYPES  # noqa: E402
 
@@ -85,7 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--kind", choices=KINDS, help="which model to take from a file that holds several")
     parser.add_argument(
         "--task",
-        choices=tuple(TASKS),
+        choices=("restore",),
         help="what a transformer was trained for, where its tensors do not tell",
     )
     options = parser.parse_args(arguments)
@@ -97,8 +96,8 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"{out} is the checkpoint itself; choose another name with --out")
     try:
         checkpoint = prepare(*read_tensors(source), kind=options.kind)
-        if options.task:
-            checkpoint = with_task(checkpoint, options.task)
+        if options.task == "restore":
+            checkpoint = as_restoring(checkpoint)
         header = replace(checkpoint.header(), title=options.title or checkpoint.title)
         if checkpoint.kind == "text_encoder" and header.tokenizer_json is None:
             header = replace(header, tokenizer_json=_vocabulary(checkpoint.family, source))

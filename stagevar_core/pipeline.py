@@ -12,9 +12,8 @@ from torch import Tensor
 
 from .acceleration.policy import AccelerationPolicy
 from .checkpoints.files import read
-from .checkpoints.header import GENERATE
 from .checkpoints.load import build, check_pairing, load_text_encoder, prepare
-from .checkpoints.tasks import check_task
+from .checkpoints.restoring import check_restores
 from .conditioning.labels import class_index, spread_classes
 from .conditioning.t5 import MAX_TOKENS
 from .conditioning.types import ClassConditioning, Conditioning, TextConditioning
@@ -152,7 +151,7 @@ class Pipeline:
         model = prepare(*read(transformer), kind="transformer")
         codes = prepare(*read(tokenizer), kind="tokenizer")
         check_pairing(model, codes)
-        check_task(model, GENERATE)
+        check_restores(model, False)
         encoder = None
         if model.config.text_width:
             if text_encoder is None:

@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 
 from ...stagevar_core.checkpoints.errors import CheckpointError
-from ...stagevar_core.checkpoints.header import GENERATE
 from ...stagevar_core.checkpoints.load import check_pairing
-from ...stagevar_core.checkpoints.tasks import check_task
+from ...stagevar_core.checkpoints.restoring import check_restores
 from ...stagevar_core.schedule import AspectTable
 from . import sockets
 from .attached import HostTransformer, Patcher
@@ -26,15 +25,15 @@ class Pair:
         return self.model.model
 
 
-def checked_pair(model: object, vae: object, task: str = GENERATE) -> Pair:
-    """A VAR_MODEL that was trained for ``task`` with its VAE.
+def checked_pair(model: object, vae: object, *, restores: bool = False) -> Pair:
+    """A VAR_MODEL that makes pictures, or ``restores`` them, with its VAE.
 
     Raises ``ValueError`` naming the input that does not fit.
     """
     patcher, tokenizer = sockets.model("model", model), sockets.vae("vae", vae)
     checkpoint = patcher.model.checkpoint
     try:
-        check_task(checkpoint, task)
+        check_restores(checkpoint, restores)
     except CheckpointError as error:
         raise ValueError(f"model: {error}") from error
     try:

@@ -14,8 +14,8 @@ from .load import (
     prepare,
     state_dict,
 )
+from .restoring import as_restoring, check_restores
 from .save import save
-from .tasks import check_task, with_task
 
 __all__ = [
     "Checkpoint",
@@ -23,9 +23,10 @@ __all__ = [
     "Header",
     "Loaded",
     "RawCheckpoint",
+    "as_restoring",
     "build",
     "check_pairing",
-    "check_task",
+    "check_restores",
     "load_text_encoder",
     "load_tokenizer",
     "load_transformer",
@@ -33,5 +34,4 @@ __all__ = [
     "read",
     "save",
     "state_dict",
-    "with_task",
 ]

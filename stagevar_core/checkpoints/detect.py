@@ -81,10 +81,21 @@ def detect(
     spec = recognise(list(shapes), source)
     if spec is None:
         raise unknown(list(shapes), source)
+    return Detected(spec, config_of(spec, shapes, source, tensors, settings))
+
+
+def config_of(
+    spec: FamilySpec[Any],
+    shapes: Mapping[str, Sequence[int]],
+    source: str,
+    tensors: Mapping[str, Tensor] | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> ModelConfig:
+    """The configuration of a file of a known kind, see :func:`detect`."""
     planned = routes(shapes, spec.key_map, source)
     named = {route.target: shapes[key] for key, route in planned.items() if route.target is not None}
     buffers = {key: tensors[key] for key in spec.buffers if tensors and key in tensors}
-    return Detected(spec, spec.config_from(Shapes(named, source, buffers, settings)))
+    return spec.config_from(Shapes(named, source, buffers, settings))
 
 
 def spec_of(kind: str, family: str) -> FamilySpec[Any]:

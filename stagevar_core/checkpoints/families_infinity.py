@@ -8,7 +8,6 @@ from ..conditioning.t5 import T5EncoderConfig, T5TextEncoder, read_tokenizer
 from ..models.infinity import Infinity, InfinityConfig
 from ..schedule import AspectTable, infinity_aspect_table
 from .convert import BLOCK, Fold, Ignore, KeyMap, Rename, self_attention
-from .header import RESTORE
 from .lora import merged_lora
 from .spec import FamilySpec, Shape, Shapes, conv_sizes, module_shapes
 
@@ -143,13 +142,12 @@ def t5_shapes(config: T5EncoderConfig) -> dict[str, Shape]:
 
 
 def infinity_sizes(config: InfinityConfig | BSQTokenizerConfig) -> AspectTable:
-    """All aspect ratios and budgets: no tensor tells which of them a file was trained on."""
-    return infinity_aspect_table()
+    """All aspect ratios and budgets: no tensor tells which of them a file was trained on.
 
-
-def restorer_sizes(config: InfinityConfig) -> AspectTable:
-    """Its one size: squares of 512 px."""
-    return infinity_aspect_table().restrict([1.0], ["0.25M"])
+    What restores has one size, squares of 512 px.
+    """
+    table = infinity_aspect_table()
+    return table.restrict([1.0], ["0.25M"]) if getattr(config, "restores", False) else table
 
 
 TRANSFORMER = FamilySpec(
@@ -176,7 +174,7 @@ TRANSFORMER = FamilySpec(
         (r"(?:block_chunks\.\d+\.module|blocks)\.\d+\.ada_lin\..*", "modulation layers in every block"),
         (r".*\.ln_wo_grad\.weight", "RMS norms"),
     ),
-    unseen=("patch",),
+    unseen=("patch", "edits", "moved_source", "restores"),
     sizes=infinity_sizes,
 )
 RESTORER = replace(
@@ -184,8 +182,7 @@ RESTORER = replace(
     title="VARestorer transformer",
     keys_required=(*TRANSFORMER.keys_required[:3], _LORA),
     keys_forbidden=(r"class_emb\.weight",),
-    sizes=restorer_sizes,
-    task=RESTORE,
+    config_from=lambda shapes: replace(infinity_config(shapes), restores=True),
     merged=merged_lora,
 )
 TOKENIZER = FamilySpec(

@@ -1,9 +1,8 @@
 """The header that our own files carry: one JSON object under the safetensors metadata key ``stagevar``.
 
 ``{"format": 1, "kind": ..., "family": ..., "config": {...}}`` and, where they apply, ``"trained"`` (ratios,
-budgets and pixels per token), ``"defaults"`` (sampling settings), ``"task"`` (what a transformer was trained
-for, where that is not to generate), ``"tokenizer"`` (tokenizers JSON of a text encoder) and ``"title"``.
-Other entries are notes and ignored.
+budgets and pixels per token), ``"defaults"`` (sampling settings), ``"tokenizer"`` (tokenizers JSON of a text
+encoder) and ``"title"``. Other entries are notes and ignored.
 """
 
 import json
@@ -18,12 +17,6 @@ from ..schedule import AspectTable, infinity_aspect_table
 from .errors import CheckpointError, listed
 
 KEY = "stagevar"
-GENERATE, RESTORE = "generate", "restore"
-# What a transformer may be trained for, and what takes it.
-TASKS = {
-    GENERATE: "StageVAR Sampler, or the command generate,",
-    RESTORE: "StageVAR Restore, or the command restore,",
-}
 FORMAT = 1  # rises when files can no longer be read by what came before
 _LIMIT = 1 << 24  # no size in a real model comes near it
 _POSITIVE = math.ulp(0.0)  # the smallest number above 0
@@ -69,7 +62,6 @@ class Header:
     defaults: dict[str, Any] = field(default_factory=dict)
     tokenizer_json: str | None = None
     title: str | None = None
-    task: str = GENERATE
 
 
 def parse(metadata: Mapping[str, str] | None, source: str) -> Header | None:
@@ -89,10 +81,6 @@ def parse(metadata: Mapping[str, str] | None, source: str) -> Header | None:
     for name, expected in (("kind", str), ("family", str), ("config", dict)):
         if not isinstance(values.get(name), expected):
             raise _bad(source, name, shown(values.get(name)), f"a JSON {expected.__name__}")
-    task = values.get("task", GENERATE)
-    if task not in TASKS:
-        newer = "Update ComfyUI-StageVAR, if the file was made for a newer version"
-        raise _bad(source, "task", shown(task), f"one of {list(TASKS)}", newer)
     for name in ("tokenizer", "title"):
         if not isinstance(values.get(name, ""), str):
             raise _bad(source, name, shown(values[name]), "a string")
@@ -104,7 +92,6 @@ def parse(metadata: Mapping[str, str] | None, source: str) -> Header | None:
         defaults=_defaults(values.get("defaults", {}), source),
         tokenizer_json=_tokenizer(values.get("tokenizer"), source),
         title=values.get("title"),
-        task=task,
     )
 
 
@@ -121,7 +108,6 @@ def dump(header: Header) -> dict[str, str]:
         "defaults": header.defaults,
         "tokenizer": header.tokenizer_json,
         "title": header.title,
-        "task": header.task if header.task != GENERATE else "",
     }
     values |= {name: value for name, value in optional.items() if value}
     return {KEY: json.dumps(values)}

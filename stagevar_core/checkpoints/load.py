@@ -13,7 +13,7 @@ from ..models.companions import TextEncoder
 from ..schedule import AspectTable
 from . import header as headers
 from .convert import convert
-from .detect import KINDS, SPECS, detect, recognise, spec_of, unknown
+from .detect import KINDS, SPECS, config_of, recognise, spec_of, unknown
 from .errors import CheckpointError, listed
 from .files import read
 from .spec import FamilySpec
@@ -27,7 +27,7 @@ class Checkpoint:
     """A recognised checkpoint: complete tensors under our names, and what is known about the model.
 
     ``config``: the family's own dataclass. ``trained``: the image sizes (None for text encoders). ``notes``:
-    what of the file is not loaded. ``task``: what a transformer was trained for.
+    what of the file is not loaded.
     """
 
     kind: str
@@ -40,7 +40,6 @@ class Checkpoint:
     tokenizer_json: str | None = None
     title: str | None = None
     notes: tuple[str, ...] = ()
-    task: str = headers.GENERATE
 
     @property
     def parameters(self) -> int:
@@ -58,7 +57,6 @@ class Checkpoint:
             defaults=self.defaults,
             tokenizer_json=self.tokenizer_json,
             title=self.title,
-            task=self.task,
         )
 
 
@@ -87,8 +85,7 @@ def prepare(
     if spec.merged:
         group = group._replace(tensors=spec.merged(group.tensors, source))
     shapes = {key: tensor.shape for key, tensor in group.tensors.items()}
-    detected = detect(shapes, source, group.tensors, group.settings)
-    config = _config(spec, detected.config, header, source)
+    config = _config(spec, config_of(spec, shapes, source, group.tensors, group.settings), header, source)
     conversion = convert(group.tensors, spec.key_map, source)
     _check_tensors(conversion.tensors, spec, config, source)
     dropped = conversion.dropped | extras(tensors)
@@ -104,7 +101,6 @@ def prepare(
         tokenizer_json=header.tokenizer_json if header else None,
         title=header.title if header else None,
         notes=notes,
-        task=header.task if header else spec.task,
     )
     _LOG.info("%s: %s, %s", source, spec.title, config)
     if notes:

@@ -13,7 +13,7 @@ from ..models.companions import TextEncoder
 from ..schedule import AspectTable
 from .convert import KeyMap
 from .errors import CheckpointError
-from .header import GENERATE, ModelConfig
+from .header import ModelConfig
 
 Shape = tuple[int, ...]
 Config = TypeVar("Config", bound=ModelConfig)
@@ -93,7 +93,7 @@ class FamilySpec(Generic[Config]):
     ``config_from`` reads. ``sizes``: the image sizes that a config stands for; None where they say nothing.
     ``defaults``: sampling settings.
 
-    ``task``: what the model was trained for. ``merged``: takes (tensors, source) of a file that comes in
+    ``merged``: takes (tensors, source) of a file that comes in
     parts and gives plain ones, which all but ``keys_required`` and ``keys_forbidden`` is about.
 
     Transformers: ``tokenizer`` is the family of their tokenizers, their own when empty; ``pairs`` are fields
@@ -112,7 +112,6 @@ class FamilySpec(Generic[Config]):
     keys_forbidden: tuple[str, ...] = ()
     key_map: KeyMap | None = None
     module: type[nn.Module] | None = None
-    task: str = GENERATE
     merged: Callable[[Mapping[str, Tensor], str], dict[str, Tensor]] | None = None
     unsupported: tuple[tuple[str, str], ...] = ()
     unseen: tuple[str, ...] = ()

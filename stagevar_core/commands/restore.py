@@ -14,9 +14,8 @@ from tqdm import tqdm
 
 from ..autoencoders.tiles import MAX_OVERLAP, enlarged, in_tiles, restored_size, tile_count
 from ..checkpoints.files import read
-from ..checkpoints.header import RESTORE
 from ..checkpoints.load import build, check_pairing, load_text_encoder, prepare
-from ..checkpoints.tasks import check_task
+from ..checkpoints.restoring import check_restores
 from ..checks import whole
 from ..conditioning.t5 import MAX_TOKENS
 from ..conditioning.types import TextConditioning
@@ -110,7 +109,7 @@ def load(arguments: argparse.Namespace) -> Models:
     device = device_of(arguments) or default_device()
     transformer = prepare(*read(arguments.transformer), kind="transformer")
     codes = prepare(*read(arguments.tokenizer), kind="tokenizer")
-    check_task(transformer, RESTORE)
+    check_restores(transformer, True)
     check_pairing(transformer, codes)
     assert transformer.trained is not None, "a restoring file has its sizes"
     trained, chosen = transformer.trained, DTYPES.get(arguments.dtype)

@@ -244,6 +244,8 @@ class Infinity(nn.Module):
         ``ValueError`` where these weights have no use for one or lack it, and for sizes that are not square.
         """
         require(conditioning, TextConditioning, "Infinity")
+        if self.config.restores:
+            raise ValueError("these Infinity weights restore pictures in one pass; they cannot make any")
         check_task(conditioning, edits=self.edits, family="Infinity")
         if conditioning.source is None:
             return None

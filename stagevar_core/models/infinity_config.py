@@ -13,6 +13,7 @@ class InfinityConfig:
     learned unconditional text rows, the longest prompt in tokens. ``pool_heads``: heads of the text pooling.
     ``edits``: the weights change a picture (VAREdit), which no tensor shows. ``moved_source``: the rotary
     positions of that picture are those of the last scale, moved; else they come from VAREdit's table.
+    ``restores``: the weights make a poor picture better (VARestorer), in a pass of their own.
     """
 
     depth: int
@@ -27,6 +28,7 @@ class InfinityConfig:
     levels: int = 15
     edits: bool = False
     moved_source: bool = False
+    restores: bool = False
 
     @property
     def head_dim(self) -> int:

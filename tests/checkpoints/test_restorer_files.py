@@ -1,18 +1,19 @@
 """VARestorer's files: published and merged, strict, and told apart from what generates."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from stagevar_core.checkpoints import (
     CheckpointError,
+    as_restoring,
     build,
-    check_task,
+    check_restores,
     prepare,
     read,
     save,
-    with_task,
 )
-from stagevar_core.checkpoints.header import dump
 from stagevar_core.models.infinity_config import INFINITY_2B
 from stagevar_core.schedule import infinity_aspect_table
 from tests.support import official_files as official
@@ -41,7 +42,7 @@ def test_the_published_file_at_full_size(chunks):
     lora = sum(tensor.numel() for key, tensor in file.items() if ".lora_" in key)
     assert lora == 32 * 851_968  # 27.3 M, as published
     checkpoint = prepare({"state_dict": {f"module.{key}": tensor for key, tensor in file.items()}}, None, "v")
-    assert (checkpoint.family, checkpoint.task, checkpoint.config) == ("infinity", "restore", INFINITY_2B)
+    assert (checkpoint.family, checkpoint.config) == ("infinity", replace(INFINITY_2B, restores=True))
     assert checkpoint.trained == SIZES
     module = build(checkpoint, dtype=torch.bfloat16)
     assert module.blocks[31].cross_attn.kv.weight.dtype == torch.bfloat16
@@ -69,32 +70,21 @@ def test_a_converted_file_says_what_it_is_for(tmp_path):
     checkpoint = prepare(small(), None, "raw")
     save(tmp_path / "restorer.safetensors", checkpoint.tensors, checkpoint.header())
     again = prepare(*read(tmp_path / "restorer.safetensors"))
-    assert (again.task, again.trained, again.config) == ("restore", SIZES, checkpoint.config)
+    assert (again.trained, again.config) == (SIZES, checkpoint.config) and again.config.restores
 
 
 def test_a_merged_file_has_to_be_told():
     checkpoint = prepare(merged(small()), None, "merged.pth")
-    assert checkpoint.task == "generate"
-    with pytest.raises(CheckpointError, match="merged.pth.*trained to generate.*--task restore"):
-        check_task(checkpoint, "restore")
-    told = with_task(checkpoint, "restore")
-    assert (told.task, told.trained) == ("restore", SIZES)
-    check_task(told, "restore")
-    with pytest.raises(CheckpointError, match="trained to restore pictures.*StageVAR Restore"):
-        check_task(told, "generate")
-    with pytest.raises(ValueError, match="task"):
-        with_task(prepare(official.tokenizer(TOKENIZER), None, "vae"), "restore")
-
-
-TOKENIZER = official.SMALL_TOKENIZER
-
-
-def test_an_unknown_task_is_refused():
-    header = dump(prepare(small(), None, "raw").header())
-    header["stagevar"] = header["stagevar"].replace('"restore"', '"dream"')
-    tensors = prepare(small(), None, "raw").tensors
-    with pytest.raises(CheckpointError, match="task.*'dream'.*restore"):
-        prepare(tensors, header, "ours.safetensors")
+    assert not checkpoint.config.restores
+    with pytest.raises(CheckpointError, match="merged.pth.*not known to restore.*--task restore"):
+        check_restores(checkpoint, True)
+    told = as_restoring(checkpoint)
+    assert told.config.restores and told.trained == SIZES
+    check_restores(told, True)
+    with pytest.raises(CheckpointError, match="restores pictures, which StageVAR Restore"):
+        check_restores(told, False)
+    with pytest.raises(CheckpointError, match="vae: .*infinity tokenizer restore no pictures"):
+        as_restoring(prepare(official.tokenizer(official.SMALL_TOKENIZER), None, "vae"))
 
 
 @pytest.mark.parametrize("part", ["linear", "lora_down", "lora_up"])
@@ -150,7 +140,7 @@ def test_the_converter_merges_and_takes_the_task(tmp_path, monkeypatch):
             convert_checkpoint.main([str(tmp_path / f"{name}.safetensors"), "--out", str(out), *options]) == 0
         )
         written.append(prepare(*read(out)))
-    assert [each.task for each in written] == ["restore", "restore"]
+    assert all(each.config.restores for each in written)
     assert written[0].trained == written[1].trained == SIZES
     for name, tensor in written[0].tensors.items():
         assert torch.allclose(written[1].tensors[name], tensor, atol=1e-6)

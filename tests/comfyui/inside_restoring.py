@@ -202,11 +202,16 @@ def check_refusals(model: Any, vae: Any) -> None:
     image = pictures(1, 20, 20, 3)
     other = load_transformer(files.load(files.TRANSFORMER, files.EMBEDDED), "default")
     codes = TokenizerVAE(files.load(files.TOKENIZER, files.EMBEDDED))
-    refused(lambda: restore(other, codes, image), "model: ", "trained to generate", "StageVAR Sampler")
+    refused(lambda: restore(other, codes, image), "model: ", "not known to restore")
     chosen = {"seed": 0, "cfg": -1.0, "temperature": -1.0, "top_k": -1, "top_p": -1.0}
     chosen |= {"width": 128, "height": 128, "batch_size": 1}
     text = [[torch.randn(1, 5, model.model.config.text_width), {}]]
-    refused(lambda: Sampler.execute(model, vae, text, **chosen), "model: ", "restore", "StageVAR Restore")
+    refused(
+        lambda: Sampler.execute(model, vae, text, **chosen),
+        "model: ",
+        "restores pictures",
+        "StageVAR Restore",
+    )
     refused(lambda: restore(7, vae, image), "model: ", "Load StageVAR Model")
     refused(lambda: restore(model, "vae", image), "vae: ", "Load StageVAR Tokenizer")
     refused(lambda: restore(model, vae, "picture.png"), "image: ", "Load Image")

@@ -89,7 +89,7 @@ def test_files_that_cannot_be_used(files, picture, tmp_path):
         (
             {**files, "transformer": other["transformer"], "tokenizer": other["tokenizer"]},
             picture,
-            "generate",
+            "not known to restore",
         ),
         ({**files, "transformer": tmp_path / "merged.safetensors"}, picture, "--task restore"),
         ({**files, "tokenizer": other["tokenizer"]}, picture, "does not belong"),
@@ -103,7 +103,7 @@ def test_files_that_cannot_be_used(files, picture, tmp_path):
     assert code == 2 and "image file" in errors[0]
     made = {**files, "text_encoder": other["text_encoder"]}
     code, _, errors = command(made, "generate", "--prompt", "red circle", "--out", out)
-    assert code == 2 and len(errors) == 1 and "trained to restore" in errors[0]
+    assert code == 2 and len(errors) == 1 and "it restores pictures" in errors[0]
 
 
 def test_random_states_are_left_alone(files, picture, tmp_path):

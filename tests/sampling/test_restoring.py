@@ -8,8 +8,10 @@ from stagevar_core.conditioning.types import TextConditioning
 from stagevar_core.models.infinity_config import INFINITY_2B
 from stagevar_core.models.restoring import RestoringLayout, restoring_inputs, restoring_logits
 from stagevar_core.network.attention import attend, sdpa
+from stagevar_core.sampling.generate import generate
 from stagevar_core.sampling.noise import SeededNoise
 from stagevar_core.sampling.restoring import NULL_TOKENS, Restorer, restoring_memory
+from stagevar_core.sampling.settings import SamplingSettings
 from stagevar_core.schedule import SIDES_256, ScaleSchedule, SquareTable, infinity_aspect_table
 from tests.support.official_restorer import TINY, restorer
 from tests.support.tiny import Interrupted
@@ -112,3 +114,8 @@ def test_a_tile_of_the_published_size_needs_little_memory():
     layout = RestoringLayout.of(infinity_aspect_table().restrict([1.0], ["0.25M"]))
     needed = restoring_memory(model, layout, 0).total
     assert 0.1 * 2**30 < needed < 0.6 * 2**30
+
+
+def test_weights_that_restore_make_no_pictures(model):
+    with pytest.raises(ValueError, match="restore pictures in one pass"):
+        generate(model, text(), LAYOUT.schedule, SamplingSettings(), noise=SeededNoise(0, 1))
