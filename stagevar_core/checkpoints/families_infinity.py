@@ -167,7 +167,7 @@ TRANSFORMER = FamilySpec(
         (r"(?:block_chunks\.\d+\.module|blocks)\.\d+\.ada_lin\..*", "modulation layers in every block"),
         (r".*\.ln_wo_grad\.weight", "RMS norms"),
     ),
-    unseen=("patch",),
+    unseen=("patch", "edits", "moved_source"),
     sizes=infinity_sizes,
 )
 TOKENIZER = FamilySpec(
