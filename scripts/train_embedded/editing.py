@@ -102,9 +102,9 @@ def cache_pairs(encoder: nn.Module, out: Path, count: int) -> None:
 class EditTraining:
     """Settings of this phase."""
 
-    steps: int = 1400
+    steps: int = 1600
     batch: int = 16  # pairs on all scales; twice as many on those up to a quarter of the area
-    groups: int = 3072
+    groups: int = 2048
     lr: float = 1.5e-3
     decay: float = 0.6
     strength: float = 0.2  # of the bit flips
