@@ -18,9 +18,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from stagevar_core.checkpoints import CheckpointError, RawCheckpoint, as_restoring, prepare, read, save  # noqa: E402
+from stagevar_core.checkpoints import CheckpointError, RawCheckpoint, prepare, read, save  # noqa: E402
 from stagevar_core.checkpoints.errors import NeedsCodeError  # noqa: E402
 from stagevar_core.checkpoints.load import read_vocabulary  # noqa: E402
+from stagevar_core.checkpoints.tasks import AUTO, TASKS, with_task  # noqa: E402
 from stagevar_core.devices import DTYPES  # noqa: E402
 
 KINDS = ("transformer", "tokenizer", "text_encoder")
@@ -84,8 +85,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--kind", choices=KINDS, help="which model to take from a file that holds several")
     parser.add_argument(
         "--task",
-        choices=("restore",),
-        help="what a transformer was trained for, where its tensors do not tell",
+        choices=TASKS,
+        default=AUTO,
+        help="what an Infinity transformer is for, which no tensor tells",
     )
     options = parser.parse_args(arguments)
     source: Path = options.checkpoint
@@ -95,9 +97,7 @@ def main(arguments: list[str] | None = None) -> int:
     if out.exists() and out.samefile(source):
         parser.error(f"{out} is the checkpoint itself; choose another name with --out")
     try:
-        checkpoint = prepare(*read_tensors(source), kind=options.kind)
-        if options.task == "restore":
-            checkpoint = as_restoring(checkpoint)
+        checkpoint = with_task(prepare(*read_tensors(source), kind=options.kind), options.task)
         header = replace(checkpoint.header(), title=options.title or checkpoint.title)
         if checkpoint.kind == "text_encoder" and header.tokenizer_json is None:
             header = replace(header, tokenizer_json=_vocabulary(checkpoint.family, source))
