@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from stagevar_core.checkpoints import CheckpointError, RawCheckpoint, prepare, read, save  # noqa: E402
 from stagevar_core.checkpoints.errors import NeedsCodeError  # noqa: E402
 from stagevar_core.checkpoints.load import read_vocabulary  # noqa: E402
+from stagevar_core.checkpoints.shards import parts_of  # noqa: E402
 from stagevar_core.checkpoints.tasks import AUTO, TASKS, with_task  # noqa: E402
 from stagevar_core.devices import DTYPES  # noqa: E402
 
@@ -50,7 +51,7 @@ def read_tensors(path: Path) -> RawCheckpoint:
     try:
         return read(path)
     except NeedsCodeError:
-        names = unsafe_names(path)
+        names = {name for shard in parts_of(path).shards for name in unsafe_names(shard)}
     # One class per name, since torch compares them; modules that reach the system stay blocked.
     stand_ins = [(type("Placeholder", (Placeholder,), {}), name) for name in names]
     try:
@@ -91,7 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     source: Path = options.checkpoint
-    out = options.out or source.with_name(f"{source.stem if source.is_file() else source.name}.safetensors")
+    out = options.out or _beside(source)
     if out.suffix != ".safetensors":
         parser.error(f"--out is {out}; expected a name that ends in .safetensors")
     if out.exists() and out.samefile(source):
@@ -110,6 +111,18 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"kind:    {checkpoint.kind}\nfamily:  {checkpoint.family}\nconfig:  {checkpoint.config}")
     print(f"size:    {size / 1e6:,.1f} MB, {checkpoint.parameters / 1e6:,.1f} M parameters\nwritten: {out}")
     return 0
+
+
+def _beside(source: Path) -> Path:
+    """Where the result goes: beside the file or folder of shards; a set is named like its folder."""
+    try:
+        alone = source.is_file() and len(parts_of(source).shards) == 1
+    except CheckpointError:  # said when it is read
+        alone = True
+    if alone:
+        return source.with_suffix(".safetensors")
+    folder = (source.parent if source.is_file() else source).resolve()
+    return (folder if source.is_file() else folder.parent) / f"{folder.name}.safetensors"
 
 
 def _vocabulary(family: str, source: Path) -> str | None:

@@ -114,6 +114,11 @@ class Pipeline:
         """
         device = torch.device(device) if device is not None else default_device()
         model = with_task(prepare(*read(transformer), kind="transformer"), task)
+        if model.trained is None:
+            raise ValueError(
+                f"{model.source} does not say which sizes it was trained on, and its number of scales is not "
+                "that of a published model. Convert it with its settings"
+            )
         codes = prepare(*read(tokenizer), kind="tokenizer")
         check_pairing(model, codes)
         check_restores(model, False)
@@ -122,11 +127,6 @@ class Pipeline:
             if text_encoder is None:
                 raise ValueError(f"{transformer} takes text; give the text encoder that belongs to it")
             encoder = load_text_encoder(text_encoder, device=device)
-        if model.trained is None:
-            raise ValueError(
-                f"{model.source} does not say which sizes it was trained on, and its number of scales is not "
-                "that of a published model. Convert it with its settings"
-            )
         blocks, decoder = (dtype or default_dtype(device, part.parameters) for part in (model, codes))
         return cls(
             signed(pack(build(model, dtype=blocks, device=device))),

@@ -15,6 +15,15 @@ SIDES_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
 SIDES_1024 = (1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64)
 
 
+MAX_SIDE = 1024  # tokens; published models have 64
+
+
+def possible_sides(sides: Sequence[object]) -> bool:
+    """Whether these can be the side lengths of a square schedule: whole, from 1, never falling."""
+    whole = [side for side in sides if isinstance(side, int) and not isinstance(side, bool)]
+    return len(whole) == len(sides) > 0 and whole == sorted(whole) and whole[0] == 1 and whole[-1] <= MAX_SIDE
+
+
 @dataclass(frozen=True)
 class Scale:
     """One resolution step: a token map of ``height`` x ``width``."""

@@ -13,6 +13,7 @@ import torch
 from comfy import sd1_clip
 from torch import Tensor
 
+from ...stagevar_core.checkpoints.header import KEY, record
 from ...stagevar_core.checkpoints.load import Checkpoint
 from ...stagevar_core.conditioning.clip import CLIPEncoderConfig
 from .conditioning import NULL_TEXT
@@ -37,6 +38,7 @@ class CLIPTokenizer(sd1_clip.SDTokenizer):
         *,
         width: int,
         length: int,
+        header: Tensor | None = None,
     ) -> None:
         super().__init__(
             max_length=length,
@@ -46,6 +48,11 @@ class CLIPTokenizer(sd1_clip.SDTokenizer):
             embedding_key=NAME,
             tokenizer_data=tokenizer_data or {},
         )
+        self.header = header
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What CLIPSave writes beside the weights: our header."""
+        return {} if self.header is None else {f"{NAME}.{KEY}": self.header}
 
     def tokenize_with_weights(
         self,
@@ -110,5 +117,9 @@ def parts(checkpoint: Checkpoint) -> tuple[partial, partial]:
             f"{_VOCABULARY}. Use the text encoder of Stable Diffusion 2.1"
         )
     shape = {**config.to_dict(), "eos_token_id": _SPECIAL["end"]}
-    size = {"width": config.width, "length": config.max_position_embeddings}
+    size = {
+        "width": config.width,
+        "length": config.max_position_embeddings,
+        "header": record(checkpoint.header()),
+    }
     return partial(CLIPEncoder, shape=shape), partial(CLIPTokenizer, **size)

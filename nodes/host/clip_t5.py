@@ -9,7 +9,9 @@ import comfy.text_encoders
 import comfy.text_encoders.t5
 import torch
 from comfy import sd1_clip
+from torch import Tensor
 
+from ...stagevar_core.checkpoints.header import KEY, record
 from ...stagevar_core.checkpoints.load import Checkpoint
 from ...stagevar_core.conditioning.t5 import MAX_TOKENS, T5EncoderConfig
 from .schema import Folders
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 NAME = "t5"
+_VOCABULARY = 32100  # of the tokenizer that comes with ComfyUI
 _SPECIAL = {"end": 1, "pad": 0}
 _T5: type[Any] = comfy.text_encoders.t5.T5  # the host's default says CLIP, and it means any encoder
 _ACTIVATIONS = {"gated-gelu": "gelu_pytorch_tanh", "gelu_new": "gelu_pytorch_tanh", "relu": "relu"}
@@ -52,6 +55,7 @@ class T5Tokenizer(sd1_clip.SDTokenizer):
         width: int = 2048,
         max_tokens: int = MAX_TOKENS,
         tokenizer_json: str | None = None,
+        header: Tensor | None = None,
     ) -> None:
         if tokenizer_json is None:
             from transformers import T5TokenizerFast
@@ -75,6 +79,11 @@ class T5Tokenizer(sd1_clip.SDTokenizer):
         )
         self.tokenizer.model_max_length = 10**8
         self.max_tokens = max_tokens
+        self.header = header
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What CLIPSave writes beside the weights: our header, vocabulary included."""
+        return {} if self.header is None else {f"{NAME}.{KEY}": self.header}
 
     def tokenize_with_weights(
         self,
@@ -125,7 +134,14 @@ def parts(checkpoint: Checkpoint) -> tuple[partial, partial]:
         "width": checkpoint.config.d_model,
         "max_tokens": int(checkpoint.defaults.get("max_tokens", MAX_TOKENS)),
         "tokenizer_json": checkpoint.tokenizer_json,
+        "header": record(checkpoint.header()),
     }
+    if checkpoint.tokenizer_json is None and checkpoint.config.vocab_size < _VOCABULARY:
+        raise ValueError(
+            f"text_encoder_name: {checkpoint.source} has {checkpoint.config.vocab_size} tokens and no "
+            f"vocabulary of its own; ComfyUI's T5 tokenizer has {_VOCABULARY}. Use a file that holds its "
+            "vocabulary, as scripts/convert_checkpoint.py writes it"
+        )
     return partial(T5Encoder, shape=_shape(checkpoint.config)), partial(T5Tokenizer, **vocabulary)
 
 

@@ -10,6 +10,7 @@ import torch
 from comfy.cli_args import args
 from torch import Tensor, nn
 
+from ...stagevar_core.checkpoints.header import KEY, record
 from ...stagevar_core.checkpoints.load import Checkpoint
 from ...stagevar_core.devices import default_dtype
 from ...stagevar_core.models.companions import Tokenizer, TokenizerConfig
@@ -97,6 +98,10 @@ class TokenizerVAE(comfy.sd.VAE):
             config.dim,
             decode_dtype,
         )
+
+    def get_sd(self) -> dict[str, Tensor]:
+        """What VAESave writes: the weights, and our header as a tensor, as it writes no metadata of ours."""
+        return {**super().get_sd(), KEY: record(self.checkpoint.header())}
 
     def compiled(self, compiler: Compiler) -> "TokenizerVAE":
         """The same VAE, decoding through ``compiler``; weights and their place in memory are shared."""

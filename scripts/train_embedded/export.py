@@ -44,7 +44,7 @@ def export(out: Path, assets: Path = ASSETS) -> None:
         "top_k": SAMPLING.top_k,
         "top_p": SAMPLING.top_p,
     }
-    image = Header("tokenizer", "infinity", TOKENIZER_CONFIG.to_dict(), title=TITLE)
+    image = Header("tokenizer", "infinity", TOKENIZER_CONFIG.to_dict(), trained=table, title=TITLE)
     model = Header("transformer", "infinity", CONFIG.to_dict(), trained=table, defaults=defaults, title=TITLE)
     text = Header("text_encoder", "t5", text_config.to_dict(), tokenizer_json=tokenizer.to_str(), title=TITLE)
     files = {

@@ -4,6 +4,8 @@ A key map never computes on large tensors. Biases that the files keep apart are 
 bias is stored nowhere), everything else keeps its storage under a new name.
 """
 
+import itertools
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -13,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .errors import CheckpointError, listed
+from .errors import CheckpointError, listed, short
 
 
 class Rename(NamedTuple):
@@ -57,6 +59,8 @@ class KeyMap:
     blocks: tuple[str, ...] = ()
 
 
+MAX_BLOCKS = 1024  # of one kind; published models have at most 48
+_DIGITS = 9  # of a block number
 BLOCK = r"(blocks\.\d+)"
 
 
@@ -69,6 +73,14 @@ def self_attention(source: str, target: str) -> tuple[Rename, ...]:
         Rename(source + r"\.v_bias", target + ".qkv.bias:value"),
         Rename(source + r"\.proj\.(weight|bias)", target + r".proj.\2"),
     )
+
+
+# What is found beside any model: of training code, and a number that ComfyUI saves with every text encoder.
+BESIDE = (
+    Ignore(r"logit_scale"),
+    Ignore(r"(?:\w+_)?(?:discriminator|disc)\..*", "discriminator"),
+    Ignore(r"(?:\w+_)?(?:loss|losses|lpips|perceptual_\w+|criterion)\..*", "training losses"),
+)
 
 
 class Conversion(NamedTuple):
@@ -88,15 +100,14 @@ class Route(NamedTuple):
 
 def routes(keys: Iterable[str], key_map: KeyMap | None, source: str = "checkpoint") -> dict[str, Route]:
     """The route of every key; ``key_map`` None keeps all names. Raises for blocks that do not count up."""
-    if key_map is None:
-        return {key: Route(key) for key in keys}
-    keys = list(keys)
+    key_map, keys = key_map or KeyMap(()), list(keys)
     numbered = _number_blocks(keys, key_map.blocks, source)
     result: dict[str, Route] = {}
     aliases: list[tuple[str, Rename]] = []
     for key in keys:
         name = numbered.get(key, key)
-        ignored = next((rule for rule in key_map.ignored if re.fullmatch(rule.pattern, name)), None)
+        rules = (*key_map.ignored, *BESIDE)
+        ignored = next((rule for rule in rules if re.fullmatch(rule.pattern, name)), None)
         rename = next((rule for rule in key_map.renames if re.fullmatch(rule.source, name)), None)
         if ignored is not None:
             result[key] = Route(None, dropped=ignored.what)
@@ -113,9 +124,14 @@ def routes(keys: Iterable[str], key_map: KeyMap | None, source: str = "checkpoin
     return result
 
 
-def convert(tensors: Mapping[str, Tensor], key_map: KeyMap | None, source: str = "checkpoint") -> Conversion:
-    """``tensors`` under our names, as a new dict that shares their storage."""
-    planned = routes(tensors, key_map, source)
+def convert(
+    tensors: Mapping[str, Tensor],
+    key_map: KeyMap | None,
+    source: str = "checkpoint",
+    planned: Mapping[str, Route] | None = None,
+) -> Conversion:
+    """``tensors`` under our names, sharing their storage; ``planned``: their routes where known."""
+    planned = planned if planned is not None else routes(tensors, key_map, source)
     converted: dict[str, Tensor] = {}
     for key, route in planned.items():
         if route.target is None:
@@ -135,7 +151,7 @@ def _number_blocks(keys: list[str], patterns: tuple[str, ...], source: str) -> d
     renamed: dict[str, str] = {}
     for pattern in patterns:
         found = {key: match for key in keys if (match := re.match(pattern + r"\.", key))}
-        counters = {key: tuple(int(group) for group in match.groups()) for key, match in found.items()}
+        counters = {key: _counter(match, source) for key, match in found.items()}
         order = {counter: index for index, counter in enumerate(sorted(set(counters.values())))}
         _check_counters(set(order), source)
         for key, match in found.items():
@@ -143,14 +159,26 @@ def _number_blocks(keys: list[str], patterns: tuple[str, ...], source: str) -> d
     return renamed
 
 
+def _counter(match: re.Match[str], source: str) -> tuple[int, ...]:
+    if longest := max((group for group in match.groups() if len(group) > _DIGITS), key=len, default=None):
+        raise CheckpointError(
+            f"{source}: the block number {short(longest)} is none; expected at most {MAX_BLOCKS} blocks. "
+            "Get the file again, or convert it from the original"
+        )
+    return tuple(int(group) for group in match.groups())
+
+
 def _check_counters(present: set[tuple[int, ...]], source: str) -> None:
     """Raise when a block is missing: every counter must run from 0 without a gap."""
     if not present:
         return
-    expected = {()}
-    for place in range(len(next(iter(present)))):
-        size = len({counter[place] for counter in present})
-        expected = {(*counter, index) for counter in expected for index in range(size)}
+    sizes = [len(set(counters)) for counters in zip(*present, strict=True)]
+    if math.prod(sizes) > MAX_BLOCKS:
+        raise CheckpointError(
+            f"{source}: it has {len(present)} transformer blocks with numbers up to {max(present)}; expected "
+            f"at most {MAX_BLOCKS} that count up from 0. Get the whole file again, or all shards of it"
+        )
+    expected = set(itertools.product(*map(range, sizes)))
     if present != expected:
         gaps = [".".join(map(str, counter)) for counter in expected - present]
         raise CheckpointError(
@@ -182,6 +210,12 @@ def _fold(tensors: dict[str, Tensor], fold: Fold, source: str) -> None:
                 "get the whole file again"
             )
         like = tensors[named[0]]
+        for name in named:
+            if tensors[name].dim() != 1:
+                raise CheckpointError(
+                    f"{source}: the {name.partition(':')[2]} part of the bias {owner} has the shape "
+                    f"{list(tensors[name].shape)}; expected a vector. Get the whole file again"
+                )
         parts = [tensors[f"{owner}:{part}"] if part else torch.zeros_like(like) for part in fold.parts]
         for name in named:
             del tensors[name]

@@ -4,27 +4,20 @@ A new family is a file of them and a line in ``SPECS``; file names are never loo
 of weights are read, because quantised files may change the others.
 """
 
-import re
+import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
-
-from torch import Tensor
+from typing import Any
 
 from . import families_infinity, families_star, families_var
-from .convert import routes
-from .errors import CheckpointError, listed
+from .convert import Route
+from .errors import CheckpointError, article, listed, short
 from .header import ModelConfig
 from .spec import FamilySpec, Shapes, first_match
+from .wrappers import Group, split_prefix
 
 # What loaders ask for, and how people call it.
 KINDS = {"transformer": "a transformer", "tokenizer": "an image tokenizer", "text_encoder": "a text encoder"}
-
-
-class Detected(NamedTuple):
-    """A recognised file: its specification and the configuration that its shapes show."""
-
-    spec: FamilySpec[Any]
-    config: ModelConfig
 
 
 # Specific before broad; the first match wins.
@@ -34,6 +27,8 @@ SPECS: tuple[FamilySpec[Any], ...] = (
     *families_var.SPECS,
     families_infinity.T5,
 )
+
+_MAX_WORDS, _MAX_TRIED = 5, 40  # of prefixes that may hide a model
 
 # What files of other kinds look like, for the advice in the error.
 LOOKALIKES: tuple[tuple[str, str], ...] = (
@@ -53,49 +48,30 @@ LOOKALIKES: tuple[tuple[str, str], ...] = (
 )
 
 
-def recognise(keys: Sequence[str], source: str) -> FamilySpec[Any] | None:
-    """The first specification that these keys match; raises for a known file with unreleased options."""
-    spec = next((spec for spec in SPECS if spec.matches(keys)), None)
-    if spec is None:
-        return None
+def recognise(keys: Sequence[str]) -> FamilySpec[Any] | None:
+    """The first specification that these keys match, None for what is no known model."""
+    return next((spec for spec in SPECS if spec.matches(keys)), None)
+
+
+def refuse_options(spec: FamilySpec[Any], keys: Sequence[str], source: str) -> None:
+    """Raise for a known file with options that no release has."""
     for pattern, meaning in spec.unsupported:
         if key := first_match(pattern, keys):
             raise CheckpointError(
                 f"{source}: the key {key} stands for {meaning}, an option that no released {spec.title} "
                 "uses; expected a checkpoint with the released settings. Use one of the published files"
             )
-    return spec
 
 
-def detect(
-    shapes: Mapping[str, Sequence[int]],
-    source: str = "checkpoint",
-    tensors: Mapping[str, Tensor] | None = None,
-    settings: Mapping[str, Any] | None = None,
-) -> Detected:
-    """Family and configuration of a file from its tensor names and shapes, in any known naming style.
+def configure(spec: FamilySpec[Any], group: Group, planned: Mapping[str, Route], source: str) -> ModelConfig:
+    """The configuration that the shapes of a recognised group show, and where they count its small buffers.
 
-    ``tensors``: the file's, where the values of small buffers may be read as well. ``settings``: of the
-    training run, where the file carries them.
+    Raises for a known file with unreleased options. ``planned``: the routes of its keys.
     """
-    spec = recognise(list(shapes), source)
-    if spec is None:
-        raise unknown(list(shapes), source)
-    return Detected(spec, config_of(spec, shapes, source, tensors, settings))
-
-
-def config_of(
-    spec: FamilySpec[Any],
-    shapes: Mapping[str, Sequence[int]],
-    source: str,
-    tensors: Mapping[str, Tensor] | None = None,
-    settings: Mapping[str, Any] | None = None,
-) -> ModelConfig:
-    """The configuration of a file of a known kind, see :func:`detect`."""
-    planned = routes(shapes, spec.key_map, source)
-    named = {route.target: shapes[key] for key, route in planned.items() if route.target is not None}
-    buffers = {key: tensors[key] for key in spec.buffers if tensors and key in tensors}
-    return spec.config_from(Shapes(named, source, buffers, settings))
+    refuse_options(spec, list(group.tensors), source)
+    named = {route.target: group.tensors[key].shape for key, route in planned.items() if route.target}
+    buffers = {key: group.tensors[key] for key in spec.buffers if key in group.tensors}
+    return spec.config_from(Shapes(named, source, buffers, group.settings))
 
 
 def spec_of(kind: str, family: str) -> FamilySpec[Any]:
@@ -111,16 +87,31 @@ def unknown(keys: Sequence[str], source: str) -> CheckpointError:
     """The error for a file that no specification matches: what it has, what was expected, what it may be."""
     guess = next((text for pattern, text in LOOKALIKES if first_match(pattern, keys)), None)
     found = f"{len(keys)} tensors such as {listed(keys, 4)}" if keys else "no tensors"
-    known = dict.fromkeys(
-        f"{spec.title} (with keys like {_readable(spec)})" for spec in SPECS if spec.key_map
-    )
+    known = dict.fromkeys(f"{spec.title} (with {spec.example})" for spec in SPECS if spec.key_map)
     return CheckpointError(
-        f"{source}: no known model; found {found}. Expected one of: {'; '.join(known)}. "
+        f"{source}: no known model; found {found}. {_under_prefix(keys)}\n"
+        f"Expected one of: {', '.join(known)}.\n"
         + (f"This looks like {guess}, which the StageVAR loaders cannot use. " if guess else "")
         + "Choose a file from the model table of the README"
     )
 
 
-def _readable(spec: FamilySpec[Any]) -> str:
-    keys = (re.sub(r"\(\?:[^)]*\)\??", "", key.split("|")[0]) for key in spec.keys_required[:3])
-    return ", ".join(re.sub(r"\\", "", key).replace(".*", "*") for key in keys)
+def _under_prefix(keys: Sequence[str]) -> str:
+    """What an unknown prefix hides or could hide, a sentence; empty without one."""
+    names = [key[split_prefix(key) :] for key in keys]
+    counts = Counter(
+        ".".join(words[:depth])
+        for name in names
+        for words in [name.split(".", _MAX_WORDS)]
+        for depth in range(1, len(words))
+    )
+    for prefix, count in counts.most_common(_MAX_TRIED):
+        behind = [name[len(prefix) + 1 :] for name in names if name.startswith(f"{prefix}.")]
+        if spec := recognise([name[split_prefix(name) :] for name in behind]):
+            share = "All" if count == len(names) else f"{count} of {len(names)}"
+            return (
+                f"{share} keys begin with `{short(prefix)}.`, which is not known; behind it are those of "
+                f"{article(spec.title)}. Save the model again without that prefix."
+            )
+    common = os.path.commonprefix(names).rpartition(".")[0]
+    return f"All keys begin with `{short(common)}.`." if common and len(names) > 1 else ""

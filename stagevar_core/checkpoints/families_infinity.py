@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..autoencoders.bsq import BSQTokenizer, BSQTokenizerConfig
+from ..checks import one_of
 from ..conditioning.t5 import T5EncoderConfig, T5TextEncoder, read_tokenizer
 from ..models.infinity import Infinity, InfinityConfig
 from ..schedule import AspectTable, infinity_aspect_table
@@ -12,6 +13,7 @@ from .lora import merged_lora
 from .spec import FamilySpec, Shape, Shapes, conv_sizes, module_shapes
 
 _LORA = r".*\.sa\.mat_qkv\.(?:linear|lora_down|lora_up)\.weight"  # of VARestorer, as published
+T5_ACTIVATIONS = ("gated-gelu", "gated-silu", "relu", "gelu", "gelu_new", "silu")
 _T5_BLOCK = "encoder.block.{}.layer."
 _T5_POSITIONS = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
 
@@ -63,11 +65,7 @@ BSQ_KEYS = KeyMap(
         ),
         Rename(r"((?:encoder|decoder)\.(?:.+\.)?(?:norm\d|norm_out))(?:\.norm)?\.(weight|bias)", r"\1.\2"),
     ),
-    ignored=(
-        Ignore(r"quantizer?\.lfq\.mask"),
-        Ignore(r"(?:\w+_)?(?:discriminator|disc)\..*", "discriminator"),
-        Ignore(r"(?:\w+_)?(?:loss|lpips|perceptual_model)\..*", "training losses"),
-    ),
+    ignored=(Ignore(r"quantizer?\.lfq\.mask"),),
 )
 
 # T5 as the transformers library writes it; these names are kept, also for ComfyUI's own T5.
@@ -141,6 +139,19 @@ def t5_shapes(config: T5EncoderConfig) -> dict[str, Shape]:
     return shapes
 
 
+def check_t5(config: T5EncoderConfig) -> None:
+    """Raise ``ValueError`` for positions or activations that no T5 computes."""
+    exact = (
+        config.relative_attention_num_buckets // 4
+    )  # each side has half of them, near places half of those
+    if exact < 1 or config.relative_attention_max_distance <= exact:
+        raise ValueError(
+            f"{config.relative_attention_num_buckets} buckets of positions that reach "
+            f"{config.relative_attention_max_distance} tokens"
+        )
+    one_of("feed_forward_proj", config.feed_forward_proj, T5_ACTIVATIONS)
+
+
 def infinity_sizes(config: InfinityConfig | BSQTokenizerConfig) -> AspectTable:
     """All aspect ratios and budgets: no tensor tells which of them a file was trained on.
 
@@ -154,6 +165,7 @@ TRANSFORMER = FamilySpec(
     name="infinity",
     kind="transformer",
     title="Infinity transformer",
+    example="text_proj_for_sos.ca.mat_q",
     keys_required=(
         r"cfg_uncond",
         r"pos_start",
@@ -180,6 +192,7 @@ TRANSFORMER = FamilySpec(
 RESTORER = replace(
     TRANSFORMER,
     title="VARestorer transformer",
+    example="block_chunks.0.module.0.sa.mat_qkv.lora_down.weight",
     keys_required=(*TRANSFORMER.keys_required[:3], _LORA),
     keys_forbidden=(r"class_emb\.weight",),
     config_from=lambda shapes: replace(infinity_config(shapes), restores=True),
@@ -189,6 +202,7 @@ TOKENIZER = FamilySpec(
     name="infinity",
     kind="tokenizer",
     title="Infinity image tokenizer",
+    example="encoder.down.0.block.0.conv1.conv.weight",
     keys_required=(
         r"encoder\.conv_in\.(?:conv\.)?weight",
         r"encoder\.conv_out\.(?:conv\.)?weight",
@@ -208,6 +222,7 @@ T5 = FamilySpec(
     name="t5",
     kind="text_encoder",
     title="T5 text encoder",
+    example="encoder.block.0.layer.0.SelfAttention.q.weight",
     keys_required=(
         r"shared\.weight|encoder\.embed_tokens\.weight",
         r"encoder\.block\.0\.layer\.0\.SelfAttention\.q\.weight",
@@ -219,6 +234,7 @@ T5 = FamilySpec(
     expected=t5_shapes,
     key_map=T5_KEYS,
     unseen=("relative_attention_max_distance", "layer_norm_epsilon", "feed_forward_proj"),
+    check=check_t5,
     encoder=T5TextEncoder,
     vocabulary=read_tokenizer,
 )

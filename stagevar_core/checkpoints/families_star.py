@@ -5,10 +5,11 @@ Its tokenizer is VAR's, see ``families_var.py``.
 
 from typing import Any
 
+from ..checks import one_of, refuse
 from ..conditioning.clip import CLIPEncoderConfig, CLIPTextEncoder, read_tokenizer
 from ..models.star import STAR
 from ..models.star_config import STARConfig
-from ..schedule import SIDES_256, SIDES_512, SIDES_1024, AspectTable, SquareTable
+from ..schedule import SIDES_256, SIDES_512, SIDES_1024, AspectTable, SquareTable, possible_sides
 from .convert import BLOCK, Fold, Ignore, KeyMap, Rename, self_attention
 from .errors import CheckpointError
 from .spec import CODEBOOK, FamilySpec, Shape, Shapes, module_shapes
@@ -57,7 +58,7 @@ CLIP_KEYS = KeyMap(
         Ignore(r"text_model\.embeddings\.position_ids"),
         Ignore(r"text_model\.encoder\.layers\.23\..*", "last layer, which Stable Diffusion 2.1 leaves out"),
         Ignore(r"vision_model\..*|visual_projection\..*", "image encoder"),
-        Ignore(r"text_projection(?:\.weight)?|logit_scale", "projection for image search"),
+        Ignore(r"text_projection(?:\.weight)?", "projection for image search"),
     ),
 )
 
@@ -90,9 +91,15 @@ def star_config(shapes: Shapes) -> STARConfig:
 def _told_sides(shapes: Shapes, levels: int) -> tuple[int, ...]:
     """The schedule in the settings that a training checkpoint carries, empty where there is none."""
     told = shapes.settings.get("patch_nums")
-    if not isinstance(told, list | tuple) or len(told) != levels:
+    if not isinstance(told, list | tuple) or len(told) != levels or not possible_sides(told):
         return ()
-    return tuple(told) if all(isinstance(side, int) and 1 <= side <= 1024 for side in told) else ()
+    return tuple(told)
+
+
+def check_star(config: STARConfig) -> None:
+    """Raise ``ValueError`` for scales that are not those of the level embedding, or cannot be."""
+    if config.sides and (len(config.sides) != config.levels or not possible_sides(config.sides)):
+        refuse("sides", config.sides, f"{config.levels} side lengths from 1 up")
 
 
 def star_sizes(config: STARConfig) -> AspectTable | None:
@@ -114,6 +121,13 @@ def clip_config(shapes: Shapes) -> CLIPEncoderConfig:
         num_attention_heads=shapes.ratio("the number of heads", width, 64),
         max_position_embeddings=shapes.size("text_model.embeddings.position_embedding.weight"),
     )
+
+
+def check_clip(config: CLIPEncoderConfig) -> None:
+    """Raise ``ValueError`` for heads that do not divide the width, and activations that no CLIP has."""
+    if config.hidden_size % config.num_attention_heads:
+        refuse("num_attention_heads", config.num_attention_heads, f"a divisor of {config.hidden_size}")
+    one_of("hidden_act", config.hidden_act, ("gelu", "quick_gelu", "gelu_new"))
 
 
 def clip_shapes(config: CLIPEncoderConfig) -> dict[str, Shape]:
@@ -138,6 +152,7 @@ TRANSFORMER = FamilySpec(
     name="star",
     kind="transformer",
     title="STAR transformer",
+    example="blocks.0.cross_attn.mat_kv.weight",
     keys_required=(
         r"head_logits\.weight",
         r"encoder_proj\.weight",
@@ -153,6 +168,7 @@ TRANSFORMER = FamilySpec(
         (r"pos_1LC", "learned positions"),
     ),
     unseen=("sides", "rope_norm", "rope_base"),
+    check=check_star,
     sizes=star_sizes,
     defaults={"cfg": 4.0, "temperature": 1.0, "top_k": 600, "top_p": 0.8},  # of the official demo
     tokenizer="var",
@@ -162,6 +178,7 @@ CLIP = FamilySpec(
     name="clip",
     kind="text_encoder",
     title="CLIP text encoder",
+    example="text_model.final_layer_norm.weight",
     keys_required=(
         r"text_model\.embeddings\.token_embedding\.weight",
         r"text_model\.encoder\.layers\.0\.self_attn\.q_proj\.weight",
@@ -173,6 +190,7 @@ CLIP = FamilySpec(
     expected=clip_shapes,
     key_map=CLIP_KEYS,
     unseen=("num_attention_heads", "hidden_act", "layer_norm_eps"),
+    check=check_clip,
     encoder=CLIPTextEncoder,
     vocabulary=read_tokenizer,
 )

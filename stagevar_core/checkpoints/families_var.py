@@ -5,8 +5,9 @@ from collections import Counter
 from typing import Any
 
 from ..autoencoders.vq import VQTokenizer, VQTokenizerConfig
+from ..checks import refuse
 from ..models.var import VAR, VARConfig
-from ..schedule import SIDES_256, SIDES_512, SIDES_1024, AspectTable, SquareTable
+from ..schedule import SIDES_256, SIDES_512, SIDES_1024, AspectTable, SquareTable, possible_sides
 from .convert import BLOCK, Fold, Ignore, KeyMap, Rename, self_attention
 from .spec import CODEBOOK, FamilySpec, Shapes, conv_sizes, module_shapes
 
@@ -51,7 +52,7 @@ def trained_sides(shapes: Shapes, levels: int, tokens: int) -> tuple[int, ...]:
     if numbers is not None and len(numbers) == tokens and numbers == sorted(numbers):
         counts = Counter(numbers)
         sides = tuple(math.isqrt(counts[level]) for level in range(levels))
-        if 0 not in sides and sum(side**2 for side in sides) == tokens:
+        if possible_sides(sides) and sum(side**2 for side in sides) == tokens:
             return sides
     return _SCHEDULES.get((levels, tokens), ())
 
@@ -80,6 +81,12 @@ def var_config(shapes: Shapes) -> VARConfig:
     )
 
 
+def check_var(config: VARConfig) -> None:
+    """Raise ``ValueError`` for scales that cannot be; how many tokens they have, the positions tell."""
+    if not possible_sides(config.sides):
+        refuse("sides", config.sides, "side lengths from 1 up")
+
+
 def var_sizes(config: VARConfig) -> AspectTable:
     """The one square that the positions belong to."""
     return SquareTable.of(config.sides)
@@ -104,6 +111,7 @@ TRANSFORMER = FamilySpec(
     name="var",
     kind="transformer",
     title="VAR transformer",
+    example="head_nm.ada_lin.1.weight",
     keys_required=(
         r"pos_1LC",
         r"class_emb\.weight",
@@ -118,6 +126,7 @@ TRANSFORMER = FamilySpec(
     module=VAR,
     unseen=("sides",),
     buffers=(_LEVELS,),
+    check=check_var,
     sizes=var_sizes,
     defaults={"cfg": 4.0, "temperature": 1.0, "top_k": 900, "top_p": 0.95},  # of the official demo
     pairs=CODEBOOK,
@@ -126,6 +135,7 @@ TOKENIZER = FamilySpec(
     name="var",
     kind="tokenizer",
     title="VAR image tokenizer",
+    example="quantize.embedding.weight",
     keys_required=(
         r"quantize\.embedding\.weight",
         r"quantize\.quant_resi\.(?:qresi_ls\.0|qresi|0)\.weight",

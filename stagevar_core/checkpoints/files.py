@@ -4,7 +4,8 @@ import json
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,13 +13,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from .errors import CheckpointError, NeedsCodeError, listed
+from .errors import CheckpointError, NeedsCodeError, listed, short
+from .shards import PICKLES, SAFETENSORS, Parts, parts_of
 
-SAFETENSORS = (".safetensors", ".sft")
-PICKLES = (".pth", ".pt", ".ckpt", ".bin")
-INDEXES = ("*.safetensors.index.json", "*.bin.index.json")  # the preferred one first
-_SHARD = re.compile(r".+-\d{5}-of-\d{5}\.\w+")
-_MAX_HEADER = 100_000_000  # the safetensors format's own limit
+_MAX_HEADER = 100_000_000  # bytes, the safetensors format's own limit
+_MAX_GROWTH = 50  # of a compressed archive
 
 # First bytes of files that are often saved under a checkpoint's name.
 _SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
@@ -38,20 +37,14 @@ class RawCheckpoint(NamedTuple):
 
 
 def read(path: str | Path) -> RawCheckpoint:
-    """Read a file, a sharded directory or one shard of it; tensors stay memory-mapped where torch can.
+    """Read a file, an index, a folder or one shard (:func:`.shards.parts_of`), memory-mapped where torch can.
 
     Raises :class:`CheckpointError` for everything that is not a readable checkpoint.
     """
-    path = Path(path)
-    if path.is_dir():
-        return _read_directory(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; check the name, or put the file there")
-    if path.name.endswith(".index.json"):
-        return _read_shards(path)
-    if index := _index_of(path):
-        return _read_shards(index)
-    return _read_file(path)
+    parts = parts_of(path)
+    if parts.index is None and len(parts.shards) == 1:
+        return _read_file(parts.shards[0])
+    return _read_shards(parts, str(path))
 
 
 def _read_file(path: Path) -> RawCheckpoint:
@@ -131,9 +124,10 @@ def _check_length(path: Path) -> None:
         header = json.loads(raw) if len(raw) == length else {}
         entries = [entry for name, entry in header.items() if name != "__metadata__"]
         needed += max((int(entry["data_offsets"][1]) for entry in entries), default=0)
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+    except (ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
-            f"{path}: damaged safetensors header ({error}); expected a table of tensors. Download it again"
+            f"{path}: damaged safetensors header ({short(error, 120)}); expected a table of tensors. "
+            "Download it again"
         ) from error
     if size < needed:
         raise CheckpointError(
@@ -142,13 +136,10 @@ def _check_length(path: Path) -> None:
 
 
 def _read_pickle(path: Path, archive: bool) -> RawCheckpoint:
-    if archive and not zipfile.is_zipfile(path):
-        raise CheckpointError(
-            f"{path}: the file is cut off ({path.stat().st_size:,} bytes, the archive's end is missing); "
-            "download it again"
-        )
+    records = _records(path) if archive else []
+    mapped = archive and all(record.compress_type == zipfile.ZIP_STORED for record in records)
     try:
-        content = torch.load(str(path), map_location="cpu", weights_only=True, mmap=archive)
+        content = torch.load(str(path), map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         raise _needs_code(path, str(error)) from None
     except Exception as error:  # damaged bytes make it fail in many ways
@@ -162,7 +153,62 @@ def _read_pickle(path: Path, archive: bool) -> RawCheckpoint:
         raise CheckpointError(
             f"{path}: holds a {type(content).__name__}; expected a dict of tensors. Save `model.state_dict()`"
         )
+    _check_tensors(content, records if mapped else None, path)
     return RawCheckpoint(dict(content), None, str(path))
+
+
+def _records(path: Path) -> list[zipfile.ZipInfo]:
+    """The entries of an archive; raises for one that is cut off or that unpacks to far more than it is."""
+    size = path.stat().st_size
+    try:
+        with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise CheckpointError(
+            f"{path}: the file is cut off or damaged ({size:,} bytes, the archive's end cannot be read: "
+            f"{short(error, 120)}); download it again"
+        ) from error
+    unpacked = sum(record.file_size for record in records)
+    if unpacked > max(_MAX_GROWTH * size, _MAX_HEADER):
+        raise CheckpointError(
+            f"{path}: {size:,} bytes that unpack to {unpacked:,}; expected the weights of a trained model, "
+            "which hardly shrink. Get the file from its publisher"
+        )
+    return records
+
+
+def _check_tensors(content: Mapping[Any, Any], records: list[zipfile.ZipInfo] | None, path: Path) -> None:
+    """Raise for tensors without storage, and for mapped ones that are longer than their ``records``."""
+    sizes: dict[int, int] = {}
+    for name, tensor in _tensors(content):
+        if tensor.is_meta:
+            raise CheckpointError(
+                f"{path}: the tensor {short(name)} is on the meta device, without numbers; expected weights. "
+                "Save the model again after loading its weights"
+            )
+        if records is not None and tensor.layout is torch.strided and not tensor.is_nested:
+            storage = tensor.untyped_storage()
+            sizes[storage.data_ptr()] = storage.nbytes()
+    stored = Counter(record.file_size for record in records or ())
+    if records is not None and (extra := Counter(filter(None, sizes.values())) - stored):
+        raise CheckpointError(
+            f"{path}: damaged PyTorch file ({extra.total()} tensors are longer than what is stored of them); "
+            "download it again"
+        )
+
+
+def _tensors(content: Mapping[Any, Any]) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor in nested dicts and lists with the names that lead to it, each container once."""
+    seen: set[int] = set()
+    waiting: list[tuple[str, Any]] = [("", content)]
+    while waiting:
+        name, value = waiting.pop()
+        if isinstance(value, Tensor):
+            yield name, value
+        elif isinstance(value, Mapping | list | tuple) and id(value) not in seen:
+            seen.add(id(value))
+            entries = value.items() if isinstance(value, Mapping) else enumerate(value)
+            waiting += [(f"{name}.{short(key)}" if name else short(key), each) for key, each in entries]
 
 
 def _needs_code(path: Path, reason: str) -> NeedsCodeError:
@@ -175,69 +221,25 @@ def _needs_code(path: Path, reason: str) -> NeedsCodeError:
     )
 
 
-def _read_directory(folder: Path) -> RawCheckpoint:
-    if indexes := _indexes(folder):
-        return _read_shards(indexes[0])
-    files = [entry for entry in sorted(folder.iterdir()) if entry.suffix.lower() in SAFETENSORS + PICKLES]
-    if len(files) == 1 and not _SHARD.fullmatch(files[0].name):
-        return _read_file(files[0])
-    found = listed(entry.name for entry in files) if files else "no model files"
-    raise CheckpointError(
-        f"{folder}: found {found}, but no model.safetensors.index.json; expected that index and all its "
-        "shards, or a single model file. Download the index too"
-    )
-
-
-def _index_of(path: Path) -> Path | None:
-    """The index beside a shard that lists it; file pickers can only name one of the shards."""
-    if not _SHARD.fullmatch(path.name):
-        return None
-    indexes = _indexes(path.parent)
-    return next((index for index in indexes if path.name in _shard_names(index).values()), None)
-
-
-def _indexes(folder: Path) -> list[Path]:
-    return [index for pattern in INDEXES for index in sorted(folder.glob(pattern))]
-
-
-def _shard_names(index: Path) -> dict[str, str]:
-    """Tensor name to shard file; shards lie beside their index and nowhere else."""
-    names: dict[str, str] = {}
-    try:
-        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        if names and all(_lies_beside(name) for name in names.values()):
-            return names
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        pass  # as unreadable as one that names nothing
-    raise CheckpointError(
-        f"{index}: not a shard index; expected JSON with a weight_map from tensors to files beside it. "
-        "Download it again"
-    )
-
-
-def _lies_beside(name: object) -> bool:
-    """Whether a shard's name is one of a file, without a folder."""
-    return isinstance(name, str) and Path(name).name == name and "\\" not in name
-
-
-def _read_shards(index: Path) -> RawCheckpoint:
-    folder, names = index.parent, _shard_names(index)
-    shards = sorted(set(names.values()))
-    missing = [name for name in shards if not (folder / name).is_file()]
-    if missing:
-        raise CheckpointError(
-            f"{folder}: {len(missing)} of {len(shards)} shards are missing ({listed(missing)}); expected all "
-            f"that {index.name} names. Download them into this folder"
-        )
+def _read_shards(parts: Parts, source: str) -> RawCheckpoint:
+    """The tensors of all shards; of a tensor in several, that of the shard which the index names."""
     tensors: dict[str, Tensor] = {}
-    for name in shards:
-        tensors.update(_read_file(folder / name).tensors)
-    if absent := names.keys() - tensors.keys():
+    for shard in parts.shards:
+        held = _read_file(shard).tensors
+        if not parts.names and (twice := tensors.keys() & held.keys()):
+            raise CheckpointError(
+                f"{source}: {len(twice)} tensors are in several shards ({listed(twice)}); expected shards of "
+                "one model. Download them again, with their index"
+            )
+        for name, tensor in held.items():
+            if name not in tensors or parts.names.get(name) == shard.name:
+                tensors[name] = tensor
+    if parts.index and (absent := parts.names.keys() - tensors.keys()):
         raise CheckpointError(
-            f"{folder}: {len(absent)} tensors of {index.name} are in no shard ({listed(absent)}); expected "
-            "shards and index of one download. Download them again"
+            f"{source}: {len(absent)} tensors of {parts.index.name} are in no shard "
+            f"({listed(absent)}); expected shards and index of one download. Download them again"
         )
-    return RawCheckpoint(tensors, None, str(folder))
+    return RawCheckpoint(tensors, None, source)
 
 
 def _first_line(text: str) -> str:

@@ -6,24 +6,27 @@ encoder) and ``"title"``. Other entries are notes and ignored.
 """
 
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar, Protocol, TypeVar
 
+import torch
+from torch import Tensor
+
 from ..checks import number, one_of, refuse, shown, whole
 from ..schedule import AspectTable, infinity_aspect_table
-from .errors import CheckpointError, listed
+from .errors import CheckpointError, listed, short
 
 KEY = "stagevar"
 FORMAT = 1  # rises when files can no longer be read by what came before
 _LIMIT = 1 << 24  # no size in a real model comes near it
-_POSITIVE = math.ulp(0.0)  # the smallest number above 0
+_MAX_ENTRIES = 256  # of a list
+_TINY, _HUGE = 1e-12, 1e12  # of a number in a configuration, which float32 still computes with
 Config = TypeVar("Config", bound="ModelConfig")
 
 _MAX_PIXELS = 1024  # per side of a token; published models have 8 to 32
-_PER_SCALE = ("cfg", "temperature")  # may also be a list, with a value for every scale
+PER_SCALE = ("cfg", "temperature")  # may also be a list, with a value for every scale
 
 # Sampling defaults whose range is known, whole where its ends are; others may be any JSON scalar.
 _DEFAULT_RANGES = {
@@ -33,6 +36,7 @@ _DEFAULT_RANGES = {
     "top_k": (0, 1 << 20),
     "width": (1, 16384),
     "height": (1, 16384),
+    "max_tokens": (2, 1 << 16),
 }
 
 
@@ -71,13 +75,13 @@ def parse(metadata: Mapping[str, str] | None, source: str) -> Header | None:
     try:
         values = json.loads(metadata[KEY])
     except (TypeError, ValueError, RecursionError) as error:
-        raise _bad(source, "metadata", f"not valid JSON ({error})", "a JSON object") from None
+        raise _bad(source, "metadata", f"not valid JSON ({short(error, 120)})", "a JSON object") from None
     if not isinstance(values, dict):
         raise _bad(source, "metadata", f"a {type(values).__name__}", "a JSON object")
     version = values.get("format")
     if version != FORMAT or isinstance(version, bool):
         advice = "Update ComfyUI-StageVAR" if isinstance(version, int) and version > FORMAT else ""
-        raise _bad(source, "format", repr(version), f"{FORMAT}, the one this version reads", advice)
+        raise _bad(source, "format", shown(version), f"{FORMAT}, the one this version reads", advice)
     for name, expected in (("kind", str), ("family", str), ("config", dict)):
         if not isinstance(values.get(name), expected):
             raise _bad(source, name, shown(values.get(name)), f"a JSON {expected.__name__}")
@@ -113,6 +117,21 @@ def dump(header: Header) -> dict[str, str]:
     return {KEY: json.dumps(values)}
 
 
+def record(header: Header) -> Tensor:
+    """The header as a tensor of bytes, for state dicts that others write without our metadata."""
+    return torch.frombuffer(bytearray(dump(header)[KEY].encode()), dtype=torch.uint8)
+
+
+def recorded(tensor: Tensor | None, source: str) -> dict[str, str] | None:
+    """The metadata that :func:`record` put into a tensor; raises :class:`CheckpointError` for another one."""
+    if tensor is None:
+        return None
+    bytes_alone = tensor.layout is torch.strided and not tensor.is_nested and tensor.dtype == torch.uint8
+    if not bytes_alone or tensor.is_meta or tensor.dim() != 1 or tensor.stride() != (1,):
+        raise _bad(source, f"tensor {KEY}", f"dtype {tensor.dtype}", "a vector of bytes")
+    return {KEY: tensor.contiguous().numpy().tobytes().decode("utf-8", "replace")}
+
+
 def read_config(config_type: type[Config], values: Mapping[str, object], source: str) -> Config:
     """``values`` as a ``config_type``, after checking names, types and ranges of all fields.
 
@@ -142,13 +161,15 @@ def _text(value: object) -> str:
 
 
 def _entries(value: object) -> list[object]:
-    return list(value) if isinstance(value, list | tuple) and value else refuse("the list", value, "entries")
+    if isinstance(value, list | tuple) and 0 < len(value) <= _MAX_ENTRIES:
+        return list(value)
+    refuse("the list", value, f"1 to {_MAX_ENTRIES} entries")
 
 
 # By the type of a field: what refuses a value, and what is expected of it.
 _FIELD_CHECKS: dict[str, tuple[Callable[[object], object], str]] = {
     "int": (_size, f"a whole number from 1 to {_LIMIT}"),
-    "float": (lambda value: number("the number", value, _POSITIVE), "a positive number"),
+    "float": (lambda value: number("the number", value, _TINY, _HUGE), "a positive number"),
     "bool": (lambda value: one_of("the switch", value, (False, True)), "true or false"),
     "str": (_text, "a string"),
     "tuple": (lambda value: [_size(entry) for entry in _entries(value)], "a list of positive whole numbers"),
@@ -190,9 +211,9 @@ def _defaults(values: object, source: str) -> dict[str, Any]:
         if name in _DEFAULT_RANGES:
             low, high = _DEFAULT_RANGES[name]
             kind = "a whole number" if isinstance(low, int) else "a number"
-            per_scale = isinstance(value, list) and name in _PER_SCALE
+            per_scale = isinstance(value, list) and name in PER_SCALE
             with _refused(source, f"defaults.{name}", value, f"{kind} from {low} to {high}"):
-                for each in value if per_scale else [value]:
+                for each in _entries(value) if per_scale else [value]:
                     _in_range(each, low, high)
         elif not isinstance(value, bool | str):
             with _refused(source, f"defaults.{name}", value, "a number, a string, true or false"):

@@ -9,16 +9,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..conditioning.vocabulary import parse_vocabulary
 from ..models.companions import TextEncoder
 from ..schedule import AspectTable
 from . import header as headers
-from .convert import convert
-from .detect import KINDS, SPECS, config_of, recognise, spec_of, unknown
-from .errors import CheckpointError, listed
+from .convert import convert, routes
+from .detect import KINDS, SPECS, configure, recognise, spec_of, unknown
+from .errors import CheckpointError, article, short
 from .files import read
 from .spec import FamilySpec
-from .wrappers import Group, extras, groups
+from .strict import check_shapes, check_stored
+from .wrappers import Group, beside, extras, groups
 
+_MAX_NOTES = 16
 _LOG = logging.getLogger(__name__)
 
 
@@ -80,23 +83,29 @@ def prepare(
     "tokenizer", "text_encoder"); it picks from files that hold several and is an error where it differs.
     """
     source = str(source)
-    header = headers.parse(metadata, source)
-    group, spec = _choose(list(groups(tensors)), source, kind)
+    found = list(groups(tensors))
+    group, spec = _choose(found, source, kind)
+    header = headers.parse(metadata, source) or headers.parse(headers.recorded(group.record, source), source)
+    whole = group
     if spec.merged:
+        check_stored({group.prefix + key: tensor for key, tensor in group.tensors.items()}, source)
         group = group._replace(tensors=spec.merged(group.tensors, source))
-    shapes = {key: tensor.shape for key, tensor in group.tensors.items()}
-    config = _config(spec, config_of(spec, shapes, source, group.tensors, group.settings), header, source)
-    conversion = convert(group.tensors, spec.key_map, source)
-    _check_tensors(conversion.tensors, spec, config, source)
-    dropped = conversion.dropped | extras(tensors)
-    notes = tuple(f"{what} ({count} tensors)" for what, count in dropped.items())
+    planned = routes(group.tensors, spec.key_map, source)
+    check_stored({group.prefix + key: group.tensors[key] for key in planned if planned[key].target}, source)
+    config = _config(spec, configure(spec, group, planned, source), header, source)
+    conversion = convert(group.tensors, spec.key_map, source, planned)
+    check_shapes(conversion.tensors, spec, config, source)
+    notes = _notes(conversion.dropped | beside(whole, found) | extras(tensors))
+    trained = (header and header.trained) or spec.trained(config)
+    if header is not None:
+        _check_header(header, config, trained, source)
     checkpoint = Checkpoint(
         kind=spec.kind,
         family=spec.name,
         config=config,
         tensors=conversion.tensors,
         source=source,
-        trained=(header and header.trained) or spec.trained(config),
+        trained=trained,
         defaults={**spec.defaults, **(header.defaults if header else {})},
         tokenizer_json=header.tokenizer_json if header else None,
         title=header.title if header else None,
@@ -175,7 +184,10 @@ def load_text_encoder(
     vocabulary = checkpoint.tokenizer_json or read_vocabulary(checkpoint.family, Path(path))
     encoder = spec_of(checkpoint.kind, checkpoint.family).encoder
     assert encoder is not None, "every text encoder has one"
-    return encoder(checkpoint.config, checkpoint.tensors, vocabulary, dtype=dtype, device=device)
+    try:
+        return encoder(checkpoint.config, checkpoint.tensors, vocabulary, dtype=dtype, device=device)
+    except ValueError as error:
+        raise CheckpointError(f"{checkpoint.source}: {error}") from error
 
 
 def read_vocabulary(family: str, path: Path) -> str:
@@ -216,17 +228,25 @@ def check_pairing(transformer: Checkpoint, tokenizer: Checkpoint) -> None:
 
 def _choose(found: list[Group], source: str, kind: str | None) -> tuple[Group, FamilySpec[Any]]:
     """The set of tensors to load: the first that is recognised, of the wanted kind if there is one."""
-    known = [(group, spec) for group in found if (spec := recognise(list(group.tensors), source))]
+    known = [(group, spec) for group in found if (spec := recognise(list(group.tensors)))]
     if not known:
-        largest = max(found, key=lambda group: len(group.tensors), default=Group((), {}))
-        raise unknown(list(largest.tensors), source)
+        entries: dict[tuple[str, ...], list[str]] = {}
+        for group in found:
+            entries.setdefault(group.path, []).extend(group.keys)
+        raise unknown(max(entries.values(), key=len, default=[]), source)
     wanted = [(group, spec) for group, spec in known if kind in (None, spec.kind)]
     if kind is not None and not wanted:
         raise CheckpointError(
-            f"{source}: this is {_article(known[0][1].title)}, expected {KINDS[kind]}. "
+            f"{source}: this is {article(known[0][1].title)}, expected {KINDS[kind]}. "
             "Load it with the loader of its kind, and choose another file here"
         )
     return wanted[0]
+
+
+def _notes(dropped: Mapping[str, int]) -> tuple[str, ...]:
+    """What is not loaded, a note each and at most some."""
+    notes = [f"{short(what)} ({count} tensors)" for what, count in dropped.items()]
+    return tuple(notes if len(notes) <= _MAX_NOTES else [*notes[:_MAX_NOTES], "and others"])
 
 
 def _config(
@@ -239,8 +259,8 @@ def _config(
         named = [(entry.kind, entry.name) for entry in SPECS]
         advice = "" if (header.kind, header.family) in named else " This version does not know that family."
         raise CheckpointError(
-            f"{source}: its metadata says {header.family} {header.kind}, its tensors are those of "
-            f"{_article(spec.title)} ({spec.name} {spec.kind}); expected the two to agree.{advice} "
+            f"{source}: its metadata says {short(header.family)} {short(header.kind)}, its tensors are those "
+            f"of {article(spec.title)} ({spec.name} {spec.kind}); expected the two to agree.{advice} "
             "Convert the model again with scripts/convert_checkpoint.py"
         )
     config = headers.read_config(spec.config_type, header.config, source)
@@ -251,6 +271,14 @@ def _config(
                 f"{source}: its metadata says {name} = {said[name]}, its tensors have {seen.get(name)}; "
                 "expected the two to agree. Convert the model again with scripts/convert_checkpoint.py"
             )
+    try:
+        if spec.check:
+            spec.check(config)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{source}: its metadata cannot be: {error}. Convert the model again with "
+            "scripts/convert_checkpoint.py"
+        ) from error
     patch = said.get("patch", 1)
     if said.get("bits", patch**2) % patch**2:
         raise CheckpointError(
@@ -260,36 +288,26 @@ def _config(
     return config
 
 
-def _check_tensors(
-    tensors: Mapping[str, Tensor], spec: FamilySpec[Any], config: headers.ModelConfig, source: str
+def _check_header(
+    header: headers.Header, config: headers.ModelConfig, trained: AspectTable | None, source: str
 ) -> None:
-    """Strict: raise for missing, leftover and misshapen tensors, before anything is built."""
-    try:
-        expected = spec.expected(config)
-    except ValueError as error:  # sizes that the module itself refuses
-        raise CheckpointError(
-            f"{source}: its sizes make no {spec.title} ({error}); expected those of a trained model. "
-            "Get the file again, or convert it from the original"
-        ) from error
-    missing, leftover = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
-    if missing or leftover:
-        parts = [
-            f"{len(names)} tensors {what}: {listed(names)}"
-            for names, what in ((missing, "are missing"), (leftover, "are left over"))
-            if names
-        ]
-        raise CheckpointError(
-            f"{source}: not a complete {spec.title}; {'; '.join(parts)}. Expected exactly the "
-            f"{len(expected)} tensors of the model; get the file again, or convert it from the original"
-        )
-    wrong = [name for name, shape in expected.items() if tuple(tensors[name].shape) != shape]
-    if wrong:
-        first = wrong[0]
-        raise CheckpointError(
-            f"{source}: {len(wrong)} tensors have another shape than the rest of the {spec.title} asks for, "
-            f"first {first}: found {list(tensors[first].shape)}, expected {list(expected[first])}. "
-            "Get the file again, or convert it from the original"
-        )
+    """Raise for lists of another length than the model's schedule, and for another model's vocabulary."""
+    for name in headers.PER_SCALE:
+        value = header.defaults.get(name)
+        if trained is None or not isinstance(value, list):
+            continue
+        scales, whole = max(trained.budgets.values()), max(map(len, trained.grids.values()))
+        if not scales <= len(value) <= max(scales, whole):
+            raise CheckpointError(
+                f"{source}: its metadata lists {len(value)} values for defaults.{name}; expected one, or "
+                f"one for each of {scales} scales. Convert the model again with "
+                "scripts/convert_checkpoint.py"
+            )
+    if header.tokenizer_json is not None and header.kind == "text_encoder":
+        try:
+            parse_vocabulary(header.tokenizer_json, config.to_dict()["vocab_size"])
+        except ValueError as error:
+            raise CheckpointError(f"{source}: {error}") from error
 
 
 def _skeleton(checkpoint: Checkpoint, operations: Any, dtype: torch.dtype | None) -> nn.Module:
@@ -310,7 +328,3 @@ def _take(
     for name, like in template.state_dict().items():
         state[name] = tensors.pop(name).to(device=device, dtype=like.dtype)
     return state
-
-
-def _article(title: str) -> str:
-    return f"{'an' if title[0] in 'AEIOU' else 'a'} {title}"

@@ -28,8 +28,13 @@ _CODES = {
 
 
 def stored_dtype(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
-    """Matrices and kernels take ``dtype``; vectors (norms, biases, scales) are small and stay as they are."""
-    return dtype if dtype is not None and tensor.is_floating_point() and tensor.dim() > 1 else tensor.dtype
+    """Matrices and kernels take ``dtype``; vectors (norms, biases, scales) are small and stay as they are.
+
+    Kinds of fp8 that the format has no name for become float16, which holds all their values.
+    """
+    if dtype is not None and tensor.is_floating_point() and tensor.dim() > 1:
+        return dtype
+    return tensor.dtype if tensor.dtype in _CODES else torch.float16
 
 
 def save(

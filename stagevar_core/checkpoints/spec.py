@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..models.companions import TextEncoder
 from ..schedule import AspectTable
-from .convert import KeyMap
+from .convert import MAX_BLOCKS, KeyMap
 from .errors import CheckpointError
 from .header import ModelConfig
 
@@ -58,7 +58,10 @@ class Shapes:
 
     def count(self, pattern: str) -> int:
         """How many different values the group of ``pattern`` takes."""
-        return len({match[1] for key in self._shapes if (match := re.match(pattern, key))})
+        found = {match[1] for key in self._shapes if (match := re.match(pattern, key))}
+        if len(found) > MAX_BLOCKS:
+            self._fail(f"it has {len(found)} blocks, more than {MAX_BLOCKS}")
+        return len(found)
 
     def ratio(self, what: str, number: int, divisor: int) -> int:
         """``number / divisor``; ``CheckpointError`` naming ``what`` where it is no whole number."""
@@ -67,13 +70,14 @@ class Shapes:
         return number // divisor
 
     def numbers(self, key: str) -> list[int] | None:
-        """The values of a buffer; None where the file lacks it or only its shape is known."""
+        """The values of a buffer; None where the file lacks them or they are no whole numbers."""
         buffer = self._buffers.get(key)
-        if buffer is None or buffer.is_meta or buffer.numel() > _MAX_BUFFER:
+        if buffer is None or buffer.is_nested or buffer.layout is not torch.strided:
             return None
-        if not torch.isfinite(buffer).all():
+        if buffer.is_meta or buffer.is_quantized or buffer.is_complex() or buffer.numel() > _MAX_BUFFER:
             return None
-        return [int(value) for value in buffer.flatten().tolist()]
+        values = buffer.to(torch.float64).flatten().tolist()
+        return [int(value) for value in values] if all(map(float.is_integer, values)) else None
 
     def _fail(self, found: str) -> NoReturn:
         raise CheckpointError(
@@ -87,11 +91,13 @@ class FamilySpec(Generic[Config]):
     """How to recognise one kind of file and what it becomes.
 
     ``keys_required`` / ``keys_forbidden``: regular expressions over whole keys, all / none of which occur.
+    ``example``: a key of such files, for people.
     ``unsupported``: keys of options that no release uses, refused by name. ``key_map`` None: our own names.
     ``config_from`` reads shapes under our names; ``unseen`` are the config fields that shapes cannot show.
     ``expected``: names and shapes that a config stands for. ``buffers``: keys of the file whose values
-    ``config_from`` reads. ``sizes``: the image sizes that a config stands for; None where they say nothing.
-    ``defaults``: sampling settings.
+    ``config_from`` reads. ``check``: raises ``ValueError`` for a config whose unseen fields cannot be.
+    ``sizes``: the image sizes that a config stands for; None where they say nothing. ``defaults``: sampling
+    settings.
 
     ``merged``: takes (tensors, source) of a file that comes in
     parts and gives plain ones, which all but ``keys_required`` and ``keys_forbidden`` is about.
@@ -110,12 +116,14 @@ class FamilySpec(Generic[Config]):
     config_from: Callable[[Shapes], Config]
     expected: Callable[[Config], dict[str, Shape]]
     keys_forbidden: tuple[str, ...] = ()
+    example: str = ""
     key_map: KeyMap | None = None
     module: type[nn.Module] | None = None
     merged: Callable[[Mapping[str, Tensor], str], dict[str, Tensor]] | None = None
     unsupported: tuple[tuple[str, str], ...] = ()
     unseen: tuple[str, ...] = ()
     buffers: tuple[str, ...] = ()
+    check: Callable[[Config], None] | None = None
     sizes: Callable[[Config], AspectTable | None] | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
     tokenizer: str = ""

@@ -46,10 +46,11 @@ def parse_vocabulary(tokenizer_json: str, size: int) -> "Tokenizer":
         raise ValueError(
             f"the text encoder's vocabulary is not a tokenizers JSON: {error}; load the file as published"
         ) from error
-    if tokenizer.get_vocab_size() > size:
+    tokens = max(tokenizer.get_vocab().values(), default=-1) + 1  # ids may leave gaps
+    if tokens > size:
         raise ValueError(
-            f"the vocabulary has {tokenizer.get_vocab_size()} tokens, the text encoder {size}; "
-            "they do not belong together"
+            f"the vocabulary has {tokens} tokens, the text encoder {size}; they do not belong together. "
+            "Load the vocabulary that comes with this text encoder"
         )
     # Files may carry the padding and cutting of their training, which would change the features.
     tokenizer.no_padding()

@@ -170,7 +170,7 @@ def test_round_trip_of_our_files(tmp_path):
         checkpoint.header(),
         config={**checkpoint.config.to_dict(), "patch": 2},  # shapes cannot show it, metadata can
         trained=trained,
-        defaults={"cfg": [2.0, 3.0], "temperature": 0.7},
+        defaults={"cfg": [2.0, 3.0, 3.0, 3.0, 3.0, 2.0, 1.0], "temperature": 0.7},
         title="Small",
     )
     assert save(path, checkpoint.tensors, header) == path.stat().st_size

@@ -32,7 +32,7 @@ def refusal(tensors: dict) -> str:
     with pytest.raises(CheckpointError) as caught:
         prepare(tensors, None, "varestorer.pth")
     message = str(caught.value)
-    assert message.startswith("varestorer.pth: ") and "\n" not in message
+    assert message.startswith("varestorer.pth: ") and len(message.splitlines()) < 4
     return message
 
 
