@@ -9,7 +9,7 @@ from ..stagevar_core.acceleration.presets import OFF
 from ..stagevar_core.autoencoders.tiles import MAX_OVERLAP, MAX_SCALE, restored_size
 from ..stagevar_core.checks import whole
 from ..stagevar_core.conditioning.types import TextConditioning
-from .host import bridge, sockets
+from .host import sockets
 from .host.attached import Patcher, policy_of
 from .host.conditioning import HostConditioning, conditioning_of
 from .host.pairing import checked_pair
@@ -39,7 +39,6 @@ class Restore(Node):
             outputs=[
                 describe(io.Image.Output, display_name="image", tooltip="The pictures, scale times as large.")
             ],
-            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -62,10 +61,11 @@ class Restore(Node):
         pair = checked_pair(model, vae, restores=True)
         pictures = sockets.image("image", image)
         size = restored_size(tuple(pictures.shape[1:3]), scale)
-        conditioning = None
+        conditioning, notes = None, []
         if positive is not None:
             given = sockets.conditioning("positive", positive)
-            conditioning = conditioning_of(pair.network, given, None, 1).conditioning
+            conditioning, left_out = conditioning_of(pair.network, given, None, 1)
+            notes += left_out
             assert isinstance(conditioning, TextConditioning), "restoring models take texts"
         job = RestoreJob(
             pair,
@@ -76,13 +76,12 @@ class Restore(Node):
             None if upscale_model is None else _checked_network(upscale_model),
         )
         if policy_of(model.model_options) is not OFF:
-            _LOG.warning(
-                "StageVAR: one pass has no scales to spare; the acceleration on the model does nothing"
-            )
-        said = f"{size[1]}x{size[0]}, {job.tiles} tile{'' if job.tiles == 1 else 's'}"
-        _LOG.info("StageVAR: restoring %d of %s", len(pictures), said)
-        bridge.show_text(said, cls.hidden.unique_id)
-        return io.NodeOutput(restored(job, pictures))
+            notes.append("One pass has no scales to spare: the acceleration on the model does nothing.")
+        for note in notes:
+            _LOG.warning("StageVAR: %s", note)
+        made = restored(job, pictures)
+        said = f"{size[1]} x {size[0]}, {job.tiles} tile{'' if job.tiles == 1 else 's'}"
+        return io.NodeOutput(made, ui={"text": [said, *notes]})
 
 
 def _inputs() -> list[io.Input]:

@@ -6,7 +6,6 @@ python inside_restoring.py COMFYUI PACK MODELS      prints one line per check th
 from __future__ import annotations
 
 import sys
-from types import SimpleNamespace
 from typing import Any
 
 from pack_loader import load_pack
@@ -20,10 +19,7 @@ def restore(*arguments: Any, **inputs: Any) -> Any:
     """The pictures of one execution of the node."""
     from pack.nodes.restoring import Restore
 
-    class Node(Restore):
-        hidden = SimpleNamespace(unique_id=None)
-
-    return Node.execute(*arguments, **inputs).args[0]
+    return Restore.execute(*arguments, **inputs).args[0]
 
 
 def refused(action: Any, *words: str) -> None:
@@ -189,6 +185,17 @@ def check_text(model: Any, vae: Any) -> None:
         lambda: restore(model, vae, image, positive=[[torch.zeros(1, 5, 3), {}]]), "positive", "(1, 5, 3)"
     )
     refused(lambda: restore(model, vae, image, positive="snow"), "positive", "CLIP Text Encode")
+
+
+def check_notes(model: Any, vae: Any) -> None:
+    """The node says size and tiles, and what has no effect."""
+    from pack.nodes.acceleration import Accelerate
+    from pack.nodes.restoring import Restore
+
+    image, faster = pictures(1, 20, 50, 3), Accelerate.execute(model, "balanced").args[0]
+    said = [Restore.execute(each, vae, image).ui["text"] for each in (model, faster)]
+    assert said[0] == ["200 x 80, 3 tiles"] and said[1][0] == said[0][0], said
+    assert "acceleration" in said[1][1], said
 
 
 def check_refusals(model: Any, vae: Any) -> None:

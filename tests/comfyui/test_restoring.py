@@ -17,7 +17,7 @@ from tests.support.tiny_restorer import (
     write_small_restorer,
 )
 
-CHECKS = ("sizes", "batches", "tiles", "cancel", "memory", "networks", "text", "refusals")
+CHECKS = ("sizes", "batches", "tiles", "cancel", "memory", "networks", "text", "notes", "refusals")
 
 
 @pytest.fixture(scope="module")
