@@ -9,6 +9,7 @@ from .labels import ClassLabel
 from .load import Load
 from .loaders import LoadModel, LoadTextEncoder, LoadTokenizer
 from .report import Report
+from .restoring import Restore
 from .sampling import Sampler
 from .schedules import Schedule, register_folder
 
@@ -21,7 +22,7 @@ class StageVARExtension(ComfyExtension):
         register_folder()
         loaders = [Load, LoadModel, LoadTokenizer, LoadTextEncoder]
         compilers = [Compile, CompileVAE]
-        return [*loaders, ClassLabel, Accelerate, Schedule, *compilers, EditNode, Sampler, Report]
+        return [*loaders, ClassLabel, Accelerate, Schedule, *compilers, EditNode, Sampler, Restore, Report]
 
 
 async def comfy_entrypoint() -> StageVARExtension:

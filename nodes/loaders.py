@@ -49,7 +49,7 @@ class LoadModel(Node):
             display_name="Load StageVAR Model (Infinity, VAR, STAR)",
             category=CATEGORY,
             description="Loads a transformer: the built-in one, or an official file of Infinity (125M, 2B, "
-            "8B), VAR (d16 to d36) or STAR. Which model a file holds is read from its contents.",
+            "8B), VARestorer, VAR (d16 to d36) or STAR. Which model a file holds is read from its contents.",
             search_aliases=["infinity", "VAR", "STAR", "visual autoregressive", "load model"],
             inputs=[
                 file_input(TRANSFORMER, "Transformer"),

@@ -22,6 +22,7 @@ from stagevar_core.checkpoints import CheckpointError, RawCheckpoint, prepare, r
 from stagevar_core.checkpoints.errors import NeedsCodeError  # noqa: E402
 from stagevar_core.checkpoints.load import read_vocabulary  # noqa: E402
 from stagevar_core.checkpoints.shards import parts_of  # noqa: E402
+from stagevar_core.checkpoints.tasks import AUTO, TASKS, with_task  # noqa: E402
 from stagevar_core.devices import DTYPES  # noqa: E402
 
 KINDS = ("transformer", "tokenizer", "text_encoder")
@@ -83,6 +84,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dtype", choices=DTYPES, help="of matrices and kernels; default: as they are")
     parser.add_argument("--title", help="name to show for the model")
     parser.add_argument("--kind", choices=KINDS, help="which model to take from a file that holds several")
+    parser.add_argument(
+        "--task",
+        choices=TASKS,
+        default=AUTO,
+        help="what an Infinity transformer is for, which no tensor tells",
+    )
     options = parser.parse_args(arguments)
     source: Path = options.checkpoint
     out = options.out or _beside(source)
@@ -91,7 +98,7 @@ def main(arguments: list[str] | None = None) -> int:
     if out.exists() and out.samefile(source):
         parser.error(f"{out} is the checkpoint itself; choose another name with --out")
     try:
-        checkpoint = prepare(*read_tensors(source), kind=options.kind)
+        checkpoint = with_task(prepare(*read_tensors(source), kind=options.kind), options.task)
         header = replace(checkpoint.header(), title=options.title or checkpoint.title)
         if checkpoint.kind == "text_encoder" and header.tokenizer_json is None:
             header = replace(header, tokenizer_json=_vocabulary(checkpoint.family, source))

@@ -5,10 +5,10 @@ Only matrix products count. Norms, rotary positions and sampling are memory-boun
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Protocol
 
-from .schedule import Scale, ScaleSchedule
+from .schedule import Prefix, Scale, ScaleSchedule
 
 Work = defaultdict[str, float]
 """Counted units: tokens of every branch, 'pairs', 'text pairs', 'head'; FLOPs of 'reduction' and 'refine'."""
@@ -82,18 +82,20 @@ def scale_flops(
     rows: int = 2,
     text_tokens: int = 64,
     images: int | None = None,
+    before: int = 0,
 ) -> Flops:
     """One scale of ``tokens`` new tokens that attend to ``visible`` ones, themselves included.
 
     For Infinity per token and layer ``12 C^2 + 4 C F`` for the matrices (28 C^2 when F = 4 C) and
     ``4 visible C`` for scores and mixing; ``rows`` is 2 per image with guidance. ``images``: in these rows,
-    for what runs once per image; None counts that for every row.
+    for what runs once per image; None counts that for every row. ``before``: keys that precede the scales and
+    that a token sees as well, in all blocks together.
     """
     every, single = (tokens * units.depth * count for count in (rows, rows if images is None else images))
     work: Work = defaultdict(float)
     for part in units.branches:
         work[part] = single if part in units.per_image else every
-    work["pairs"] = every * visible
+    work["pairs"] = every * visible + rows * tokens * before
     work["text pairs"] = (single if units.per_image else every) * text_tokens
     work["head"] = rows * tokens
     return counted(units, work)
@@ -106,14 +108,50 @@ def schedule_flops(
     rows: int = 2,
     text_tokens: int = 64,
     images: int | None = None,
+    prefix: Prefix | None = None,
 ) -> list[Flops]:
-    """The dense cost of every scale of ``schedule``, for cost-weighted progress and achieved rates."""
-    costs, visible = [], 0
+    """The dense cost of every scale of ``schedule``, for cost-weighted progress and achieved rates.
+
+    That of the pass over a ``prefix`` itself is :func:`prefix_flops`.
+    """
+    costs, visible, every = [], 0, {"rows": rows, "text_tokens": text_tokens, "images": images}
     for scale in schedule:
         visible += scale.tokens
-        cost = scale_flops(units, scale.tokens, visible, rows=rows, text_tokens=text_tokens, images=images)
+        before = 0 if prefix is None else prefix.keys(scale, units.depth)
+        cost = scale_flops(units, scale.tokens, visible, **every, before=before)
         costs.append(cost + units.refining(scale, rows))
     return costs
+
+
+def dense_flops(
+    units: UnitCosts,
+    schedule: ScaleSchedule,
+    *,
+    rows: int,
+    text_tokens: int,
+    images: int,
+    prefix: Prefix | None,
+) -> dict[Scale, Flops]:
+    """The dense cost of every pass through the blocks, that of a prefix among them."""
+    ways = {"rows": rows, "text_tokens": text_tokens, "images": images}
+    costs: dict[Scale, Flops] = {}
+    if prefix is not None:
+        costs[prefix] = prefix_flops(units, prefix, **ways)
+    return costs | dict(zip(schedule, schedule_flops(units, schedule, **ways, prefix=prefix), strict=True))
+
+
+def prefix_flops(
+    units: UnitCosts,
+    prefix: Prefix,
+    *,
+    rows: int = 2,
+    text_tokens: int = 64,
+    images: int | None = None,
+) -> Flops:
+    """The cost of the pass over what precedes the scales: it sees itself and has no logits."""
+    seen = prefix.tokens
+    cost = scale_flops(units, seen, seen, rows=rows, text_tokens=text_tokens, images=images)
+    return replace(cost, head=0.0)
 
 
 class Sized(Protocol):

@@ -3,17 +3,21 @@
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .acceleration.policy import AccelerationPolicy
 from .checkpoints.files import read
 from .checkpoints.load import build, check_pairing, load_text_encoder, prepare
+from .checkpoints.restoring import check_restores
+from .checkpoints.tasks import AUTO, with_task
 from .conditioning.labels import class_index, spread_classes
+from .conditioning.picture import encoder_input, from_square, to_square
 from .conditioning.t5 import MAX_TOKENS
 from .conditioning.types import ClassConditioning, Conditioning, TextConditioning
 from .devices import default_device, default_dtype, synchronise
@@ -21,16 +25,17 @@ from .models.companions import TextEncoder, Tokenizer
 from .models.contract import Quantizer, Transformer, signed
 from .network.attention import AttentionFn, attend
 from .network.packing import pack
+from .sampling.clock import Clock
 from .sampling.generate import generate
 from .sampling.noise import SeededNoise
 from .sampling.numbers import check_decoded, extremes
 from .sampling.result import Generation, Monitor
 from .sampling.settings import SamplingSettings
-from .schedule import AspectTable, Scale, ScaleSchedule
+from .schedule import AspectTable, ScaleSchedule
 
 ASSETS = Path(__file__).parent / "assets"
 EMBEDDED = {name: ASSETS / f"{name}.safetensors" for name in ("transformer", "tokenizer", "text_encoder")}
-AUTO = "auto"  # of sampling settings: the model's own
+EDITOR = ASSETS / "editor.safetensors"  # the embedded transformer that edits; the others serve it, too
 MAX_BATCH = 1024
 MAX_SEED = 2**64 - 1
 DECODE_PIXELS = 2**21  # per decoder pass; a large batch of large images would not fit
@@ -63,48 +68,6 @@ class Pictures:
     def size(self) -> tuple[int, int]:
         """(width, height) in pixels."""
         return self.images.shape[2], self.images.shape[1]
-
-
-class _Clock(Monitor):
-    """Times the scales, keeps their latents where asked for, and passes everything on."""
-
-    def __init__(self, device: torch.device, keep: bool, monitor: Monitor | None) -> None:
-        self.device, self.keep, self.monitor = device, keep, monitor or Monitor()
-        self.seconds: dict[int, float] = {}
-        self._runs: list[dict[int, Tensor]] = []
-        self._last = self._now()
-
-    @property
-    def latents(self) -> dict[int, Tensor]:
-        """Latents (B, C, H, W) by scale; an image that skipped a scale has there what it had before."""
-        scales = sorted({index for run in self._runs for index in run})
-        return {
-            scale: torch.cat([run[max(index for index in run if index <= scale)] for run in self._runs])
-            for scale in scales
-        }
-
-    def restart(self, runs: int) -> None:
-        self.monitor.restart(runs)
-
-    def block(self, scale: Scale, layer: int) -> None:
-        self.monitor.block(scale, layer)
-
-    def logits(self, scale: Scale, raw: Tensor, guided: Tensor) -> None:
-        self.monitor.logits(scale, raw, guided)
-
-    def scale(self, scale: Scale, f_hat: Tensor) -> None:
-        now = self._now()
-        self.seconds[scale.index] = self.seconds.get(scale.index, 0.0) + now - self._last
-        if self.keep:
-            if not self._runs or scale.index <= max(self._runs[-1]):  # the next image of the batch
-                self._runs.append({})
-            self._runs[-1][scale.index] = f_hat
-        self.monitor.scale(scale, f_hat)
-        self._last = self._now()  # what the caller does with the latent is not the model's time
-
-    def _now(self) -> float:
-        synchronise(self.device)
-        return time.perf_counter()
 
 
 class Pipeline:
@@ -141,14 +104,16 @@ class Pipeline:
         text_encoder: Path | str | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
+        task: str = AUTO,
     ) -> "Pipeline":
         """Load three checkpoints. ``dtype`` is that of the transformer's blocks and the tokenizer.
 
         Without one it goes by the device and the size of the networks. The text encoder runs in bfloat16 or
         float32 by the device, never in float16; it is not read for a transformer that takes class labels.
+        ``task``: what the transformer is for where its metadata does not say.
         """
         device = torch.device(device) if device is not None else default_device()
-        model = prepare(*read(transformer), kind="transformer")
+        model = with_task(prepare(*read(transformer), kind="transformer"), task)
         if model.trained is None:
             raise ValueError(
                 f"{model.source} does not say which sizes it was trained on, and its number of scales is not "
@@ -156,6 +121,7 @@ class Pipeline:
             )
         codes = prepare(*read(tokenizer), kind="tokenizer")
         check_pairing(model, codes)
+        check_restores(model, False)
         encoder = None
         if model.config.text_width:
             if text_encoder is None:
@@ -173,10 +139,15 @@ class Pipeline:
 
     @classmethod
     def embedded(
-        cls, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+        cls,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        *,
+        edits: bool = False,
     ) -> "Pipeline":
-        """The small model that comes with this package."""
-        return cls.load(*EMBEDDED.values(), dtype=dtype, device=device)
+        """The small model that comes with this package; ``edits``: the one that changes pictures."""
+        files = EMBEDDED | ({"transformer": EDITOR} if edits else {})
+        return cls.load(*files.values(), dtype=dtype, device=device)
 
     def settings(
         self,
@@ -247,15 +218,34 @@ class Pipeline:
         )
 
     @torch.inference_mode()
-    def decode(self, f_hat: Tensor) -> Tensor:
+    def pictured(
+        self, conditioning: Conditioning, picture: np.ndarray, schedule: ScaleSchedule
+    ) -> Conditioning:
+        """The conditioning with a picture (H, W, 3) in bytes to edit, the same for every prompt.
+
+        It lies at the top left of a white square. Raises ``ValueError`` for weights that edit none.
+        """
+        if not isinstance(conditioning, TextConditioning):
+            raise ValueError("a picture to edit was given, but this model takes class labels; leave it out")
+        dtype = next(self.tokenizer.parameters()).dtype
+        square = to_square(picture, self.trained.image_size(schedule)[0])
+        features = self.tokenizer.encode(encoder_input(square).to(device=self.device, dtype=dtype))
+        return replace(conditioning, source=features.float().expand(conditioning.batch, -1, -1, -1))
+
+    @torch.inference_mode()
+    def decode(self, f_hat: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Accumulated latents (B, C, h, w) to images (B, H, W, 3) uint8 on the CPU.
 
+        ``size``: (height, width) of an edited picture, which the square is brought back to.
         Raises ``ValueError`` where the decoder gives NaN or infinity.
         """
         dtype = next(self.tokenizer.parameters()).dtype
         pixels = f_hat.shape[2] * f_hat.shape[3] * self.tokenizer.config.stride**2
         parts = f_hat.to(dtype).split(max(1, DECODE_PIXELS // pixels))
-        return torch.cat([self._decoded(part) for part in parts])
+        images = torch.cat([self._decoded(part) for part in parts])
+        if size is None:
+            return images
+        return torch.from_numpy(np.stack([from_square(image, size) for image in images.numpy()]))
 
     def _decoded(self, f_hat: Tensor) -> Tensor:
         """Those of one pass of the decoder."""
@@ -278,11 +268,13 @@ class Pipeline:
         steps: bool = False,
         monitor: Monitor | None = None,
         policy: AccelerationPolicy | None = None,
+        picture: np.ndarray | None = None,
     ) -> Pictures:
         """``batch`` images of every prompt; image ``i`` of the call has the seed ``seed + i``.
 
         The same seed and prompt give the same picture in any batch. ``steps`` also decodes every scale.
-        Raises ``ValueError`` for what cannot be generated.
+        ``picture``: what editing weights change as the prompts say, (H, W, 3) in bytes; the images have its
+        size. Raises ``ValueError`` for what cannot be generated.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         check_request(len(prompts), batch, seed)
@@ -291,9 +283,11 @@ class Pipeline:
         started = time.perf_counter()
         repeated = [text for text in prompts for _ in range(batch)]
         conditioning = self.encode(repeated, negative)
+        if picture is not None:
+            conditioning = self.pictured(conditioning, picture, schedule)
         synchronise(self.device)
         seconds: dict[str, Any] = {"text": time.perf_counter() - started}
-        clock = _Clock(self.device, steps, monitor)
+        clock = Clock(self.device, steps, monitor)
         generation = generate(
             self.transformer,
             conditioning,
@@ -308,11 +302,12 @@ class Pipeline:
         )
         seconds["scales"] = [clock.seconds.get(scale.index, 0.0) for scale in schedule]
         decoding = time.perf_counter()
-        images = self.decode(generation.f_hat)
+        size = None if picture is None else (picture.shape[0], picture.shape[1])
+        images = self.decode(generation.f_hat, size)
         finished = time.perf_counter()
         seconds |= {"decode": finished - decoding, "total": finished - started}
         seeds = tuple((seed + index) % (MAX_SEED + 1) for index in range(len(repeated)))
-        pictures = {index: self.decode(latent) for index, latent in clock.latents.items()}
+        pictures = {index: self.decode(latent, size) for index, latent in clock.latents.items()}
         return Pictures(images, seeds, schedule, settings, seconds, generation, pictures)
 
 

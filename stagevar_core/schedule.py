@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 _TABLES = Path(__file__).parent / "data"
@@ -41,6 +41,21 @@ class Scale:
     def grid(self) -> tuple[int, int]:
         """(height, width) in tokens."""
         return self.height, self.width
+
+
+@dataclass(frozen=True)
+class Prefix(Scale):
+    """A token map that precedes the scales, such as the picture of an edit.
+
+    It runs through the blocks once, sees itself alone and is seen by every scale. ``index``: of the scale
+    whose level it shares. ``aligned``: blocks in which a scale sees it resized to its own grid.
+    """
+
+    aligned: tuple[int, ...] = ()
+
+    def keys(self, scale: Scale, depth: int) -> int:
+        """How many of its keys a token of ``scale`` sees in all ``depth`` blocks together."""
+        return (depth - len(self.aligned)) * self.tokens + len(self.aligned) * scale.tokens
 
 
 @dataclass(frozen=True)
@@ -191,6 +206,14 @@ class SquareTable(AspectTable):
             *([side for side, _ in self.schedules[name]] for name in budgets),
             pixels_per_token=self.pixels_per_token,
         )
+
+
+@lru_cache
+def whole_schedule(schedule: ScaleSchedule) -> ScaleSchedule:
+    """The full schedule of Infinity of which this one is the beginning; itself where it is of no table."""
+    grids = infinity_aspect_table().grids.values()
+    full = next((full for full in grids if full[: len(schedule)] == schedule.grids), schedule.grids)
+    return ScaleSchedule(full, schedule.reference) if full[-1] == schedule.reference else schedule
 
 
 def infinity_aspect_table(pixels_per_token: int = 16) -> AspectTable:

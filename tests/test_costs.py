@@ -12,7 +12,8 @@ from stagevar_core.autoencoders.bsq import BSQTokenizer, BSQTokenizerConfig
 from stagevar_core.autoencoders.costs import decode_flops
 from stagevar_core.conditioning.types import TextConditioning
 from stagevar_core.costs import Flops, kv_bytes, scale_flops, schedule_flops
-from stagevar_core.models.infinity import INFINITY_2B, INFINITY_8B, Infinity, InfinityConfig
+from stagevar_core.models.infinity import Infinity
+from stagevar_core.models.infinity_config import INFINITY_2B, INFINITY_8B, InfinityConfig
 from stagevar_core.sampling.generate import generate
 from stagevar_core.sampling.settings import SamplingSettings
 from stagevar_core.schedule import ScaleSchedule, infinity_aspect_table

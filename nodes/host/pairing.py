@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from ...stagevar_core.checkpoints.errors import CheckpointError
 from ...stagevar_core.checkpoints.load import Checkpoint, check_pairing
+from ...stagevar_core.checkpoints.restoring import check_restores
 from ...stagevar_core.schedule import AspectTable
 from . import official, sockets
 from .attached import HostTransformer, Patcher
@@ -25,10 +26,17 @@ class Pair:
         return self.model.model
 
 
-def checked_pair(model: object, vae: object) -> Pair:
-    """A VAR_MODEL with its VAE; raises ``ValueError`` naming the input that does not fit."""
+def checked_pair(model: object, vae: object, *, restores: bool = False) -> Pair:
+    """A VAR_MODEL that makes pictures, or ``restores`` them, with its VAE.
+
+    Raises ``ValueError`` naming the input that does not fit.
+    """
     patcher, tokenizer = sockets.model("model", model), sockets.vae("vae", vae)
     checkpoint = patcher.model.checkpoint
+    try:
+        check_restores(checkpoint, restores)
+    except CheckpointError as error:
+        raise ValueError(f"model: {error}") from error
     try:
         check_pairing(checkpoint, tokenizer.checkpoint)
     except CheckpointError as error:

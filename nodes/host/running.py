@@ -63,6 +63,7 @@ class Job:
             self.guided,
             self.conditioning.negative is not None,
             SeededNoise(self.seed, images).seeds,
+            self.network.prefix(self.conditioning, self.schedule),
         )
         units = run_costs(self.network, self.schedule, self.network.drawing_head(self.settings.refine))
         rows = {"sequential": sequential, "offload": self.offload is not None}

@@ -15,7 +15,7 @@ from stagevar_core.autoencoders.vq import VQTokenizerConfig
 from stagevar_core.checkpoints.detect import spec_of
 from stagevar_core.conditioning.t5 import T5EncoderConfig
 from stagevar_core.conditioning.types import ClassConditioning, TextConditioning
-from stagevar_core.models.infinity import INFINITY_2B, INFINITY_8B, INFINITY_125M
+from stagevar_core.models.infinity_config import INFINITY_2B, INFINITY_8B, INFINITY_125M
 from stagevar_core.models.star_config import STAR_256, STAR_512, STAR_1024
 from stagevar_core.models.var import VAR_D16, VAR_D30, VAR_D36
 from stagevar_core.network.packing import pack

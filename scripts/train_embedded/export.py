@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 from common import Log, load_checkpoint
+from editing import SAMPLING as EDIT_SAMPLING
+from editing import trained_model
 from text import load_text
 from tokenizer import CONFIG as TOKENIZER_CONFIG
 from transformer import CONFIG, SAMPLING
@@ -57,3 +59,17 @@ def export(out: Path, assets: Path = ASSETS) -> None:
         log(file=name, bytes=size)
     if total > LIMIT:
         raise ValueError(f"the embedded model has {total} bytes; it may have {LIMIT}")
+
+
+def export_editor(out: Path, assets: Path = ASSETS) -> int:
+    """Write the transformer that edits beside the files that it shares with the other one; its size."""
+    model, own = trained_model(out), EDIT_SAMPLING
+    table = infinity_aspect_table(TOKENIZER_CONFIG.stride).restrict([1.0], ["0.06M"])
+    defaults = {"cfg": own.cfg_scale, "temperature": own.temperature, "top_k": own.top_k, "top_p": own.top_p}
+    title = f"{TITLE}-edit"
+    header = Header(
+        "transformer", "infinity", model.config.to_dict(), trained=table, defaults=defaults, title=title
+    )
+    size = save(assets / "editor.safetensors", model.state_dict(), header, dtype=torch.float16)
+    Log(out / "export.jsonl")(file="editor", bytes=size)
+    return size

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..network.local import LocalWindow
 from ..network.tokens import TokenReduction
-from ..schedule import Scale, ScaleSchedule
+from ..schedule import Prefix, Scale, ScaleSchedule
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class RunInfo:
 
     ``depth``: number of blocks. ``guided``: there are unconditional rows. ``negative``: those rows follow a
     negative prompt, not the null text. ``seeds``: one per image, for whatever the policy draws.
+    ``prefix``: what runs before the scales, in which a policy has no say.
     """
 
     schedule: ScaleSchedule
@@ -29,6 +30,7 @@ class RunInfo:
     guided: bool
     negative: bool
     seeds: tuple[int, ...]
+    prefix: Prefix | None = None
 
 
 @dataclass(frozen=True)

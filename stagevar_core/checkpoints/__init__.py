@@ -14,6 +14,7 @@ from .load import (
     prepare,
     state_dict,
 )
+from .restoring import as_restoring, check_restores
 from .save import save
 
 __all__ = [
@@ -22,8 +23,10 @@ __all__ = [
     "Header",
     "Loaded",
     "RawCheckpoint",
+    "as_restoring",
     "build",
     "check_pairing",
+    "check_restores",
     "load_text_encoder",
     "load_tokenizer",
     "load_transformer",

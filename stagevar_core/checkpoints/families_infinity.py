@@ -1,5 +1,6 @@
 """Infinity's files: names of its transformer, image tokenizer and text encoder, and how to recognise them."""
 
+from dataclasses import replace
 from typing import Any
 
 from ..autoencoders.bsq import BSQTokenizer, BSQTokenizerConfig
@@ -8,8 +9,10 @@ from ..conditioning.t5 import T5EncoderConfig, T5TextEncoder, read_tokenizer
 from ..models.infinity import Infinity, InfinityConfig
 from ..schedule import AspectTable, infinity_aspect_table
 from .convert import BLOCK, Fold, Ignore, KeyMap, Rename, self_attention
+from .lora import merged_lora
 from .spec import FamilySpec, Shape, Shapes, conv_sizes, module_shapes
 
+_LORA = r".*\.sa\.mat_qkv\.(?:linear|lora_down|lora_up)\.weight"  # of VARestorer, as published
 T5_ACTIVATIONS = ("gated-gelu", "gated-silu", "relu", "gelu", "gelu_new", "silu")
 _T5_BLOCK = "encoder.block.{}.layer."
 _T5_POSITIONS = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
@@ -150,8 +153,12 @@ def check_t5(config: T5EncoderConfig) -> None:
 
 
 def infinity_sizes(config: InfinityConfig | BSQTokenizerConfig) -> AspectTable:
-    """All aspect ratios and budgets: no tensor tells which of them a file was trained on."""
-    return infinity_aspect_table()
+    """All aspect ratios and budgets: no tensor tells which of them a file was trained on.
+
+    What restores has one size, squares of 512 px.
+    """
+    table = infinity_aspect_table()
+    return table.restrict([1.0], ["0.25M"]) if getattr(config, "restores", False) else table
 
 
 TRANSFORMER = FamilySpec(
@@ -165,7 +172,7 @@ TRANSFORMER = FamilySpec(
         r"text_proj_for_sos\.ca\.mat_q",
         r".*\.sa\.mat_qkv\.weight",
     ),
-    keys_forbidden=(r"class_emb\.weight",),
+    keys_forbidden=(r"class_emb\.weight", _LORA),
     config_type=InfinityConfig,
     config_from=infinity_config,
     expected=module_shapes(Infinity),
@@ -179,8 +186,17 @@ TRANSFORMER = FamilySpec(
         (r"(?:block_chunks\.\d+\.module|blocks)\.\d+\.ada_lin\..*", "modulation layers in every block"),
         (r".*\.ln_wo_grad\.weight", "RMS norms"),
     ),
-    unseen=("patch",),
+    unseen=("patch", "edits", "moved_source", "restores"),
     sizes=infinity_sizes,
+)
+RESTORER = replace(
+    TRANSFORMER,
+    title="VARestorer transformer",
+    example="block_chunks.0.module.0.sa.mat_qkv.lora_down.weight",
+    keys_required=(*TRANSFORMER.keys_required[:3], _LORA),
+    keys_forbidden=(r"class_emb\.weight",),
+    config_from=lambda shapes: replace(infinity_config(shapes), restores=True),
+    merged=merged_lora,
 )
 TOKENIZER = FamilySpec(
     name="infinity",
@@ -225,6 +241,7 @@ T5 = FamilySpec(
 
 SPECS: tuple[FamilySpec[Any], ...] = (
     TRANSFORMER,
+    RESTORER,
     TRANSFORMER.in_our_names(
         r"null_text", r"text_pool\.query", r"blocks\.0\.self_attn\.log_scale", r"level_embed"
     ),

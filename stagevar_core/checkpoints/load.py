@@ -86,12 +86,16 @@ def prepare(
     found = list(groups(tensors))
     group, spec = _choose(found, source, kind)
     header = headers.parse(metadata, source) or headers.parse(headers.recorded(group.record, source), source)
+    whole = group
+    if spec.merged:
+        check_stored({group.prefix + key: tensor for key, tensor in group.tensors.items()}, source)
+        group = group._replace(tensors=spec.merged(group.tensors, source))
     planned = routes(group.tensors, spec.key_map, source)
     check_stored({group.prefix + key: group.tensors[key] for key in planned if planned[key].target}, source)
     config = _config(spec, configure(spec, group, planned, source), header, source)
     conversion = convert(group.tensors, spec.key_map, source, planned)
     check_shapes(conversion.tensors, spec, config, source)
-    notes = _notes(conversion.dropped | beside(group, found) | extras(tensors))
+    notes = _notes(conversion.dropped | beside(whole, found) | extras(tensors))
     trained = (header and header.trained) or spec.trained(config)
     if header is not None:
         _check_header(header, config, trained, source)

@@ -99,6 +99,9 @@ class FamilySpec(Generic[Config]):
     ``sizes``: the image sizes that a config stands for; None where they say nothing. ``defaults``: sampling
     settings.
 
+    ``merged``: takes (tensors, source) of a file that comes in
+    parts and gives plain ones, which all but ``keys_required`` and ``keys_forbidden`` is about.
+
     Transformers: ``tokenizer`` is the family of their tokenizers, their own when empty; ``pairs`` are fields
     of the config that a tokenizer must share, with what they count. Text encoders: ``encoder`` takes (config,
     tensors, vocabulary, dtype=, device=); ``vocabulary`` reads the ``tokenizers`` JSON of a file or raises
@@ -116,6 +119,7 @@ class FamilySpec(Generic[Config]):
     example: str = ""
     key_map: KeyMap | None = None
     module: type[nn.Module] | None = None
+    merged: Callable[[Mapping[str, Tensor], str], dict[str, Tensor]] | None = None
     unsupported: tuple[tuple[str, str], ...] = ()
     unseen: tuple[str, ...] = ()
     buffers: tuple[str, ...] = ()

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from ..acceleration.presets import PRESETS
 from ..acceleration.schedule_file import identity
@@ -22,7 +23,7 @@ from .options import (
     policy_of,
     settings_of,
 )
-from .output import output_file, rounded, save
+from .output import first_line, output_file, rounded, save
 
 _LOG = logging.getLogger(__name__)
 
@@ -32,6 +33,12 @@ def add_parser(commands: Commands) -> None:
     generate = commands.add_parser("generate", help="make images from a prompt")
     generate.add_argument("--prompt", required=True, help="what to draw; may be empty")
     generate.add_argument("--negative", help="what not to draw (default: the model's null text)")
+    generate.add_argument(
+        "--edit",
+        type=Path,
+        metavar="PICTURE",
+        help="what to change as the prompt says, with editing weights",
+    )
     add_size_options(generate)
     generate.add_argument("--batch", type=int, default=1, help="number of images")
     generate.add_argument("--out", type=Path, metavar="FILE", help="the image; several get a number each")
@@ -68,6 +75,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Make and save images."""
     check_request(arguments)
     check_size(arguments)
+    picture = None if arguments.edit is None else picture_to_edit(arguments)
     if arguments.out is None and arguments.steps_out is None:
         raise ValueError("nowhere to write to; pass --out x.png, or --steps-out DIR")
     if arguments.out is not None:
@@ -77,7 +85,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.report_out is not None:
         output_file(arguments.report_out)
     policy, stages = policy_of(arguments)
-    pipeline = load_pipeline(arguments)
+    pipeline = load_pipeline(arguments, edits=picture is not None)
     if stages is not None:
         network = pipeline.transformer
         stages.check(identity(network.family, network.config.to_dict()))
@@ -91,6 +99,7 @@ def run(arguments: argparse.Namespace) -> None:
         batch=arguments.batch,
         steps=arguments.steps_out is not None,
         policy=policy,
+        picture=picture,
     )
     files, steps = save_pictures(found, arguments)
     width, height = found.size
@@ -109,6 +118,20 @@ def run(arguments: argparse.Namespace) -> None:
         asked = {name: getattr(arguments, name) for name in ("prompt", "negative", "seed")}
         made = {"seconds": seconds, "files": files, "steps": steps, "report": trace.to_dict()}
         print(json.dumps({**asked, **described(found), **made}))
+
+
+def picture_to_edit(arguments: argparse.Namespace) -> np.ndarray:
+    """The picture in bytes (H, W, 3); ``ValueError`` for a file that is none, and for sizes beside it."""
+    if arguments.width is not None or arguments.height is not None:
+        raise ValueError("--width and --height do not go with --edit; the result has the size of its picture")
+    try:
+        with Image.open(arguments.edit) as image:
+            return np.asarray(image.convert("RGB"))
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(
+            f"--edit is {arguments.edit}, which cannot be read as a picture ({first_line(error)}); pass a "
+            "PNG or JPEG file"
+        ) from error
 
 
 def described(found: Pictures) -> dict[str, object]:

@@ -8,9 +8,10 @@ import torch
 from ..acceleration.policy import AccelerationPolicy
 from ..acceleration.presets import preset
 from ..acceleration.schedule_file import StageSchedule
+from ..checkpoints.tasks import AUTO, TASKS
 from ..checks import whole
 from ..devices import DTYPES
-from ..pipeline import EMBEDDED, MAX_BATCH, MAX_SEED, Pipeline
+from ..pipeline import EDITOR, EMBEDDED, MAX_BATCH, MAX_SEED, Pipeline
 from ..sampling.settings import SamplingSettings
 from .output import first_line
 
@@ -40,9 +41,10 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("models (default: the embedded ones)")
     for name, path in EMBEDDED.items():
         group.add_argument(f"--{name.replace('_', '-')}", type=Path, default=path, metavar="FILE")
-    group.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
-    group.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on a GPU, float32 on the CPU")
-    group.add_argument("--threads", type=int, help="CPU threads")
+    group.add_argument(
+        "--task", choices=TASKS, default=AUTO, help="of the transformer, where its file does not say"
+    )
+    add_device_options(group)
     group = parser.add_argument_group("sampling (default: the model's own)")
     group.add_argument("--cfg", type=numbers, help="guidance, one number or one per scale; 1 is off")
     group.add_argument("--temperature", type=numbers, help="one number or one per scale")
@@ -51,22 +53,40 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", type=int, default=0, help="image number i has the seed SEED + i")
 
 
-def load_pipeline(arguments: argparse.Namespace) -> Pipeline:
-    """The models that the options name; ``ValueError`` for files and devices that do not work."""
+def add_device_options(group: argparse._ArgumentGroup) -> None:
+    """Where and how models run."""
+    group.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
+    group.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on a GPU, float32 on the CPU")
+    group.add_argument("--threads", type=int, help="CPU threads")
+
+
+def device_of(arguments: argparse.Namespace) -> torch.device | None:
+    """The device that the options name, with their number of threads set; ``ValueError`` if it fails."""
     if arguments.threads is not None:
         torch.set_num_threads(whole("--threads", arguments.threads, 1, MAX_THREADS, f"1 to {MAX_THREADS}"))
-    device = None
-    if arguments.device is not None:
-        try:
-            device = torch.device(arguments.device)
-            torch.zeros(1, device=device).item()
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            raise ValueError(
-                f"device is {arguments.device!r}, which does not work here ({first_line(error)}); try cpu"
-            ) from error
+    if arguments.device is None:
+        return None
+    try:
+        device = torch.device(arguments.device)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(
+            f"device is {arguments.device!r}, which does not work here ({first_line(error)}); try cpu"
+        ) from error
+    return device
+
+
+def load_pipeline(arguments: argparse.Namespace, *, edits: bool = False) -> Pipeline:
+    """The models that the options name; ``ValueError`` for files and devices that do not work.
+
+    ``edits``: a picture is to be edited, so that of the embedded transformers the one that does is meant.
+    """
+    device = device_of(arguments)
     dtype = DTYPES[arguments.dtype] if arguments.dtype else None
-    paths = [getattr(arguments, name) for name in EMBEDDED]
-    return Pipeline.load(*paths, dtype=dtype, device=device)
+    paths = {name: getattr(arguments, name) for name in EMBEDDED}
+    if edits and paths["transformer"] == EMBEDDED["transformer"]:
+        paths["transformer"] = EDITOR
+    return Pipeline.load(*paths.values(), dtype=dtype, device=device, task=arguments.task)
 
 
 def settings_of(pipeline: Pipeline, arguments: argparse.Namespace) -> SamplingSettings:

@@ -12,12 +12,14 @@ class TextConditioning:
     """Encoded prompts of a batch: one (tokens, width) tensor per image, without padding.
 
     ``negative`` replaces the null text in the unconditional rows; None keeps it. ``null``: the encoded empty
-    prompt (tokens, width), for models without a learned null text.
+    prompt (tokens, width), for models without a learned null text. ``source``: the pictures to edit, one per
+    image, as the tokenizer's features before quantization (B, dim, h, w); None where nothing is edited.
     """
 
     features: tuple[Tensor, ...]
     negative: tuple[Tensor, ...] | None = None
     null: Tensor | None = None
+    source: Tensor | None = None
 
     def __post_init__(self) -> None:
         if not self.features:
@@ -25,6 +27,11 @@ class TextConditioning:
         if self.negative is not None and len(self.negative) != len(self.features):
             raise ValueError(
                 f"{len(self.negative)} negative prompts for {len(self.features)} prompts; give one for each"
+            )
+        if self.source is not None and (self.source.dim() != 4 or len(self.source) != len(self.features)):
+            raise ValueError(
+                f"the features of the pictures to edit have the shape {list(self.source.shape)}; expected "
+                f"({len(self.features)}, channels, height, width), one picture for each prompt"
             )
 
     @property
@@ -49,7 +56,8 @@ class TextConditioning:
     def image(self, index: int) -> "TextConditioning":
         """That of one image of the batch."""
         negative = None if self.negative is None else self.negative[index : index + 1]
-        return TextConditioning(self.features[index : index + 1], negative, self.null)
+        source = None if self.source is None else self.source[index : index + 1]
+        return TextConditioning(self.features[index : index + 1], negative, self.null, source)
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,7 @@ class ClassConditioning:
     device: torch.device = torch.device("cpu")
 
     tokens = 0  # a class is no sequence to attend to
+    source = None  # and edits no picture
 
     def __post_init__(self) -> None:
         if not self.labels:
@@ -99,6 +108,23 @@ def require(conditioning: object, kind: type, family: str) -> None:
         found = names.get(type(conditioning), type(conditioning).__name__)
         raise ValueError(
             f"{family} is conditioned on {names[kind]}, got {found}; connect {names[kind]} instead"
+        )
+
+
+def check_task(conditioning: Conditioning, *, edits: bool, family: str) -> None:
+    """Raise ``ValueError`` where weights that edit a picture have none, or others have one.
+
+    ``edits``: what the weights were trained for. Both run without complaint and give nonsense.
+    """
+    if conditioning.source is not None and not edits:
+        raise ValueError(
+            f"a picture to edit is connected, but these {family} weights were not trained to edit one; load "
+            "editing weights (if these are, choose their task in the loader), or take the picture away"
+        )
+    if conditioning.source is None and edits:
+        raise ValueError(
+            f"these {family} weights edit a picture and none is connected; connect one with its instruction, "
+            "or load generating weights (if these are, choose their task in the loader)"
         )
 
 

@@ -17,7 +17,7 @@ from ..costs import UnitCosts
 from ..network.attention import AttentionFn
 from ..network.cache import KVCache
 from ..network.context import ScaleContext
-from ..schedule import Scale, ScaleSchedule
+from ..schedule import Prefix, Scale, ScaleSchedule
 
 State = TypeVar("State", bound="Conditioned")
 
@@ -234,6 +234,7 @@ class Transformer(Protocol):
     how many it knows, None for texts. ``longest_text``: tokens, None without a limit of its own.
     ``learned_null``: it has an unconditional text or class; else the encoded empty prompt stands for it.
     ``refinements``: ways in which a network of its own can draw the fine scales, the usual one first.
+    ``edits``: it was trained to change a picture, whose tokens precede the scales.
     ``compute_dtype``: of the blocks' matrix products.
     """
 
@@ -253,6 +254,8 @@ class Transformer(Protocol):
     def longest_text(self) -> int | None: ...
     @property
     def refinements(self) -> tuple[str, ...]: ...
+    @property
+    def edits(self) -> bool: ...
 
     def check(self, schedule: ScaleSchedule) -> None:
         """``ValueError`` for a schedule that the model cannot run, before its first scale."""
@@ -285,8 +288,25 @@ class Transformer(Protocol):
         """
         ...
 
-    def positions(self, schedule: ScaleSchedule, scale: Scale, device: torch.device) -> Tensor | None:
-        """Rotary angles of one scale, (2, L, head_dim / 2) in float32; None without rotary positions."""
+    def prefix(self, conditioning: Conditioning, schedule: ScaleSchedule) -> Prefix | None:
+        """What precedes the scales of a run; None where nothing does.
+
+        ``ValueError`` for a picture that the model has no use for, one that it lacks, and a schedule that
+        cannot follow one.
+        """
+        ...
+
+    def prefix_tokens(self, conditioning: Conditioning, prefix: Prefix, device: torch.device) -> Tensor:
+        """What enters the blocks for a prefix, (B, L, C); called only where there is one."""
+        ...
+
+    def positions(
+        self, schedule: ScaleSchedule, scale: Scale, device: torch.device, prefix: Prefix | None = None
+    ) -> Tensor | None:
+        """Rotary angles of one scale, (2, L, head_dim / 2) in float32; None without rotary positions.
+
+        Behind ``prefix`` where there is one, which may be the ``scale`` itself.
+        """
         ...
 
     def first_tokens(self, state: Any) -> Tensor:

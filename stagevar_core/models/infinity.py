@@ -6,15 +6,14 @@ when a checkpoint is converted; see ``checkpoints/families_infinity.py`` for the
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..autoencoders.bsq import BitwiseQuantizer
-from ..conditioning.types import TextConditioning, pad_rows, require
-from ..costs import UnitCosts
+from ..conditioning.types import TextConditioning, check_task, pad_rows, require
 from ..network.attention import AttentionFn
 from ..network.cache import KVCache
 from ..network.context import ScaleContext
@@ -28,73 +27,11 @@ from ..network.layers import (
     split_heads,
     stacked,
 )
-from ..network.rotary import rotary_angles
-from ..schedule import Scale, ScaleSchedule
+from ..network.rotary import prefixed_angles, rotary_angles
+from ..schedule import Prefix, Scale, ScaleSchedule
 from .draws import BitHead, refinement
 from .guidance import per_scale
-
-
-@dataclass(frozen=True)
-class InfinityConfig:
-    """Shape of an Infinity transformer.
-
-    ``bits``: bits per token (``dim * patch ** 2``). ``hidden``: width of the feed-forward. ``null_rows``:
-    learned unconditional text rows, the longest prompt in tokens. ``pool_heads``: heads of the text pooling.
-    """
-
-    depth: int
-    width: int
-    heads: int
-    hidden: int
-    bits: int
-    patch: int = 1
-    text_width: int = 2048
-    null_rows: int = 512
-    pool_heads: int = 16
-    levels: int = 15
-
-    @property
-    def head_dim(self) -> int:
-        """Channels of a head."""
-        return self.width // self.heads
-
-    @property
-    def dim(self) -> int:
-        """Bits per latent pixel of the tokenizer that belongs to this transformer."""
-        return self.bits // self.patch**2
-
-    @property
-    def unit_costs(self) -> UnitCosts:
-        """FLOPs per token and per query-key pair: four square matrices, two for text, the feed-forward."""
-        square = 2.0 * self.width**2
-        return UnitCosts(
-            depth=self.depth,
-            branches={"self": 4 * square, "cross": 2 * square, "ffn": 4.0 * self.width * self.hidden},
-            pair=4.0 * self.width,
-            text_pair=4.0 * self.width,
-            head=4.0 * self.width * self.bits,
-        )
-
-    def condition_flops(self, rows: int, text_tokens: int) -> float:
-        """What is spent on the text once: pooling, its projection, the keys and values of all blocks."""
-        width, count = self.width, rows * text_tokens
-        shared = count * 2.0 * (self.text_width * 3.0 * width + width**2)
-        modulation = rows * 2.0 * 9.0 * width**2  # pooled projection, 6 C of the blocks, 2 C of the head
-        return shared + modulation + count * self.depth * 4.0 * width**2
-
-    def to_dict(self) -> dict:
-        """The fields as plain values for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict) -> "InfinityConfig":
-        """The inverse of :meth:`to_dict`."""
-        return cls(**values)
-
-
-INFINITY_125M = InfinityConfig(depth=12, width=768, heads=8, hidden=3072, bits=16)
-INFINITY_2B = InfinityConfig(depth=32, width=2048, heads=16, hidden=8192, bits=32)
-INFINITY_8B = InfinityConfig(depth=40, width=3584, heads=28, hidden=14336, bits=56, patch=2)
+from .infinity_config import InfinityConfig
 
 
 @dataclass
@@ -235,6 +172,11 @@ class Infinity(nn.Module):
         return per_scale("cfg", cfg_scale, len(schedule))
 
     @property
+    def edits(self) -> bool:
+        """Whether it was trained to change a picture."""
+        return self.config.edits
+
+    @property
     def longest_text(self) -> int:
         """Tokens of the learned null text, which stands against a prompt token by token."""
         return self.config.null_rows
@@ -296,9 +238,47 @@ class Infinity(nn.Module):
             mask=mask,
         )
 
-    def positions(self, schedule: ScaleSchedule, scale: Scale, device: torch.device) -> Tensor:
-        """Rotary angles of one scale."""
-        return rotary_angles(schedule, scale, self.config.head_dim, device=device)
+    def prefix(self, conditioning: TextConditioning, schedule: ScaleSchedule) -> Prefix | None:
+        """The picture to edit, on the grid of the last scale; the first block sees it on that of every scale.
+
+        ``ValueError`` where these weights have no use for one or lack it, and for sizes that are not square.
+        """
+        require(conditioning, TextConditioning, "Infinity")
+        if self.config.restores:
+            raise ValueError("these Infinity weights restore pictures in one pass; they cannot make any")
+        check_task(conditioning, edits=self.edits, family="Infinity")
+        if conditioning.source is None:
+            return None
+        if conditioning.source.shape[1] != self.config.dim:
+            raise ValueError(
+                f"the features of the picture to edit have {conditioning.source.shape[1]} channels; this "
+                f"transformer was trained on {self.config.dim}. Use the tokenizer that belongs to it"
+            )
+        final = schedule.final
+        if any(height != width for height, width in schedule.grids):
+            raise ValueError(
+                f"the schedule ends at {final.height} x {final.width} tokens; editing weights were trained "
+                "on squares only. Pad the picture to a square"
+            )
+        return Prefix(final.index, final.height, final.width, aligned=(0,))
+
+    def prefix_tokens(self, conditioning: TextConditioning, prefix: Prefix, device: torch.device) -> Tensor:
+        """The picture's continuous features as tokens of the last scale, (B, L, C)."""
+        assert conditioning.source is not None, "without a picture there is no prefix"
+        features = conditioning.source.to(device=device, dtype=torch.float32)
+        grid = (prefix.height * self.config.patch, prefix.width * self.config.patch)
+        if tuple(features.shape[-2:]) != grid:
+            features = F.interpolate(features, size=grid, mode="area")
+        return self.embed(self.quantizer().to_tokens(features))
+
+    def positions(
+        self, schedule: ScaleSchedule, scale: Scale, device: torch.device, prefix: Prefix | None = None
+    ) -> Tensor:
+        """Rotary angles of one scale, or of the prefix."""
+        if prefix is None:
+            return rotary_angles(schedule, scale, self.config.head_dim, device=device)
+        head_dim, moved = self.config.head_dim, self.config.moved_source
+        return prefixed_angles(schedule, scale, prefix, head_dim, moved=moved, device=device)
 
     def first_tokens(self, state: TextState) -> Tensor:
         """The start token of every row, (rows, 1, C), without level embedding."""

@@ -29,9 +29,10 @@ from ..network.layers import (
     unit,
 )
 from ..network.rotary import normalised_angles
-from ..schedule import Scale, ScaleSchedule
+from ..schedule import Prefix, Scale, ScaleSchedule
 from .draws import TokenHead, refinement
 from .guidance import ramped
+from .prefix import NoPrefix
 from .star_config import STARConfig
 from .star_sampler import MODES, InnerSampler, SamplerHead
 
@@ -111,7 +112,7 @@ class Block(nn.Module):
         return ctx.residual(x, feed_forward, layer, "ffn")
 
 
-class STAR(nn.Module):
+class STAR(NoPrefix, nn.Module):
     """The transformer: blocks in ``dtype``, everything around them (text, embeddings, head) in float32.
 
     ``operations`` supplies Linear (``torch.nn`` or the host's), ``compute_dtype`` the dtype of the blocks'
@@ -186,7 +187,9 @@ class STAR(nn.Module):
         """Texts as one vector each, (rows, text_width): the features of the end token, which comes last."""
         return torch.stack([text[-1] for text in texts])
 
-    def positions(self, schedule: ScaleSchedule, scale: Scale, device: torch.device) -> Tensor:
+    def positions(
+        self, schedule: ScaleSchedule, scale: Scale, device: torch.device, prefix: Prefix | None = None
+    ) -> Tensor:
         """Rotary angles of one scale."""
         config = self.config
         return normalised_angles(scale, config.head_dim, config.rope_norm, config.rope_base, device)

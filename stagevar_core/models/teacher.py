@@ -9,26 +9,43 @@ from torch import Tensor
 from ..conditioning.types import Conditioning
 from ..network.attention import AttentionFn, sdpa
 from ..network.context import ScaleContext
-from ..schedule import ScaleSchedule
+from ..network.tokens import resize_keys
+from ..schedule import Prefix, Scale, ScaleSchedule
 from .contract import Transformer
 
 
 @dataclass
 class TeacherContext(ScaleContext):
-    """The context of a pass in which every scale is present; nothing is cached."""
+    """The context of a pass in which every scale is present, behind a prefix or not; nothing is cached."""
+
+    prefix: Prefix | None = None
+
+    @property
+    def parts(self) -> list[Scale]:
+        """What is present, in order."""
+        return [*(() if self.prefix is None else (self.prefix,)), *self.schedule]
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Scale by scale, each attending to itself and the coarser ones: the block-causal mask, exactly."""
         outputs, start = [], 0
-        for scale in self.schedule:
+        for scale in self.parts:
             stop = start + scale.tokens
-            outputs.append(self.attention(q[:, :, start:stop], k[:, :, :stop], v[:, :, :stop], scale=1.0))
+            keys, values = (self._seen(x, layer, scale, stop) for x in (k, v))
+            outputs.append(self.attention(q[:, :, start:stop], keys, values, scale=1.0))
             start = stop
         return torch.cat(outputs, dim=2)
 
+    def _seen(self, x: Tensor, layer: int, scale: Scale, stop: int) -> Tensor:
+        """Keys or values up to a scale, those of the prefix on the grid that the scale sees them on."""
+        prefix = self.prefix
+        if prefix is None or layer not in prefix.aligned or scale.grid == prefix.grid:
+            return x[:, :, :stop]
+        lead = resize_keys(x[:, :, : prefix.tokens], prefix.grid, scale.grid)
+        return torch.cat((lead, x[:, :, prefix.tokens : stop]), dim=2)
+
     def levels(self, table: Tensor) -> Tensor:
         """The level embedding of every token, (L, C)."""
-        return torch.cat([table[scale.index].expand(scale.tokens, -1) for scale in self.schedule])
+        return torch.cat([table[scale.index].expand(scale.tokens, -1) for scale in self.parts])
 
     def learned(self, table: Tensor) -> Tensor:
         """The rows of all tokens, (L, C)."""
@@ -47,7 +64,8 @@ def teacher_forced(
     """Logits (B, L, V) of all scales for known inputs.
 
     ``inputs``: (B, L - L0, bits), the accumulated latent at scales 1.. as the quantizer's
-    ``teacher_inputs`` gives it. ``monitor``: called with (layer, hidden) after every block. Differentiable.
+    ``teacher_inputs`` gives it. ``monitor``: called with (layer, hidden) after every block, of a
+    prefix as well. Differentiable.
     """
     expected = schedule.tokens - schedule[0].tokens
     if inputs.shape[1] != expected:
@@ -63,7 +81,9 @@ def teacher_forced(
         return x
 
     model.check(schedule)
-    positions = [model.positions(schedule, scale, device) for scale in schedule]
+    prefix = model.prefix(conditioning, schedule)
+    parts = [*(() if prefix is None else (prefix,)), *schedule]
+    positions = [model.positions(schedule, part, device, prefix) for part in parts]
     angles = [each for each in positions if each is not None]
     ctx = TeacherContext(
         scale=schedule.final,
@@ -74,6 +94,8 @@ def teacher_forced(
         cache=None,
         after_block=after_block,
         schedule=schedule,
+        prefix=prefix,
     )
-    x = torch.cat((model.first_tokens(state), model.embed(inputs)), dim=1)
-    return model.logits(model(x, ctx), state)
+    before = [] if prefix is None else [model.prefix_tokens(conditioning, prefix, device)]
+    x = torch.cat((*before, model.first_tokens(state), model.embed(inputs)), dim=1)
+    return model.logits(model(x, ctx)[:, -schedule.tokens :], state)

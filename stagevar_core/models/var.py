@@ -27,9 +27,10 @@ from ..network.layers import (
     split_heads,
     stacked,
 )
-from ..schedule import SIDES_256, SIDES_512, Scale, ScaleSchedule
+from ..schedule import SIDES_256, SIDES_512, Prefix, Scale, ScaleSchedule
 from .draws import TokenHead, refinement
 from .guidance import ramped
+from .prefix import NoPrefix
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,7 @@ class Block(nn.Module):
         return ctx.residual(x, feed_forward, layer, "ffn", gate2)
 
 
-class VAR(nn.Module):
+class VAR(NoPrefix, nn.Module):
     """The transformer: blocks in ``dtype``, everything around them (embeddings, head) in float32.
 
     ``operations`` supplies Linear (``torch.nn`` or the host's), ``compute_dtype`` the dtype of the blocks'
@@ -257,7 +258,9 @@ class VAR(nn.Module):
         active = F.silu(start)
         return ClassState(start, self._modulations(active), self.head_ada(active).unflatten(-1, (1, 2, -1)))
 
-    def positions(self, schedule: ScaleSchedule, scale: Scale, device: torch.device) -> None:
+    def positions(
+        self, schedule: ScaleSchedule, scale: Scale, device: torch.device, prefix: Prefix | None = None
+    ) -> None:
         """None: positions are learned and added to the tokens."""
 
     def first_tokens(self, state: ClassState) -> Tensor:

@@ -3,14 +3,15 @@
 import torch
 from torch import Tensor
 
-from ..schedule import Scale
+from ..schedule import Prefix, Scale
+from .tokens import resize_keys
 
 
 class KVCache:
     """Keys and values of every layer, (rows, heads, capacity, head_dim), with a length per layer.
 
     It belongs to one ``generate()`` call and is dropped with it. Lengths differ between layers once a policy
-    appends fewer tokens in some of them.
+    appends fewer tokens in some of them. Tokens that precede the scales come first and never go.
     """
 
     def __init__(self, layers: int, rows: int, heads: int, head_dim: int, *, dtype, device) -> None:
@@ -18,6 +19,7 @@ class KVCache:
         self._shape = (heads, head_dim)
         self._dtype, self._device = dtype, torch.device(device)
         self._elsewhere: torch.device | None = None  # where keys and values wait, see keep_on
+        self._prefix: Prefix | None = None  # what precedes the scales, the first tokens of every layer
         self._lengths = [0] * layers
         self._segments: list[list[Scale | None]] = [[] for _ in range(layers)]
         self._keys = [self._empty(0) for _ in range(layers)]
@@ -44,51 +46,65 @@ class KVCache:
     ) -> tuple[Tensor, Tensor]:
         """Store (rows, heads, L, head_dim) and return all keys and values of the layer so far.
 
-        ``scale``: the scale whose tokens these are, all of them in raster order; None for a part of one.
-        ``keep``: False stores nothing: what is returned holds until the next call, in memory that all layers
-        share.
+        ``scale``: the scale whose tokens these are, in raster order where all of them are there; None where
+        that is not known. ``keep``: False stores nothing: what is returned holds until the next call, in
+        memory that all layers share. So does what has a prefix that is resized.
         """
         start = self._lengths[layer]
         stop = start + k.shape[2]
         if not keep:
-            return self._joined(layer, start, k, v)
+            return self._joined(layer, start, k, v, scale)
         if stop > self._keys[layer].shape[2]:
             self._resize(layer, stop)
         keys, values = self._keys[layer], self._values[layer]
         keys[:, :, start:stop] = k
         values[:, :, start:stop] = v
         self._lengths[layer] = stop
-        self._segments[layer].append(scale)
-        if self._elsewhere is not None:
-            return self._joined(layer, start, k, v)
+        self._segments[layer].append(scale if scale is not None and k.shape[2] == scale.tokens else None)
+        if self._elsewhere is not None or self._resized(layer, scale):
+            return self._joined(layer, start, k, v, scale)
         return keys[:, :, :stop], values[:, :, :stop]
 
-    def segments(self, layer: int) -> list[Scale] | None:
-        """The scales that make up the layer's tokens, in order; None when one of them is incomplete."""
+    def precede(self, prefix: Prefix) -> None:
+        """Take all that is stored for ``prefix``: it precedes the scales, belongs to none and stays."""
+        self._prefix = prefix
+        self._segments = [[] for _ in self._segments]
+
+    def segments(self, layer: int, scale: Scale | None = None) -> list[Scale] | None:
+        """What makes up the tokens that ``append`` returns, in order; None when a scale is incomplete.
+
+        A prefix comes first, on the grid that it has for ``scale``.
+        """
         known = [scale for scale in self._segments[layer] if scale is not None]
-        return known if len(known) == len(self._segments[layer]) else None
+        if len(known) < len(self._segments[layer]):
+            return None
+        if self._prefix is None:
+            return known
+        grid = (self._resized(layer, scale) or self._prefix).grid
+        return [Prefix(self._prefix.index, *grid, self._prefix.aligned), *known]
 
     def compress(self, layer: int, q: Tensor, budget: int) -> None:
-        """Keep the ``budget`` most wanted tokens of a layer, per row and head.
+        """Keep the ``budget`` most wanted tokens of a layer's scales, per row and head.
 
         Wanted is what 16 evenly spread queries of ``q`` (rows, heads, L, head_dim) score highest in sum, as
         in ScaleKV (arXiv 2505.19602); the first tokens, a tenth of the budget, always stay. The capacity does
         not change: what comes next takes the place of what goes.
         """
-        length = self._lengths[layer]
-        if length <= budget:
+        first, length = self._first, self._lengths[layer]
+        if length - first <= budget:
             return
         queries = min(16, q.shape[2])
         last = max(queries - 1, 1)
         observers = torch.arange(queries, device=q.device) * (q.shape[2] - 1) // last
         keys = self._keys[layer]
-        scores = (q[:, :, observers].to(keys.device).float() @ keys[:, :, :length].float().mT).sum(dim=2)
+        seen = keys[:, :, first:length]
+        scores = (q[:, :, observers].to(keys.device).float() @ seen.float().mT).sum(dim=2)
         scores[..., : budget // 10] = torch.inf
         kept = scores.topk(budget, dim=-1).indices.sort(dim=-1).values.unsqueeze(-1)
         for store in (self._keys, self._values):
-            tensor = store[layer]
+            tensor = store[layer][:, :, first:]
             tensor[:, :, :budget] = tensor.gather(2, kept.expand(-1, -1, -1, tensor.shape[-1]))
-        self._lengths[layer] = budget
+        self._lengths[layer] = first + budget
         self._segments[layer] = [None]
 
     def keep_on(self, device: torch.device | str) -> None:
@@ -114,15 +130,38 @@ class KVCache:
                 store[layer] = kept
         return self
 
-    def _joined(self, layer: int, start: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """The first ``start`` tokens of a layer and these, in the memory that all layers share."""
-        stop = start + k.shape[2]
+    @property
+    def _first(self) -> int:
+        """Where the tokens of the scales begin."""
+        return 0 if self._prefix is None else self._prefix.tokens
+
+    def _resized(self, layer: int, scale: Scale | None) -> Scale | None:
+        """``scale`` where it sees the prefix of a layer on its own grid and that is another; else None."""
+        prefix = self._prefix
+        if prefix is None or scale is None or layer not in prefix.aligned or scale.grid == prefix.grid:
+            return None
+        return scale
+
+    def _joined(
+        self, layer: int, start: int, k: Tensor, v: Tensor, scale: Scale | None
+    ) -> tuple[Tensor, Tensor]:
+        """The first ``start`` tokens of a layer and these, in the memory that all layers share.
+
+        Of the prefix what ``scale`` sees of it.
+        """
+        resized = self._resized(layer, scale)
+        first, lead = (0, 0) if resized is None else (self._first, resized.tokens)
+        middle = lead + start - first
+        stop = middle + k.shape[2]
         if self._shared[0].shape[0] != self.rows or self._shared[0].shape[2] < stop:
             self._shared = []  # freed before there is more of it
             self._shared = [self._empty(stop, self._device) for _ in range(2)]
         for shared, stored, new in zip(self._shared, (self._keys, self._values), (k, v), strict=True):
-            shared[:, :, :start] = stored[layer][:, :, :start]
-            shared[:, :, start:stop] = new
+            if resized is not None and self._prefix is not None:
+                whole = stored[layer][:, :, :first].to(self._device)
+                shared[:, :, :lead] = resize_keys(whole, self._prefix.grid, resized.grid)
+            shared[:, :, lead:middle] = stored[layer][:, :, first:start]
+            shared[:, :, middle:stop] = new
         keys, values = self._shared
         return keys[:, :, :stop], values[:, :, :stop]
 
@@ -158,6 +197,11 @@ class CachePair:
     def length(self, layer: int) -> int:
         """Tokens stored for ``layer``, per row."""
         return self.halves[0].length(layer)
+
+    def precede(self, prefix: Prefix) -> None:
+        """Take all that is stored in both for ``prefix``."""
+        for half in self.halves:
+            half.precede(prefix)
 
     def reserve(self, capacity: int) -> None:
         """Make room for ``capacity`` tokens per layer in both."""

@@ -111,8 +111,8 @@ class ScaleContext:
         cache = self.cache
         if cache is None:
             raise RuntimeError("rows that run in turn have a cache each; this context is of all rows")
-        k, v = cache.append(layer, k, v, self.scale if whole else None, keep=self.store)
-        segments = cache.segments(layer) if self.window is not None and whole else None
+        k, v = cache.append(layer, k, v, self.scale, keep=self.store)
+        segments = cache.segments(layer, self.scale) if self.window is not None and whole else None
         if segments is not None and self.window is not None:
             segments = segments if self.store else [*segments, self.scale]
             y, pairs = local_attention(q, k, v, segments, self.window, self.attention, self.tables)

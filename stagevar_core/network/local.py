@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..checks import number
-from ..schedule import Scale
+from ..schedule import Prefix, Scale
 
 if TYPE_CHECKING:
     from .attention import AttentionFn
@@ -35,7 +35,7 @@ class LocalWindow:
     ``sinks``: scales of at most this share of the current grid's area are seen whole. ``tile``: side of the
     tiles whose tokens see the same; ``reach``: how far a window goes beyond its tile in every direction. Both
     are shares of a grid's side, for grids that are not square of the square of their area. Other scales are
-    not seen.
+    not seen; what precedes the scales always is.
 
     With the defaults the tokens of Infinity's last three 1024 px scales see a sixth of the keys.
     """
@@ -73,7 +73,8 @@ def local_attention(
 ) -> tuple[Tensor, int]:
     """Output (rows, heads, L, D) and the number of query-key pairs per row.
 
-    ``segments``: the scales of the keys in order, each whole and in raster order; the queries are the last.
+    ``segments``: the scales of the keys in order, each whole and in raster order, a prefix first where there
+    is one; the queries are the last.
     ``tables`` remembers what was worked out for them. Dense attention where windows would hide too little.
     """
     table = None if tables is None else tables.get(tuple(segments))
@@ -135,7 +136,7 @@ def _visible(segments: Sequence[Scale], tile: tuple[Span, Span], window: LocalWi
     """Positions of the keys that a tile (rows, columns) of the last of ``segments`` sees, in order."""
     scale, start, found = segments[-1], 0, []
     for segment in segments:
-        if segment.tokens <= window.sinks * scale.tokens:
+        if isinstance(segment, Prefix) or segment.tokens <= window.sinks * scale.tokens:
             found.append(torch.arange(start, start + segment.tokens))
         elif segment is scale:
             margin = math.ceil(window.reach * math.sqrt(scale.tokens))

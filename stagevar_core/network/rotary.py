@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..schedule import Scale, ScaleSchedule
+from ..schedule import Prefix, Scale, ScaleSchedule, whole_schedule
 
 
 def rotary_coordinates(scale: Scale, reference: tuple[int, int]) -> tuple[list[int], list[int]]:
@@ -34,6 +34,55 @@ def rotary_angles(
     by_row = torch.outer(rows, frequencies)[:, None, :].expand(-1, scale.width, -1)
     by_column = torch.outer(columns, frequencies)[None, :, :].expand(scale.height, -1, -1)
     angles = torch.cat((by_row, by_column), dim=-1).reshape(scale.tokens, half)
+    return torch.stack((angles.cos(), angles.sin())).to(device)
+
+
+def prefixed_coordinates(
+    schedule: ScaleSchedule, scale: Scale, prefix: Prefix, *, moved: bool = False
+) -> Tensor:
+    """Row and column coordinates (L, 2) of ``scale``, or of ``prefix`` itself.
+
+    ``moved``: the prefix has the coordinates of its grid, moved by the sides of the reference, and the scales
+    have theirs. Else they come from VAREdit's table, which serves all sizes: first the reference grid, moved
+    by its sides, which is for the prefix of the largest size; then the scales of the full schedule. Every
+    size counts its own tokens in it, so those of smaller sizes all fall into the first part, and two rows of
+    a 512 px picture into one of it. The released weights learned it that way. The largest size has the same
+    coordinates in both ways.
+    """
+    height, width = schedule.reference
+    if moved:
+        offset = (height, width) if isinstance(scale, Prefix) else (0, 0)
+        return _pairs(scale, schedule.reference) + torch.tensor(offset, dtype=torch.int32)
+    places = torch.arange(height * width)
+    first = torch.stack((height + places // width, width + places % width), dim=1).int()
+    table = [first, *(_pairs(each, schedule.reference) for each in whole_schedule(schedule))]
+    start = 0
+    if not isinstance(scale, Prefix):
+        start = prefix.tokens + sum(each.tokens for each in schedule.scales[: scale.index])
+    return torch.cat(table)[start : start + scale.tokens]
+
+
+def _pairs(scale: Scale, reference: tuple[int, int]) -> Tensor:
+    """Row and column coordinate of every token of a scale, (L, 2) in int32."""
+    rows, columns = (torch.tensor(axis) for axis in rotary_coordinates(scale, reference))
+    return torch.cartesian_prod(rows, columns).int()
+
+
+def prefixed_angles(
+    schedule: ScaleSchedule,
+    scale: Scale,
+    prefix: Prefix,
+    head_dim: int,
+    base: float = 10000.0,
+    *,
+    moved: bool = False,
+    device=None,
+) -> Tensor:
+    """:func:`rotary_angles` of the coordinates behind a prefix, or of the prefix itself."""
+    half = head_dim // 2
+    frequencies = 1.0 / (base ** (torch.arange(0, half, 2, dtype=torch.float32) / half))
+    coordinates = prefixed_coordinates(schedule, scale, prefix, moved=moved).float()
+    angles = (coordinates[:, :, None] * frequencies).flatten(1)
     return torch.stack((angles.cos(), angles.sin())).to(device)
 
 

@@ -99,6 +99,15 @@ def resize_tokens(x: Tensor, before: Scale, after: Scale, mode: str) -> Tensor:
     return F.interpolate(grid, size=after.grid, mode=mode, **options).flatten(2).transpose(1, 2)
 
 
+def resize_keys(x: Tensor, before: tuple[int, int], after: tuple[int, int]) -> Tensor:
+    """Keys or values (rows, heads, L, D) of one grid as area means on another; the same where that is."""
+    if before == after:
+        return x
+    maps = x.flatten(0, 1).unflatten(1, before).movedim(-1, 1)
+    resized = F.interpolate(maps, size=after, mode="area").flatten(2).mT
+    return resized.unflatten(0, x.shape[:2])
+
+
 def in_parts(compute: Callable[[Tensor, Tensor | None], Any], x: Tensor, angles: Tensor | None = None) -> Any:
     """``compute(x, angles)`` where that looks at every token of ``x`` (rows, L, C) alone, on a CPU in parts.
 

@@ -1,11 +1,11 @@
 """What a run under a policy will need, as far as that is known before its first scale."""
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..acceleration.policy import AccelerationPolicy, PolicyRun, RunInfo, ScalePlan
 from ..acceleration.reduction import Reduction
-from ..costs import UnitCosts, scale_flops, schedule_flops
+from ..costs import UnitCosts, prefix_flops, scale_flops, schedule_flops
 from ..network.tokens import Site
 from ..schedule import Scale
 
@@ -32,7 +32,8 @@ class Forecast:
 
     ``keys``: rows x tokens in every layer of the cache at its fullest, without those that wait on another
     device. ``loads``: of every scale that may run. ``remembered``: rows x tokens x regions that token
-    reduction keeps between scales. ``flops``: of every scale, 0 where it is known not to run.
+    reduction keeps between scales. ``flops``: of every scale, 0 where it is known not to run; what precedes
+    the scales counts to the first one.
     """
 
     keys: int
@@ -64,16 +65,43 @@ def forecast(
     """
     run, schedule = policy.start(info), info.schedule
     turns = 2 if sequential and info.guided else 1
-    if policy.per_image:
-        every = 2 * info.batch if info.guided else info.batch
-        dense = schedule_flops(units, schedule, rows=every, text_tokens=text_tokens, images=info.batch)
-        stored = schedule.tokens - schedule.final.tokens
+    if not policy.per_image:
+        found = _planned(run, info, units, text_tokens, turns=turns, offload=offload)
+    else:
+        every, before = _rows(info), _before(info)
+        dense = schedule_flops(
+            units, schedule, rows=every, text_tokens=text_tokens, images=info.batch, prefix=info.prefix
+        )
+        stored = before + schedule.tokens - schedule.final.tokens
         kept = every // 2 if turns == 2 and offload else every
-        keys = _with_one_layer(kept * stored, every * schedule.tokens, units)
+        keys = _with_one_layer(kept * stored, every * (before + schedule.tokens), units)
         tokens = every * schedule.final.tokens
         load = Load(tokens, tokens, info.batch * schedule.final.tokens, turns, reduced=True)
-        return Forecast(keys, (load,), run.regions * tokens, tuple(flops.total for flops in dense))
-    return _planned(run, info, units, text_tokens, turns=turns, offload=offload)
+        found = Forecast(keys, (load,), run.regions * tokens, tuple(flops.total for flops in dense))
+    return found if info.prefix is None else _preceded(found, info, units, text_tokens, turns)
+
+
+def _rows(info: RunInfo) -> int:
+    """Rows that a run begins with."""
+    return 2 * info.batch if info.guided else info.batch
+
+
+def _before(info: RunInfo) -> int:
+    """Tokens that precede the scales, per row."""
+    return 0 if info.prefix is None else info.prefix.tokens
+
+
+def _preceded(found: Forecast, info: RunInfo, units: UnitCosts, text_tokens: int, turns: int) -> Forecast:
+    """With the pass over what precedes the scales."""
+    assert info.prefix is not None, "nothing precedes the scales"
+    rows = _rows(info)
+    flops = prefix_flops(units, info.prefix, rows=rows, text_tokens=text_tokens, images=info.batch)
+    tokens, (first, *others) = rows * info.prefix.tokens, found.flops
+    return replace(
+        found,
+        loads=(Load(tokens, tokens, 0, turns), *found.loads),
+        flops=(first + flops.total, *others),
+    )
 
 
 def _planned(
@@ -81,7 +109,8 @@ def _planned(
 ) -> Forecast:
     """Goes through the plans of a run whose choices are known in advance."""
     # The cache holds rows x length keys; it is reserved up to the next narrowing.
-    rows, length = 2 * info.batch if info.guided else info.batch, _room(run, info, info.schedule[0])
+    rows, before = _rows(info), _before(info)
+    length = before + _room(run, info, info.schedule[0])
     away = info.batch if turns == 2 and offload else 0  # rows whose keys wait elsewhere
     keys, passing, remembered, stored = (rows - away) * length, 0, 0, 0.0
     costs: list[float] = []
@@ -95,15 +124,17 @@ def _planned(
             rows, length, turns, away = info.batch, length + _room(run, info, scale), 1, 0
             keys = max(keys, rows * length)
         tokens = _tokens(plan, scale)
-        flops = scale_flops(
-            units, tokens, stored + tokens, rows=rows, text_tokens=text_tokens, images=info.batch
-        )
+        ways = {"rows": rows, "text_tokens": text_tokens, "images": info.batch}
+        leading = 0 if info.prefix is None else info.prefix.keys(scale, units.depth)
+        flops = scale_flops(units, tokens, stored + tokens, **ways, before=leading)
         flops += units.refining(scale, rows)
         costs.append(flops.total + units.head * rows * (scale.tokens - tokens))
         computed, appended = _computed(plan, scale), _appended(plan, units, scale)
         if plan.store and scale != info.schedule.final:
             stored += tokens
             passing = max(passing, away * (length + appended))
+            if info.prefix is not None and info.prefix.aligned:
+                passing = max(passing, rows * (length - before + scale.tokens + appended))
         else:
             passing = max(passing, rows * (length + appended))
         reduced = plan.reduction is not None

@@ -4,20 +4,21 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ..acceleration.policy import AccelerationPolicy, PolicyRun, RunInfo, ScalePlan, Seen
 from ..conditioning.types import Conditioning
-from ..costs import Work
+from ..costs import Work, dense_flops
 from ..models.contract import Drawing, Noise, Quantizer, Transformer
 from ..models.draws import run_costs
 from ..models.guidance import mix, per_scale
 from ..network.attention import AttentionFn
 from ..network.cache import KVCache
 from ..network.context import ScaleContext
-from ..schedule import Scale, ScaleSchedule
+from ..schedule import Prefix, Scale, ScaleSchedule
 from .editing import Known
 from .guidance import Guide
 from .numbers import Watch
@@ -58,7 +59,7 @@ class Run:
             per_scale("temperature", settings.temperature, len(schedule)),
             settings.cfg_layers,
         )
-        self.conditioning = conditioning
+        self.conditioning, self.prefix = conditioning, model.prefix(conditioning, schedule)
         self.rows = Rows(
             model,
             conditioning,
@@ -82,10 +83,13 @@ class Run:
         policy_run = policy.start(self._info(noise))
         for note in policy_run.notes:
             _LOG.warning("%s: %s", policy.name, note)
-        self.rows.cache.reserve(self.room(self.schedule[0], policy_run))
+        before = 0 if self.prefix is None else self.prefix.tokens
+        self.rows.cache.reserve(before + self.room(self.schedule[0], policy_run))
         self.quantizer, self.monitor = quantizer, monitor
         self.noise = None if self.settings.greedy else noise
         self.recorder = self._recorder(policy)
+        if self.prefix is not None:
+            self.precede(self.prefix)
         f_hat = quantizer.empty(self.rows.batch, self.schedule, self.device)
         codes: list[Tensor | None] = []
         for scale in self.schedule:
@@ -100,6 +104,20 @@ class Run:
             self.recorder.resume()
         self.recorder.trace.notes.extend(policy_run.notes)
         return Generation(f_hat, codes, self.schedule, self.recorder.trace)
+
+    def precede(self, prefix: Prefix) -> None:
+        """What precedes the scales runs once and leaves its keys and values, which no plan changes."""
+        work: Work = defaultdict(float)
+        x = self.model.prefix_tokens(self.conditioning, prefix, self.device)  # (B, L, C)
+
+        def after_block(layer: int, x: Tensor) -> Tensor:
+            self.monitor.block(self.schedule[0], layer)
+            return x
+
+        ctx = self.context(prefix, ScalePlan(), work)
+        self.model(self.every_row(x), replace(ctx, after_block=after_block))
+        self.rows.cache.precede(prefix)
+        self.recorder.preceded(prefix, work, self.rows.cache)
 
     def run_scale(
         self, scale: Scale, plan: ScalePlan, policy_run: PolicyRun, f_hat: Tensor, given: Known | None
@@ -152,7 +170,10 @@ class Run:
         """What enters the blocks, (rows, L, C): the start tokens, then the latent so far."""
         if scale.index == 0:
             return self.model.first_tokens(self.rows.conditioned)
-        x = self.model.embed(self.quantizer.next_input(f_hat, scale))  # (B, L, C), the same in both rows
+        return self.every_row(self.model.embed(self.quantizer.next_input(f_hat, scale)))
+
+    def every_row(self, x: Tensor) -> Tensor:
+        """Tokens of the images (B, L, C), which both rows of each have, (rows, L, C)."""
         return x.repeat(self.rows.running.count // self.rows.batch, 1, 1)
 
     def context(self, scale: Scale, plan: ScalePlan, work: Work) -> ScaleContext:
@@ -171,7 +192,7 @@ class Run:
         return ScaleContext(
             scale=scale,
             schedule=self.schedule,
-            positions=self.model.positions(self.schedule, scale, self.device),
+            positions=self.model.positions(self.schedule, scale, self.device, self.prefix),
             conditioned=rows.conditioned,
             dtype=self.model.compute_dtype,
             attention=self.attention,
@@ -219,16 +240,16 @@ class Run:
         return min(stored, policy_run.room(scale))
 
     def _recorder(self, policy: AccelerationPolicy) -> Recorder:
-        return Recorder(
-            policy.name,
-            run_costs(self.model, self.schedule, self.head),
+        units, images = run_costs(self.model, self.schedule, self.head), self.rows.batch
+        dense = dense_flops(
+            units,
             self.schedule,
-            images=self.rows.batch,
             rows=self.rows.running.count,
             text_tokens=self.conditioning.tokens,
-            device=self.device,
-            started=self.started,
+            images=images,
+            prefix=self.prefix,
         )
+        return Recorder(policy.name, units, dense, images=images, device=self.device, started=self.started)
 
     def _info(self, noise: Noise | None) -> RunInfo:
         batch = self.rows.batch
@@ -239,4 +260,5 @@ class Run:
             self.guide.guided,
             self.conditioning.negative is not None,
             tuple(range(batch)) if noise is None else tuple(noise.seeds),
+            self.prefix,
         )

@@ -29,7 +29,7 @@ class Monitor:
         """Called when the images are made in ``runs`` runs, one after the other, from the first scale."""
 
     def block(self, scale: Scale, layer: int) -> None:
-        """Called after every block."""
+        """Called after every block; those over what precedes the scales count to the first one."""
 
     def logits(self, scale: Scale, raw: Tensor, guided: Tensor) -> None:
         """Called with the head's output (rows, L, V) and what is sampled from (B, L, V)."""

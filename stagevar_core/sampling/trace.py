@@ -2,17 +2,17 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 
 from ..acceleration.policy import ScalePlan
-from ..costs import Flops, UnitCosts, Work, counted, schedule_flops
+from ..costs import Flops, UnitCosts, Work, counted
 from ..devices import synchronise
 from ..network.cache import CachePair, KVCache
-from ..schedule import Scale, ScaleSchedule
+from ..schedule import Prefix, Scale
 
 VERSION = 1
 
@@ -57,23 +57,30 @@ class ScaleTrace:
 class Trace:
     """All scales of a generation and what the policy had to say.
 
-    ``notes``: what a preset declined on this schedule, and which boundaries it chose and why.
+    ``notes``: what a preset declined on this schedule, and which boundaries it chose and why. ``prefix``: the
+    pass over what precedes the scales, None where nothing does; totals count it.
     """
 
     policy: str = "off"
     images: int = 1
     scales: list[ScaleTrace] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    prefix: ScaleTrace | None = None
+
+    @property
+    def passes(self) -> list[ScaleTrace]:
+        """What ran through the blocks in order: the prefix where there is one, all scales."""
+        return self.scales if self.prefix is None else [self.prefix, *self.scales]
 
     @property
     def flops(self) -> float:
-        """FLOPs of all scales."""
-        return sum(scale.flops.total for scale in self.scales)
+        """FLOPs of all passes."""
+        return sum(each.flops.total for each in self.passes)
 
     @property
     def dense_flops(self) -> float:
-        """FLOPs of all scales without acceleration."""
-        return sum(scale.dense.total for scale in self.scales)
+        """FLOPs of all passes without acceleration."""
+        return sum(each.dense.total for each in self.passes)
 
     @property
     def ratio(self) -> float:
@@ -82,13 +89,13 @@ class Trace:
 
     @property
     def milliseconds(self) -> float:
-        """Time of all scales."""
-        return sum(scale.milliseconds for scale in self.scales)
+        """Time of all passes."""
+        return sum(each.milliseconds for each in self.passes)
 
     @property
     def kv_peak_bytes(self) -> int:
         """Most memory that the KV cache had reserved."""
-        return max((scale.kv_bytes for scale in self.scales), default=0)
+        return max((each.kv_bytes for each in self.passes), default=0)
 
     @property
     def skipped(self) -> int:
@@ -110,6 +117,7 @@ class Trace:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
+        before = {} if self.prefix is None else {"prefix": self.prefix.to_dict()}
         return {
             "version": VERSION,
             "policy": self.policy,
@@ -123,6 +131,7 @@ class Trace:
                 "scales_skipped": self.skipped,
             },
             "notes": list(self.notes),
+            **before,
             "scales": [scale.to_dict() for scale in self.scales],
         }
 
@@ -132,10 +141,11 @@ def joined(traces: Sequence[Trace]) -> Trace:
     total = Trace(traces[0].policy, sum(trace.images for trace in traces))
     for number, trace in enumerate(traces):
         total.notes += [f"image {number}: {note}" for note in trace.notes]
-    for parts in zip(*(trace.scales for trace in traces), strict=True):
+    passes: list[ScaleTrace] = []
+    for parts in zip(*(trace.passes for trace in traces), strict=True):
         rows = sum(part.rows for part in parts)
         ways = dict.fromkeys(part.guidance for part in parts)
-        total.scales.append(
+        passes.append(
             replace(
                 parts[0],
                 ran=any(part.ran for part in parts),
@@ -153,43 +163,47 @@ def joined(traces: Sequence[Trace]) -> Trace:
                 note="; ".join(dict.fromkeys(part.note for part in parts if part.note)),
             )
         )
+    if traces[0].prefix is not None:
+        total.prefix = passes.pop(0)
+    total.scales = passes
     return total
 
 
 class Recorder:
     """Writes the trace of one run while it goes.
 
-    ``units``: the family's costs. ``rows``: of the dense run. ``text_tokens``: of the longest text.
-    ``started``: the clock before the text was projected, which counts to the first scale.
+    ``units``: the family's costs. ``dense``: what every pass costs without acceleration. ``started``: the
+    clock before the text was projected, which counts to the first pass.
     """
 
     def __init__(
         self,
         policy: str,
         units: UnitCosts,
-        schedule: ScaleSchedule,
+        dense: Mapping[Scale, Flops],
         *,
         images: int,
-        rows: int,
-        text_tokens: int,
         device: torch.device,
         started: float,
     ) -> None:
         self.trace, self._units, self._device = Trace(policy, images), units, device
-        self._rows, self._last = rows, started
-        self._dense = schedule_flops(units, schedule, rows=rows, text_tokens=text_tokens, images=images)
+        self._dense, self._last = dense, started
+
+    def preceded(self, prefix: Prefix, work: Work, cache: KVCache | CachePair) -> None:
+        """The pass over what precedes the scales."""
+        self.trace.prefix = self._traced(prefix, ScalePlan(), work, cache, "", ran=True)
 
     def skipped(self, scale: Scale, plan: ScalePlan, cache: KVCache | CachePair) -> None:
         """A scale that did not run."""
-        self._add(scale, plan, defaultdict(float), cache, "", ran=False)
+        self.trace.scales.append(self._traced(scale, plan, defaultdict(float), cache, "", ran=False))
 
     def ran(
         self, scale: Scale, plan: ScalePlan, work: Work, cache: KVCache | CachePair, guidance: str
     ) -> None:
         """A scale that did; ``guidance`` names the rows that took part and how they were mixed."""
-        self._add(scale, plan, work, cache, guidance, ran=True)
+        self.trace.scales.append(self._traced(scale, plan, work, cache, guidance, ran=True))
 
-    def _add(
+    def _traced(
         self,
         scale: Scale,
         plan: ScalePlan,
@@ -198,33 +212,31 @@ class Recorder:
         guidance: str,
         *,
         ran: bool,
-    ) -> None:
+    ) -> ScaleTrace:
         synchronise(self._device)
         now, depth = time.perf_counter(), self._units.depth
+        spent, self._last = now - self._last, now
         units, rows = self._units, cache.rows if ran else 0
         single = min(rows, self.trace.images)  # rows of the branches that run once per image
         parts = [work[part] / max(1, single if part in units.per_image else rows) for part in units.branches]
         computed = sum(parts) / (len(parts) * depth)
         queries = work[next(iter(self._units.branches))]  # self-attention comes first in every family
-        self.trace.scales.append(
-            ScaleTrace(
-                scale=scale,
-                stage=plan.stage,
-                ran=ran,
-                rows=rows,
-                guidance=guidance,
-                computed=computed,
-                budget=plan.budget,
-                visible=work["pairs"] / queries if queries else 0.0,
-                flops=counted(self._units, work),
-                dense=self._dense[scale.index],
-                milliseconds=1e3 * (now - self._last),
-                kv_length=sum(map(cache.length, range(depth))) / depth,
-                kv_bytes=cache.bytes,
-                note=plan.note,
-            )
+        return ScaleTrace(
+            scale=scale,
+            stage=plan.stage,
+            ran=ran,
+            rows=rows,
+            guidance=guidance,
+            computed=computed,
+            budget=plan.budget,
+            visible=work["pairs"] / queries if queries else 0.0,
+            flops=counted(self._units, work),
+            dense=self._dense[scale],
+            milliseconds=1e3 * spent,
+            kv_length=sum(map(cache.length, range(depth))) / depth,
+            kv_bytes=cache.bytes,
+            note=plan.note,
         )
-        self._last = now
 
     def resume(self) -> None:
         """Start the clock of the next scale; what a caller did in between is not the model's time."""

@@ -14,12 +14,21 @@ from types import ModuleType
 
 from . import accelerated as parity_accelerated
 from . import infinity as parity_infinity
+from . import infinity_edit as parity_edit
+from . import restorer as parity_restorer
 from . import star as parity_star
 from . import var as parity_var
 from .report import Report, UnreadableFolder, UnreleasedOption
 
-# One module per family: claims(folder, config) -> bool, compare(folder, config, report).
-FAMILIES: tuple[ModuleType, ...] = (parity_accelerated, parity_infinity, parity_var, parity_star)
+# One module per family, special ones first: claims(folder, config) -> bool, compare(folder, config, report).
+FAMILIES: tuple[ModuleType, ...] = (
+    parity_accelerated,
+    parity_restorer,
+    parity_edit,
+    parity_infinity,
+    parity_var,
+    parity_star,
+)
 
 
 def read_config(folder: Path) -> dict:

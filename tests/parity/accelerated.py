@@ -29,7 +29,7 @@ from stagevar_core.sampling.generate import generate
 from stagevar_core.schedule import Scale, ScaleSchedule
 from tests.support.replay import ReplayedNoise
 
-from .infinity import defaults, is_greedy, packed, schedule_of, settings_of, tensors, tolerance_of
+from .infinity import defaults_of, is_greedy, packed_text, schedule_of, settings_of, stored, tolerance_of
 from .infinity_probe import Probe
 from .infinity_setup import check_released, load_transformer
 from .report import Pair, Report, UnreadableFolder
@@ -51,10 +51,10 @@ def claims(folder: Path, config: dict) -> bool:
 def compare(folder: Path, config: dict, report: Report) -> None:
     """Compare every run."""
     check_released(config)
-    model = load_transformer(config, tensors(folder, "transformer"))
-    inputs, schedule = tensors(folder, "inputs"), schedule_of(config)
+    model = load_transformer(config, stored(folder, "transformer"))
+    inputs, schedule = stored(folder, "inputs"), schedule_of(config)
     for name, options in config["runs"].items():
-        expected = tensors(folder, f"outputs_{name}")
+        expected = stored(folder, f"outputs_{name}")
         recorded = Recorded(config, expected, schedule)
         policy, said = chosen(recorded, config, name)
         report.write(f"     {report.folder:26} {name:28} {said}")
@@ -309,9 +309,9 @@ def _run(
     recorded: Recorded,
 ) -> dict[str, Tensor]:
     """One run; everything measured, under the names of the fixtures."""
-    options = {**defaults(config), **options}
+    options = {**defaults_of(config), **options}
     greedy = is_greedy(options, recorded.expected)
-    with Probe(model, TextConditioning(packed(inputs))) as probe:
+    with Probe(model, TextConditioning(packed_text(inputs))) as probe:
         result = generate(
             model,
             probe.conditioning,

@@ -40,7 +40,12 @@ TOLERANCES = {
 
 
 def claims(folder: Path, config: dict) -> bool:
-    """Whether a folder is Infinity's: its transformer, its bitwise tokenizer or its rotary tables."""
+    """Whether a folder is Infinity's: its transformer, its bitwise tokenizer or its rotary tables.
+
+    Tasks other than generating have weights of the same names and a runner of their own.
+    """
+    if config.get("task", "generate") != "generate":
+        return False
     transformer, vae = config.get("transformer"), config.get("vae")
     if isinstance(transformer, dict):
         return "d_vae_in" in transformer
@@ -52,7 +57,7 @@ def claims(folder: Path, config: dict) -> bool:
 def compare(folder: Path, config: dict, report: Report) -> None:
     """Compare everything that the folder stores."""
     check_released(config)
-    inputs = tensors(folder, "inputs", required=False)
+    inputs = stored(folder, "inputs", required=False)
     if "runs" in config:
         _compare_generation(folder, config, inputs, report)
     elif "raw_features" in inputs:
@@ -65,7 +70,7 @@ def compare(folder: Path, config: dict, report: Report) -> None:
         raise UnreadableFolder("it has neither runs, raw features, an image nor rotary tables")
 
 
-def tensors(folder: Path, name: str, *, required: bool = True) -> dict[str, Tensor]:
+def stored(folder: Path, name: str, *, required: bool = True) -> dict[str, Tensor]:
     path = folder / f"{name}.safetensors"
     if not path.is_file():
         if required:
@@ -85,7 +90,7 @@ def schedule_of(config: dict, key: str = "scale_schedule") -> ScaleSchedule:
     return ScaleSchedule.of(config[key], grids[ratio][-1])
 
 
-def packed(inputs: dict[str, Tensor], prefix: str = "") -> tuple[Tensor, ...]:
+def packed_text(inputs: dict[str, Tensor], prefix: str = "") -> tuple[Tensor, ...]:
     """The packed text of a folder as one tensor per prompt."""
     bounds = inputs[f"{prefix}cu_seqlens"].tolist()
     features = inputs[f"{prefix}text_features"]
@@ -96,20 +101,20 @@ def packed(inputs: dict[str, Tensor], prefix: str = "") -> tuple[Tensor, ...]:
 
 
 def _compare_generation(folder: Path, config: dict, inputs: dict[str, Tensor], report: Report) -> None:
-    model = load_transformer(config, tensors(folder, "transformer"))
-    weights = tensors(folder, "vae", required=False)
+    model = load_transformer(config, stored(folder, "transformer"))
+    weights = stored(folder, "vae", required=False)
     tokenizer = load_decoder(config, weights) if weights else None
     for name, options in config["runs"].items():
-        options = {**defaults(config), **options}
-        expected = tensors(folder, f"outputs_{name}")
-        measured = _generate(model, tokenizer, config, inputs, options, expected)
+        options = {**defaults_of(config), **options}
+        expected = stored(folder, f"outputs_{name}")
+        measured = generated(model, tokenizer, config, inputs, options, expected)
         activations = BFLOAT16_LOGITS if options.get("ca_bf16") else LOGITS
         if tokenizer is None and any(key.startswith("image") for key in expected):
             report.missing(name, "image", "images are stored, but no vae.safetensors to decode with")
         compare_all(report, name, measured, expected, lambda q, a=activations: tolerance_of(q, a))
 
 
-def defaults(config: dict) -> dict:
+def defaults_of(config: dict) -> dict:
     """Options of a run that the folder states once for all, or that every official script uses."""
     shared = {key: config[key] for key in ("cfg_insertion_layer", "top_k", "top_p") if key in config}
     return {"top_k": 900, "top_p": 0.97, **shared, **config.get("defaults", {})}
@@ -134,7 +139,7 @@ class OneStreamNoise:
         return torch.empty(*shape, dtype=torch.float32).exponential_(generator=self._generator)
 
 
-def _noise(options: dict, expected: dict[str, Tensor], scales: int) -> Noise:
+def noise_of(options: dict, expected: dict[str, Tensor], scales: int) -> Noise:
     """The stored draws of a run, else those of its seed."""
     draws = [expected.get(f"scale{index:02d}.exp_noise") for index in range(scales)]
     if all(draw is not None for draw in draws):
@@ -144,7 +149,7 @@ def _noise(options: dict, expected: dict[str, Tensor], scales: int) -> Noise:
     return OneStreamNoise(options["seed"])
 
 
-def _attention_with_rounded_text(q: Tensor, k: Tensor, v: Tensor, *, scale=None, mask=None) -> Tensor:
+def attention_with_rounded_text(q: Tensor, k: Tensor, v: Tensor, *, scale=None, mask=None) -> Tensor:
     """The official float32 path: attention to text (not self-attention, scale 1) goes through bfloat16."""
     if scale == 1.0:
         return sdpa(q, k, v, scale=scale, mask=mask)
@@ -165,36 +170,37 @@ def settings_of(options: dict, greedy: bool) -> SamplingSettings:
     )
 
 
-def _leaked_bits(inputs: dict[str, Tensor], index: int) -> Tensor:
+def leaked_bits(inputs: dict[str, Tensor], index: int) -> Tensor:
     """Known bits of a scale, stored (B, H, W, d) or (B, 1, H, W, d), as (B, d, H, W)."""
     bits = inputs[f"leak_bits_scale{index:02d}"]
     return bits.reshape(len(bits), *bits.shape[-3:]).movedim(-1, 1)
 
 
-def _generate(
+def generated(
     model: Infinity,
     tokenizer: BSQTokenizer | None,
     config: dict,
     inputs: dict[str, Tensor],
     options: dict,
     expected: dict[str, Tensor],
+    source: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """One run; everything measured, under the names of the fixtures."""
-    schedule, features = schedule_of(config), packed(inputs)
+    """One run; everything measured, under the names of the fixtures. ``source``: of a picture to edit."""
+    schedule, features = schedule_of(config), packed_text(inputs)
     uses_negative = options.get("neg", options.get("negative", False))
-    negative = packed(inputs, "negative_") if uses_negative else None
-    leaked = [_leaked_bits(inputs, index) for index in range(options.get("gt_leak", 0))]
+    negative = packed_text(inputs, "negative_") if uses_negative else None
+    leaked = [leaked_bits(inputs, index) for index in range(options.get("gt_leak", 0))]
     greedy = is_greedy(options, expected)
-    with Probe(model, TextConditioning(features, negative)) as probe:
+    with Probe(model, TextConditioning(features, negative, source=source)) as probe:
         result = generate(
             model,
             probe.conditioning,
             schedule,
             settings_of(options, greedy),
-            noise=None if greedy else _noise(options, expected, len(schedule)),
+            noise=None if greedy else noise_of(options, expected, len(schedule)),
             known=leaked,
             monitor=probe,
-            attention=_attention_with_rounded_text if options.get("ca_bf16") else sdpa,
+            attention=attention_with_rounded_text if options.get("ca_bf16") else sdpa,
         )
     measured = probe.seen
     quantizer = model.quantizer()
@@ -208,13 +214,13 @@ def _generate(
             ]
     measured["summed_codes"] = result.f_hat
     if tokenizer is not None:
-        measured["image_float"] = _decode(tokenizer, result.f_hat, expected.get("image_float"))
+        measured["image_float"] = decoded(tokenizer, result.f_hat, expected.get("image_float"))
         measured["image_uint8_bgr_nhwc"] = image_bytes_bgr(measured["image_float"])
     return measured
 
 
 @torch.inference_mode()
-def _decode(tokenizer: BSQTokenizer, f_hat: Tensor, expected: Tensor | None) -> Tensor:
+def decoded(tokenizer: BSQTokenizer, f_hat: Tensor, expected: Tensor | None) -> Tensor:
     """The image of a latent, from the order of summation that comes nearest to the stored one.
 
     Official codes reach the decoder channels last, where PyTorch's float32 GroupNorm on the CPU is less
@@ -238,26 +244,31 @@ def _decode(tokenizer: BSQTokenizer, f_hat: Tensor, expected: Tensor | None) -> 
 
 
 def _compare_teacher_forced(folder: Path, config: dict, inputs: dict[str, Tensor], report: Report) -> None:
-    model = load_transformer(config, tensors(folder, "transformer"))
-    expected, schedule, quantizer = tensors(folder, "outputs"), schedule_of(config), model.quantizer()
+    model = load_transformer(config, stored(folder, "transformer"))
+    expected, schedule, quantizer = stored(folder, "outputs"), schedule_of(config), model.quantizer()
     bits, _ = quantizer.encode(inputs["raw_features"], schedule)
     teacher = quantizer.teacher_inputs(bits, schedule)
-    with Probe(model, TextConditioning(packed(inputs)), scales=False) as probe, torch.inference_mode():
+    with Probe(model, TextConditioning(packed_text(inputs)), scales=False) as probe, torch.inference_mode():
         logits = teacher_forced(model, probe.conditioning, teacher, schedule)
     targets = [quantizer.to_tokens(level) for level in bits]
-    pairs = logits.unflatten(-1, (-1, 2)).movedim(-1, 1)
     measured = {
         **probe.seen,
         "x_BLC_wo_prefix": teacher,
         "logits": logits,
-        "per_bit_cross_entropy": F.cross_entropy(pairs, torch.cat(targets, 1).long(), reduction="none"),
+        "per_bit_cross_entropy": cross_entropy(logits, targets),
         **{f"scale{index:02d}.target_bits": level for index, level in enumerate(targets)},
     }
     compare_all(report, "teacher forced", measured, expected, tolerance_of)
 
 
+def cross_entropy(logits: Tensor, targets: list[Tensor]) -> Tensor:
+    """Of every bit (B, L, bits), from logits of pairs and the bits of all scales."""
+    pairs = logits.unflatten(-1, (-1, 2)).movedim(-1, 1)
+    return F.cross_entropy(pairs, torch.cat(targets, 1).long(), reduction="none")
+
+
 def _compare_tokenizer(folder: Path, config: dict, inputs: dict[str, Tensor], report: Report) -> None:
-    tokenizer, expected = load_tokenizer(config, tensors(folder, "vae")), tensors(folder, "outputs")
+    tokenizer, expected = load_tokenizer(config, stored(folder, "vae")), stored(folder, "outputs")
     latent_grids = ScaleSchedule.of(config["vae_scale_schedule"])
     schedule = ScaleSchedule.of(config.get("token_scale_schedule", config["vae_scale_schedule"]))
     quantizer = tokenizer.quantizer(latent_grids.final.height // schedule.final.height)
@@ -270,8 +281,8 @@ def _compare_tokenizer(folder: Path, config: dict, inputs: dict[str, Tensor], re
             "quantized_sum": f_hat,
             "summed_codes_from_bits": summed,
             "teacher_input": quantizer.teacher_inputs(bits, schedule),
-            "image_recon_from_z": _decode(tokenizer, f_hat, expected.get("image_recon_from_z")),
-            "image_recon_from_bits": _decode(tokenizer, summed, expected.get("image_recon_from_bits")),
+            "image_recon_from_z": decoded(tokenizer, f_hat, expected.get("image_recon_from_z")),
+            "image_recon_from_bits": decoded(tokenizer, summed, expected.get("image_recon_from_bits")),
         }
         measured["image_uint8_bgr_nhwc"] = image_bytes_bgr(measured["image_recon_from_bits"])
         measured.update(_area_inputs(quantizer, bits, schedule))
@@ -302,8 +313,8 @@ def _compare_rotary(folder: Path, config: dict, report: Report) -> None:
     if positions.is_file():
         _compare_positions(json.loads(positions.read_text(encoding="utf-8")), report)
     base, left = config.get("base", 10000.0), []
-    stored = tensors(folder, "tables", required=False)
-    for name, expected in stored.items():
+    tables = stored(folder, "tables", required=False)
+    for name, expected in tables.items():
         parts = name.split(".first")
         if len(parts) != 2 or not name.startswith("hd"):
             left += [] if name.startswith("apply.") else [name]
@@ -312,13 +323,13 @@ def _compare_rotary(folder: Path, config: dict, report: Report) -> None:
         schedule = table.schedule(float(ratio), "1M").prefix(int(parts[1]))
         angles = torch.cat([rotary_angles(schedule, scale, int(head_dim), base) for scale in schedule], dim=1)
         report.compare("rotary", name, [("", _thin(angles, expected.shape[1]), expected)], LATENT)
-    if "apply.q_in" in stored:
+    if "apply.q_in" in tables:
         options = config["apply"]
         schedule = ScaleSchedule.of(options["schedule"], table.grids[options["h_div_w"]][-1])
         angles = rotary_angles(schedule, schedule[options["scale_index"]], options["head_dim"], base)
         for part in ("q", "k"):
-            turned = rotate(stored[f"apply.{part}_in"].transpose(1, 2), angles).transpose(1, 2)
-            report.compare("rotary", f"apply.{part}_out", [("", turned, stored[f"apply.{part}_out"])], LATENT)
+            turned = rotate(tables[f"apply.{part}_in"].transpose(1, 2), angles).transpose(1, 2)
+            report.compare("rotary", f"apply.{part}_out", [("", turned, tables[f"apply.{part}_out"])], LATENT)
     report.not_compared("rotary", left)
 
 

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from stagevar_core.conditioning.types import TextConditioning
 from stagevar_core.models.contract import Drawing, Drawn
 from stagevar_core.models.infinity import Infinity
+from stagevar_core.network.context import ScaleContext
 from stagevar_core.sampling.result import Monitor
-from stagevar_core.schedule import Scale
+from stagevar_core.schedule import Prefix, Scale
 
 from .heads import WatchedHead
 
@@ -78,13 +79,28 @@ class Probe(Monitor):
     def _block_in(self, module: nn.Module, arguments: tuple) -> None:
         x, ctx, layer = arguments
         if layer == 0:
-            self._place = f"scale{ctx.scale.index:02d}." if self.scales else ""
+            before = isinstance(ctx.scale, Prefix)
+            self._place = "source." if before else f"scale{ctx.scale.index:02d}." if self.scales else ""
             self.seen[f"{self._place}block_in"] = x
             if self._word_input is not None:
-                self.seen[f"{self._place}next_input"] = self._word_input
+                self.seen[f"{self._place}{'tokens' if before else 'next_input'}"] = self._word_input
 
     def _block_out(self, module: nn.Module, arguments: tuple, output: Tensor) -> None:
-        self.seen[f"{self._place}block{arguments[2]:02d}_out"] = output
+        _, ctx, layer = arguments
+        name = f"{self._place}block{layer:02d}"
+        self.seen[f"{name}_out"] = output
+        if self.conditioning.source is not None and ctx.cache is not None:
+            self._source_keys(name, ctx, layer)
+
+    def _source_keys(self, name: str, ctx: ScaleContext, layer: int) -> None:
+        """What the picture to edit left in the cache, and what the first block sees of it at a scale."""
+        before = isinstance(ctx.scale, Prefix)
+        if before or layer == 0:
+            none = torch.empty(ctx.cache.rows, self.model.config.heads, 0, self.model.config.head_dim)
+            seen = ctx.cache.append(layer, none, none, ctx.scale, keep=False)
+            for part, tensor in zip("kv", seen, strict=True):
+                kept = tensor[:, :, : ctx.scale.tokens].clone()
+                self.seen[f"{name}_{part}" if before else f"{name}_source_{part}"] = kept
 
     def _drawn(self, drawing: Drawing, drawn: Drawn) -> None:
         self.seen[f"{self._place}hidden"] = drawing.hidden

@@ -62,6 +62,7 @@ def load_transformer(config: dict, tensors: dict[str, Tensor]) -> Infinity:
             null_rows=shape["text_maxlen"],
             pool_heads=shape["pool_num_heads"],
             levels=tensors["lvl_embed.weight"].shape[0],
+            edits=config.get("task") == "edit",
         )
     )
     model.load_state_dict(convert(tensors, INFINITY_KEYS).tensors)

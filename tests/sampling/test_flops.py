@@ -15,7 +15,8 @@ from stagevar_core.acceleration.policy import AccelerationPolicy
 from stagevar_core.acceleration.presets import PRESETS, preset
 from stagevar_core.conditioning.types import TextConditioning
 from stagevar_core.costs import UnitCosts, kv_bytes
-from stagevar_core.models.infinity import INFINITY_2B, INFINITY_8B, Infinity, InfinityConfig
+from stagevar_core.models.infinity import Infinity
+from stagevar_core.models.infinity_config import INFINITY_2B, INFINITY_8B, InfinityConfig
 from stagevar_core.sampling.generate import generate
 from stagevar_core.sampling.noise import SeededNoise
 from stagevar_core.sampling.settings import SamplingSettings

@@ -17,7 +17,7 @@ from stagevar_core.acceleration.staged import StagedPolicy
 from stagevar_core.acceleration.stages import StageBoundaries
 from stagevar_core.conditioning.types import TextConditioning
 from stagevar_core.costs import kv_bytes
-from stagevar_core.models.infinity import INFINITY_2B
+from stagevar_core.models.infinity_config import INFINITY_2B
 from stagevar_core.sampling.forecast import forecast
 from stagevar_core.sampling.generate import generate
 from stagevar_core.sampling.noise import SeededNoise

@@ -13,7 +13,8 @@ from stagevar_core.acceleration.policy import RunInfo
 from stagevar_core.acceleration.presets import PRESETS
 from stagevar_core.autoencoders.vq import VQTokenizer, VQTokenizerConfig
 from stagevar_core.conditioning.types import ClassConditioning, TextConditioning
-from stagevar_core.models.infinity import INFINITY_2B, INFINITY_8B, Infinity, InfinityConfig
+from stagevar_core.models.infinity import Infinity
+from stagevar_core.models.infinity_config import INFINITY_2B, INFINITY_8B, InfinityConfig
 from stagevar_core.models.star import STAR
 from stagevar_core.models.star_config import STARConfig
 from stagevar_core.models.var import VAR, VARConfig

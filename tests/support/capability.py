@@ -20,7 +20,7 @@ from stagevar_core.sampling.noise import SeededNoise
 from stagevar_core.sampling.result import Generation
 from stagevar_core.sampling.settings import SamplingSettings
 from stagevar_core.schedule import SIDES_256, ScaleSchedule
-from tests.support.tiny import FAR, Logits, prompts, same_codes, tiny_infinity
+from tests.support.tiny import FAR, Logits, edits, prompts, same_codes, tiny_infinity
 from tests.support.tiny_star import encoded, tiny_star
 from tests.support.tiny_var import labels, tiny_var, tiny_vq
 
@@ -59,6 +59,11 @@ def encoded_texts(batch: int, *, negative: bool = False) -> Any:
     return prompts(*(5, 9, 2, 7)[:batch], negative=(4, 3, 8, 6)[:batch] if negative else None)
 
 
+def encoded_edits(batch: int, *, negative: bool = False) -> Any:
+    """The same with a picture each."""
+    return edits(*(5, 9, 2, 7)[:batch], negative=(4, 3, 8, 6)[:batch] if negative else None)
+
+
 def codebook(schedule: ScaleSchedule) -> Any:
     """That of the tokenizer which VAR and STAR share."""
     return tiny_vq().quantizer()
@@ -67,6 +72,12 @@ def codebook(schedule: ScaleSchedule) -> Any:
 FAMILIES = (
     Family("infinity", lambda schedule: tiny_infinity(spread=FAR), encoded_texts),
     Family("infinity patchified", lambda schedule: tiny_infinity(patch=2, spread=FAR), encoded_texts),
+    Family(
+        "infinity that edits",
+        lambda schedule: tiny_infinity(spread=FAR, edits=True),
+        encoded_edits,
+        grids=SQUARES,
+    ),
     Family(
         "var",
         lambda schedule: tiny_var(tuple(scale.height for scale in schedule), spread=FAR),
@@ -162,6 +173,12 @@ def check_report(generation: Generation, dense: Generation) -> None:
     assert json.loads(json.dumps(trace.to_dict(), allow_nan=False))["policy"] == trace.policy
     assert trace.policy in trace.summary()
     assert [scale.scale for scale in trace.scales] == list(generation.schedule)
+    before, expected = trace.prefix, dense.trace.prefix
+    assert (before is None) == (expected is None)
+    if before is not None and expected is not None:  # no policy has a say in it
+        assert (
+            work(before.dense) == work(before.flops) == work(expected.flops) and before.rows == expected.rows
+        )
     for scale, reference, code in zip(trace.scales, dense.trace.scales, generation.codes, strict=True):
         assert work(scale.dense) == work(reference.flops)
         assert scale.ran or code is None  # of a batch image by image, one may have run

@@ -2,6 +2,7 @@
 
 import functools
 import gc
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +49,14 @@ def randomize(module: nn.Module, seed: int, spread: float = NEAR) -> None:
 
 
 def tiny_infinity(
-    seed: int = 0, *, bits: int = 4, patch: int = 1, depth: int = 3, dtype=None, spread: float = NEAR
+    seed: int = 0,
+    *,
+    bits: int = 4,
+    patch: int = 1,
+    depth: int = 3,
+    dtype=None,
+    spread: float = NEAR,
+    edits: bool = False,
 ) -> Infinity:
     """A random transformer; the same seed gives the same weights in every dtype."""
     config = InfinityConfig(
@@ -61,6 +69,7 @@ def tiny_infinity(
         text_width=TEXT_WIDTH,
         null_rows=NULL_ROWS,
         pool_heads=2,
+        edits=edits,
     )
     model = Infinity(config, dtype=dtype)
     randomize(model, seed, spread)
@@ -85,6 +94,15 @@ def texts(*lengths: int, seed: int = 0) -> tuple[Tensor, ...]:
 def prompts(*lengths: int, negative: tuple[int, ...] | None = None) -> TextConditioning:
     """Conditioning of random prompts with these lengths in tokens."""
     return TextConditioning(texts(*lengths), texts(*negative, seed=1) if negative else None)
+
+
+def edits(*lengths: int, negative: tuple[int, ...] | None = None, dim: int = 4) -> TextConditioning:
+    """The same with a random picture for each, of 8 x 8 latent pixels."""
+    pictures = [
+        torch.randn(dim, 8, 8, generator=torch.Generator().manual_seed(77 + place))
+        for place in range(len(lengths))
+    ]
+    return replace(prompts(*lengths, negative=negative), source=torch.stack(pictures))
 
 
 def plain_attention(q, k, v, *, scale=None, mask=None):

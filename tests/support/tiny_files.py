@@ -47,9 +47,9 @@ def trained() -> AspectTable:
     return infinity_aspect_table(8).restrict([1.0, 2.0, 0.5], ["0.06M"])
 
 
-def write_models(folder: Path, *, codes: BSQTokenizerConfig = CODES) -> dict[str, Path]:
+def write_models(folder: Path, *, codes: BSQTokenizerConfig = CODES, edits: bool = False) -> dict[str, Path]:
     """The three files of a tiny model, float16 like the embedded one."""
-    transformer = tiny_infinity(bits=4)
+    transformer = tiny_infinity(bits=4, edits=edits)
     tokenizer = BSQTokenizer(codes)
     randomize(tokenizer, 1)
     parts = {

@@ -11,11 +11,12 @@ from stagevar_core.conditioning.types import ClassConditioning, Conditioning, re
 from stagevar_core.costs import UnitCosts
 from stagevar_core.models.draws import TokenHead, refinement
 from stagevar_core.models.guidance import ramped
+from stagevar_core.models.prefix import NoPrefix
 from stagevar_core.network.attention import AttentionFn
 from stagevar_core.network.cache import KVCache
 from stagevar_core.network.context import ScaleContext
 from stagevar_core.network.layers import CosineAttention, FeedForward, plain_norm, stacked
-from stagevar_core.schedule import Scale, ScaleSchedule
+from stagevar_core.schedule import Prefix, Scale, ScaleSchedule
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class ToyBlock(nn.Module):
         return ctx.residual(x, lambda h, angles: self.ffn(plain_norm(h)), layer, "ffn")
 
 
-class Toy(nn.Module):
+class Toy(NoPrefix, nn.Module):
     family, text_family, learned_null, longest_text, refinements = "toy", None, True, None, ()
 
     def __init__(self, config: ToyConfig) -> None:
@@ -104,7 +105,9 @@ class Toy(nn.Module):
         rows = (*given.labels, *(negative if guided else ()))
         return ToyState(self.labels(torch.tensor(rows, device=device)))
 
-    def positions(self, schedule: ScaleSchedule, scale: Scale, device: torch.device) -> None:
+    def positions(
+        self, schedule: ScaleSchedule, scale: Scale, device: torch.device, prefix: Prefix | None = None
+    ) -> None:
         return None
 
     def first_tokens(self, state: ToyState) -> Tensor:
