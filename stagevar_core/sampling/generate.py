@@ -42,10 +42,9 @@ def generate(  # noqa: PLR0913 - independent collaborators, each with one owner
     ``noise`` may be None for greedy sampling. ``quantizer`` defaults to the model's own; it is the
     tokenizer's where that has a codebook. ``known``: codes of the first scales on the latent grid, which
     replace the sampled ones (the sampler still draws for them). ``masks``: where they do, (B or 1, h, w)
-    booleans of as many scales; everywhere without. ``device``: where to run; the host passes it because
-    weights may be offloaded. ``sequential``: less memory for the same result: under guidance every block
-    runs on the conditional rows and then on the unconditional ones. ``offload``: where the keys and values of
-    the latter wait meanwhile, one layer at a time on the device; about half of the cache less there.
+    booleans of as many scales. ``device``: where to run, as weights may be offloaded. ``sequential``: less
+    memory for the same result: every block runs on the conditional rows, then on the unconditional ones.
+    ``offload``: where keys and values of the latter wait meanwhile; about half of the cache less there.
     ``kept``: spares the pass over what precedes the scales where an earlier call with it had the same
     picture, texts and model. Raises ``ValueError`` for settings that cannot be used.
     """
