@@ -66,16 +66,8 @@ def generate(  # noqa: PLR0913 - independent collaborators, each with one owner
         ]
     parts = []
     for texts, draws, fixed in images:
-        run = Run(
-            model,
-            texts,
-            schedule,
-            settings,
-            attention,
-            device,
-            sequential=sequential,
-            offload=offload,
-        )
+        turns = {"sequential": sequential, "offload": offload}
+        run = Run(model, texts, schedule, settings, attention, device, **turns)
         parts.append(run.generate(draws, quantizer, policy, monitor, fixed, kept))
     if kept is not None:
         kept.forget()
