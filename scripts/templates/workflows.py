@@ -115,7 +115,7 @@ def load(graph: Graph, files: tuple[File, ...] | None) -> tuple[Node, Node, Node
 
 
 def further_shards(graph: Graph, files: tuple[File, ...], at: tuple[float, float]) -> None:
-    """Names every shard after the first in a loader of ComfyUI's own that nothing uses, so that it never runs.
+    """Names every shard after the first in a loader of ComfyUI's own that never runs, as nothing uses it.
 
     Newer pages list a file as missing only where a widget names it; a model's own loader names the first.
     """
