@@ -85,4 +85,5 @@ class Watch:
         self._seen.clear()
 
     def _see(self, name: str, advice: str, numbers: Tensor, largest: float = math.inf) -> None:
-        self._seen.append((name, advice, largest, extremes(numbers)))
+        if not numbers.is_meta:  # shapes alone: nothing to read
+            self._seen.append((name, advice, largest, extremes(numbers)))

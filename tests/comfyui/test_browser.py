@@ -346,7 +346,7 @@ def test_the_report_is_drawn_in_the_colours_of_the_page(
     set_renderer(page, vue)
     page.evaluate("id => window.app.extensionManager.setting.set('Comfy.ColorPalette', id)", palette)
     page.wait_for_timeout(500)
-    drop(page, "accelerated_embedded", 4751 + 2 * vue + (palette == "light"))
+    drop(page, "02_faster_no_download", 4751 + 2 * vue + (palette == "light"))
     page.keyboard.press("Control+Enter")
     page.wait_for_function(SHOWN_IMAGE, arg="StageVARStageReport", timeout=5 * MINUTE)
     page.wait_for_timeout(500)
