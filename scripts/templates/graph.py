@@ -60,6 +60,8 @@ KINDS = {
     "SaveImage": Kind({"images": "IMAGE"}, ("filename_prefix",), {}),
     "PreviewImage": Kind({"images": "IMAGE"}, (), {}),
     "LoadImage": Kind({}, ("image",), {"IMAGE": "IMAGE", "MASK": "MASK"}),
+    "UNETLoader": Kind({}, ("unet_name", "weight_dtype"), {"MODEL": "MODEL"}),
+    "CLIPLoader": Kind({}, ("clip_name", "type", "device"), {"CLIP": "CLIP"}),
     "PrimitiveInt": Kind({}, ("value",), {"INT": "INT"}),
     "SolidMask": Kind({}, ("value", "width", "height"), {"MASK": "MASK"}),
     "MaskComposite": Kind(
@@ -102,6 +104,7 @@ class Graph:
         self.api: Json = {}
         self.origins: dict[Node, tuple[Node, str]] = {}  # of reroutes
         self.models: list[Json] = []
+        self.groups: list[Json] = []
         self.pack, self.host, self.page = versions()
 
     def add(
@@ -109,9 +112,11 @@ class Graph:
         type: str,
         at: Point,
         size: Point,
+        /,
         *,
         title: str = "",
         after: str = "randomize",
+        collapsed: bool = False,
         models: list[Json] | None = None,
         **given: Any,
     ) -> Node:
@@ -127,6 +132,7 @@ class Graph:
         values += ["image"] if type in UPLOADS else []
         title = title or TITLES[type]
         entry = self._entry(node, at, size, values, title)
+        entry["flags"] = {"collapsed": True} if collapsed else {}
         entry["inputs"] = [self._socket(name, of) for name, of in kind.sockets.items()]
         for name in kind.widgets:
             if name in linked:
@@ -167,6 +173,19 @@ class Graph:
         entry = self._entry(node, at, size, [text.strip()], "How to use")
         self.nodes.append(entry | {"properties": {}, **NOTE})
 
+    def group(self, title: str, at: Point, size: Point) -> None:
+        """A frame with a title around what lies in it."""
+        bounding = [*at, *size]
+        self.groups.append(
+            {
+                "id": len(self.groups) + 1,
+                "title": title,
+                "bounding": bounding,
+                "color": "#3f789e",
+                "flags": {},
+            }
+        )
+
     def app(self, inputs: list[tuple[Node, str]], outputs: list[Node]) -> None:
         """What the page's app panel offers and shows."""
         self.panel = {
@@ -206,7 +225,7 @@ class Graph:
         made = {
             **{"id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"stagevar/{self.name}")), "revision": 0},
             **{"last_node_id": len(self.nodes), "last_link_id": len(self.links)},
-            **{"nodes": self.nodes, "links": self.links, "groups": [], "config": {}, "extra": extra},
+            **{"nodes": self.nodes, "links": self.links, "groups": self.groups, "config": {}, "extra": extra},
             **({"models": self.models} if self.models else {}),
             "version": 0.4,
         }
@@ -232,6 +251,8 @@ TITLES = {
     "SaveImage": "Save Image",
     "PreviewImage": "Preview Image",
     "LoadImage": "Load Image",
+    "UNETLoader": "Load Diffusion Model",
+    "CLIPLoader": "Load CLIP",
     "PrimitiveInt": "Int",
     "SolidMask": "SolidMask",
     "MaskComposite": "MaskComposite",

@@ -114,6 +114,32 @@ def load(graph: Graph, files: tuple[File, ...] | None) -> tuple[Node, Node, Node
     return loaded, tokenizer, encoder
 
 
+def further_shards(graph: Graph, files: tuple[File, ...], at: tuple[float, float]) -> None:
+    """Names every shard after the first in a loader of ComfyUI's own that never runs, as nothing uses it.
+
+    Newer pages list a file as missing only where a widget names it; a model's own loader names the first.
+    """
+    core = {
+        "diffusion_models": ("UNETLoader", "unet_name", {"weight_dtype": "default"}),
+        "text_encoders": ("CLIPLoader", "clip_name", {"type": "stable_diffusion", "device": "default"}),
+    }
+    shards = [hint for file in files for hint in file.hints()[1:]]
+    if not shards:
+        return
+    for index, hint in enumerate(shards):
+        type_of_node, widget, rest = core[hint["directory"]]
+        number, count = (int(part) for part in hint["name"].rpartition("model-")[2][:-12].split("-of-"))
+        graph.add(
+            *(type_of_node, (at[0] + 15 + index % 2 * 435, at[1] + 75 + index // 2 * 70), (COLUMN, 110)),
+            title=f"{'Text' if widget == 'clip_name' else 'Model'} {number}/{count}",
+            collapsed=True,
+            models=[hint],
+            **{widget: hint["name"], **rest},
+        )
+    rows = (len(shards) + 1) // 2
+    graph.group("Further files of the same models: listed here if missing", at, (880, 60 + 70 * rows))
+
+
 def accelerate(graph: Graph, at: tuple, model: tuple, preset: str = "balanced", **more: Any) -> Node:
     """StageVAR Accelerate with everything as in its preset."""
     same = dict.fromkeys(("guidance", "tokens", "restoration"), "as in the preset")
@@ -160,6 +186,7 @@ def plain(
     graph.note((0, 500 if encoder else 420), (COLUMN, 440) if narrow else (880, 380))
     if faster and encoder is None:
         graph.nodes[-1]["pos"], graph.nodes[-1]["size"] = [0, 330], [COLUMN, 520]
+    further_shards(graph, files or (), (0, 920))
 
 
 def compare(graph: Graph) -> None:

@@ -45,6 +45,7 @@ TEST_REQUIREMENTS = [
     "basedpyright==1.40.2",
     "websocket-client>=1.8",
     "playwright>=1.50",
+    "comfy-import-guard==1.3.0",
 ]
 CLI_REQUIREMENT = "comfy-cli==1.23.0"
 # Newer trees list their own requirements; PyTorch is handled apart, the rest only feeds optional features.

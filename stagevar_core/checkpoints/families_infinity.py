@@ -17,6 +17,11 @@ T5_ACTIVATIONS = ("gated-gelu", "gated-silu", "relu", "gelu", "gelu_new", "silu"
 _T5_BLOCK = "encoder.block.{}.layer."
 _T5_POSITIONS = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
 
+# The built-in tokenizer's, whose shapes no published one has: files that older versions of this pack let the
+# host write hold its tensors alone, which show neither groups nor sizes.
+_SCENES = BSQTokenizerConfig(dim=16, width=32, multipliers=(1, 1, 3, 4), blocks=1, groups=8)
+_SCENES_RATIOS, _SCENES_BUDGETS = [1.0], ["0.06M"]
+
 # infinity/models/{infinity,basic}.py of FoundationVision/Infinity.
 INFINITY_KEYS = KeyMap(
     blocks=(r"block_chunks\.(\d+)\.module\.(\d+)", r"blocks\.(\d+)"),
@@ -98,8 +103,9 @@ def infinity_config(shapes: Shapes) -> InfinityConfig:
 
 
 def bsq_config(shapes: Shapes) -> BSQTokenizerConfig:
-    """Sizes from the encoder; other normalisation groups than 32 need metadata."""
-    return BSQTokenizerConfig(dim=shapes.size("encoder.conv_out.weight"), **conv_sizes(shapes))
+    """Sizes from the encoder; other normalisation groups than 32 need metadata, the built-in one's aside."""
+    found = BSQTokenizerConfig(dim=shapes.size("encoder.conv_out.weight"), **conv_sizes(shapes))
+    return _SCENES if replace(found, groups=_SCENES.groups) == _SCENES else found
 
 
 def t5_config(shapes: Shapes) -> T5EncoderConfig:
@@ -155,8 +161,10 @@ def check_t5(config: T5EncoderConfig) -> None:
 def infinity_sizes(config: InfinityConfig | BSQTokenizerConfig) -> AspectTable:
     """All aspect ratios and budgets: no tensor tells which of them a file was trained on.
 
-    What restores has one size, squares of 512 px.
+    What restores has one size, squares of 512 px; the built-in tokenizer's shapes have its own.
     """
+    if config == _SCENES:
+        return infinity_aspect_table(_SCENES.stride).restrict(_SCENES_RATIOS, _SCENES_BUDGETS)
     table = infinity_aspect_table()
     return table.restrict([1.0], ["0.25M"]) if getattr(config, "restores", False) else table
 

@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments.run(arguments)
     except (ValueError, OSError, ImportError) as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        print("error: " + " ".join(_said(error).split()), file=sys.stderr)
         return 2
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
@@ -48,3 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _said(error: Exception) -> str:
+    """An error in words; those of the system by the file that was named."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror.lower()}; check the name and its permissions"
+    return str(error)

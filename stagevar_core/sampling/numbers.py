@@ -10,11 +10,12 @@ from ..conditioning.types import Conditioning, TextConditioning
 _TEXTS = {"features": "prompt", "negative": "negative prompt"}
 _AGAIN = "Download the file again, and load it with another weight_dtype: default, bfloat16 or float32"
 _ENCODER = (
-    "The text encoder overflowed (T5 does in float16), its file is damaged, or a weight in the prompt is not "
-    f"a number; write weights as (word:1.2). {_AGAIN}"
+    "The text encoder overflowed (T5 does in float16), its file is damaged, or a weight in the prompt is no "
+    f"number or a huge one; write weights as (word:1.2). {_AGAIN}"
 )
 _TRANSFORMER = f"Its weights are damaged or overflow. {_AGAIN}"
 _GUIDANCE = "Those of the transformer are finite, so cfg or temperature is out of all range; set both to auto"
+_LARGEST = 1e15  # of text features: encoders give hundreds, and norms of float32 square what they are given
 _CODEBOOK = "The codebook in the tokenizer's file is damaged. Download the file again"
 
 
@@ -50,15 +51,15 @@ class Watch:
     """
 
     def __init__(self, conditioning: Conditioning) -> None:
-        self._seen: list[tuple[str, str, Tensor]] = []
+        self._seen: list[tuple[str, str, float, Tensor]] = []
         if not isinstance(conditioning, TextConditioning):
             return
         for field, name in _TEXTS.items():
             texts = dict.fromkeys(getattr(conditioning, field) or ())  # images that share one count once
             for index, text in enumerate(texts):
-                self._see(f"the text features of {name} {index + 1}", _ENCODER, text)
+                self._see(f"the text features of {name} {index + 1}", _ENCODER, text, _LARGEST)
         if conditioning.null is not None:
-            self._see("the text features of the empty prompt", _ENCODER, conditioning.null)
+            self._see("the text features of the empty prompt", _ENCODER, conditioning.null, _LARGEST)
 
     def logits(self, raw: Tensor, guided: Tensor) -> None:
         """The head's output (rows, L, V) and what is sampled from (B, L, V)."""
@@ -73,12 +74,16 @@ class Watch:
         """Raise ``ValueError`` naming the first part that was not finite, and what to do about it."""
         if not self._seen:
             return
-        device = self._seen[-1][2].device  # that of the run; texts may have come from another one
-        found = torch.stack([extreme.to(device) for _, _, extreme in self._seen]).tolist()
-        for (name, advice, _), numbers in zip(self._seen, found, strict=True):
+        device = self._seen[-1][-1].device  # that of the run; texts may have come from another one
+        found = torch.stack([extreme.to(device) for *_, extreme in self._seen]).tolist()
+        for (name, advice, largest, _), numbers in zip(self._seen, found, strict=True):
             if not all(map(math.isfinite, numbers)):
                 raise ValueError(f"scale {scale + 1} of {scales}: {name} hold NaN or infinity. {advice}")
+            if max(map(abs, numbers)) > largest:
+                held = f"hold {max(numbers, key=abs):.3g}; expected at most {largest:g}"
+                raise ValueError(f"scale {scale + 1} of {scales}: {name} {held}. {advice}")
         self._seen.clear()
 
-    def _see(self, name: str, advice: str, numbers: Tensor) -> None:
-        self._seen.append((name, advice, extremes(numbers)))
+    def _see(self, name: str, advice: str, numbers: Tensor, largest: float = math.inf) -> None:
+        if not numbers.is_meta:  # shapes alone: nothing to read
+            self._seen.append((name, advice, largest, extremes(numbers)))

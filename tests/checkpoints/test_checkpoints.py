@@ -22,6 +22,7 @@ from stagevar_core.checkpoints import (
 from stagevar_core.checkpoints.header import dump
 from stagevar_core.conditioning.t5 import T5EncoderConfig
 from stagevar_core.models.infinity_config import INFINITY_2B, INFINITY_8B, INFINITY_125M
+from stagevar_core.pipeline import EMBEDDED
 from stagevar_core.schedule import infinity_aspect_table
 from tests.support import official_files as official
 from tests.support.official_files import SMALL, latent, small_tokenizer, small_transformer
@@ -332,3 +333,13 @@ def test_normalisation_groups_come_from_metadata():
     again = prepare(checkpoint.tensors, dump(header), "narrow")
     assert again.config.groups == 8
     assert build(again).encoder.norm_out.num_groups == 8
+
+
+@pytest.mark.parametrize("prefix", ["", "first_stage_model.", "vae."])
+def test_builtin_tokenizer_is_known_without_its_header(prefix: str) -> None:
+    tensors, metadata, _ = read(EMBEDDED["tokenizer"])
+    expected = prepare(dict(tensors), metadata, "built in", kind="tokenizer")
+    bare = {prefix + name: tensor for name, tensor in tensors.items()}
+    found = prepare(bare, None, "saved by others", kind="tokenizer")
+    assert (found.config, found.trained) == (expected.config, expected.trained)
+    assert found.config.groups == 8 and found.trained.pixels_per_token == 8

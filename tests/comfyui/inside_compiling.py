@@ -113,7 +113,7 @@ def check_decoder(vae: Any) -> None:
     try:
         compiling.CompileVAE.execute(object())
     except ValueError as error:
-        assert "expected the one of Load StageVAR Tokenizer" in str(error)
+        assert "connect Load StageVAR Tokenizer (VAE)" in str(error)
     else:
         raise AssertionError("another VAE was taken")
 

@@ -72,4 +72,4 @@ def test_encoding_quantizes_the_trained_size_alone(comfy_server: ComfyServer, pr
             expected = tokenizer.quantizer().encode(features, schedule)[1] if quantized else features
         near = (load_file(path)["latent_tensor"] - expected).abs() < 1e-3
         assert near.float().mean() > 0.98  # a code near its border may flip
-    assert "no trained size of this tokenizer" in comfy_server.log_text()
+    assert "256x256 is no size of 'embedded/StageVAR-scenes (built in)'" in comfy_server.log_text()

@@ -329,3 +329,15 @@ def test_the_embedded_model_draws_what_the_prompt_says(tmp_path):
 def test_defaults_of_the_file_can_be_overridden(pipeline):
     assert pipeline.defaults == DEFAULTS
     assert pipeline.settings(cfg=1.0).cfg_scale == 1.0 and pipeline.settings(cfg=1.0).top_p == 0.9
+
+
+@pytest.mark.parametrize("given", ["folder", "nowhere", "-1"])
+@pytest.mark.parametrize("command_", ["compare", "calibrate"])
+def test_prompts_that_cannot_be_read_are_said_in_words(
+    command_: str, given: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "folder").mkdir()
+    path = given if given == "-1" else str(tmp_path / given)
+    assert main([command_, f"--prompts={path}", "--out", str(tmp_path / "out.json")]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"error: {path}: ") and "check the name" in said and "Errno" not in said

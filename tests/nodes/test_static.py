@@ -23,6 +23,8 @@ CORE = {
     "VAEDecode": (["samples", "vae"], 0),
     "SaveImage": (["images"], 1),
     "PrimitiveInt": ([], 2),
+    "UNETLoader": ([], 2),
+    "CLIPLoader": ([], 3),
     "LoadImage": ([], 2),
     "PreviewImage": (["images"], 0),
     "SolidMask": ([], 3),
@@ -136,7 +138,12 @@ def test_errors_inside_the_nodes_are_not_hidden(tmp_path: Path) -> None:
 def test_every_node_has_a_prefixed_id_and_a_help_page(schemas: dict) -> None:
     ids = declared_ids()
     assert ids >= set(schemas) and all(name.startswith("StageVAR") for name in ids)
-    assert {page.stem for page in (ROOT / "web" / "docs").glob("*.md")} == ids
+    pages = {page.stem: page for page in (ROOT / "web" / "docs").glob("*.md")}
+    assert set(pages) == ids
+    # The page asks for its own language first, where a missing file is a 404, then for the plain one.
+    assert {page.parent.name for page in (ROOT / "web" / "docs").glob("*/en.md")} == ids
+    for name, page in pages.items():
+        assert page.with_suffix("").joinpath("en.md").read_bytes() == page.read_bytes(), name
 
 
 def test_sockets_stay_in_their_order(schemas: dict) -> None:
@@ -295,6 +302,19 @@ def test_workflow_has_a_thumbnail_and_says_where_its_files_are(path: Path) -> No
         for hint in hints:
             assert hint["url"].startswith(HUBS) and hint["url"].endswith(hint["name"].split("/")[-1])
             assert hint["directory"] in ("diffusion_models", "vae", "text_encoders")
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_every_file_of_a_workflow_is_a_value_that_the_page_can_miss(path: Path) -> None:
+    """Newer pages look for missing models among the widgets' values alone, older ones in the root's list."""
+    workflow = read(path)
+    named = {value for node in workflow["nodes"] for value in node.get("widgets_values", [])}
+    hints = {hint["name"] for node in workflow["nodes"] for hint in node["properties"].get("models", [])}
+    assert hints <= named and hints == {hint["name"] for hint in workflow.get("models", [])}
+    for name in hints:
+        if shard := re.search(r"-00001-of-(\d{5})", name):
+            every = [f"-{index:05d}-of-{shard[1]}" for index in range(1, int(shard[1]) + 1)]
+            assert {name.replace(shard[0], part) for part in every} <= hints
 
 
 @pytest.mark.parametrize(

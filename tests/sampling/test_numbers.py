@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from stagevar_core.sampling.numbers import extremes, finite
 from stagevar_core.sampling.settings import SamplingSettings
 from stagevar_core.schedule import ScaleSchedule
 from tests.support.capability import FAMILIES, Bench, Family
+from tests.support.tiny import prompts, run, tiny_infinity
 from tests.support.tiny_var import tiny_vq
 
 VALUES = (float("nan"), float("inf"), -float("inf"))
@@ -132,3 +134,16 @@ def test_spoiled_decoder_is_named(part: str, value: float) -> None:
     latent[0, 0, 3, 3] = value
     with pytest.raises(ValueError, match="samples: the latent holds NaN or infinity"):
         pipeline.decode(latent)
+
+
+@pytest.mark.parametrize("factor", [1e16, -1e20, 1e30])
+@pytest.mark.parametrize("negative", [False, True])
+def test_huge_text_features_are_named_as_norms_would_make_nothing_of_them(
+    factor: float, negative: bool
+) -> None:
+    texts, huge = prompts(3, 5).features, prompts(3, 5, negative=(2, 4))
+    spoiled = replace(huge, negative=tuple(text * factor for text in texts)) if negative else None
+    spoiled = spoiled or replace(huge, features=tuple(text * factor for text in texts))
+    which = "negative prompt" if negative else "prompt"
+    with pytest.raises(ValueError, match=rf"features of {which} 1 hold .*; expected at most 1e\+15"):
+        run(tiny_infinity(), spoiled)

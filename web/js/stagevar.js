@@ -78,10 +78,18 @@ function place(node) {
   return text;
 }
 
+/** A Vue page that undoes makes a node anew, but goes on drawing the element of the node before: takes its place. */
+function attach(node, box) {
+  if (!window.LiteGraph.vueNodesMode || box.isConnected || node.graph !== app.canvas?.graph) return;
+  document.querySelector(`[data-node-id="${node.id}"] .stagevar-result`)?.replaceWith(box);
+}
+
 /** Shows lines, each an element of its own: not every page keeps line breaks. */
 function show(node, lines) {
   const paragraphs = lines.map((line) => Object.assign(document.createElement("p"), { textContent: line }));
-  place(node).replaceChildren(...paragraphs);
+  const text = place(node);
+  text.replaceChildren(...paragraphs);
+  attach(node, text.parentElement);
   grow(node);
 }
 
