@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from common import Log, load_checkpoint, save_checkpoint
-from data import to_tensor, to_uint8
+from data import to_tensor
 from latents import noisy_bits
 from optim import EMA, Optimizer, split_parameters
 from tokenizer import FLAT_SCALES, SCHEDULE
@@ -25,22 +25,18 @@ from torch import Tensor, nn
 from transformer import CONFIG, load_tokenizer, plain_attention, text_state
 
 from stagevar_core.autoencoders.bsq import BSQTokenizer
-from stagevar_core.conditioning.types import TextConditioning
+from stagevar_core.evaluation.edits import collect, edited, shares, unseen_edits
+from stagevar_core.models.contract import signed
 from stagevar_core.models.infinity import Infinity
 from stagevar_core.models.teacher import TeacherContext
 from stagevar_core.pipeline import Pipeline
-from stagevar_core.sampling.generate import generate
-from stagevar_core.sampling.noise import SeededNoise
 from stagevar_core.sampling.settings import SamplingSettings
 from stagevar_core.scenes import Scene, render_batch
 from stagevar_core.scenes.edits import (
     KINDS,
-    EditScore,
     belongs,
     edit_of,
-    sample_edit,
     sample_source,
-    score_edit,
     undone,
 )
 from stagevar_core.schedule import Prefix, ScaleSchedule
@@ -241,42 +237,12 @@ def edit_losses(model: Infinity, schedule: ScaleSchedule, batch: dict[str, Tenso
 # ---- scoring --------------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
-def score_edits(
-    model: Infinity, models: Models, count: int, settings: SamplingSettings = SAMPLING, seed: int = 77
-) -> dict[str, float]:
+def score_edits(model: Infinity, models: Models, count: int) -> dict[str, float]:
     """Shares of unseen edits that are followed, and that leave the rest as it was, in all and by kind."""
-    rng = np.random.default_rng(seed)
-    edits = [sample_edit(rng, "test") for _ in range(count)]
-    scores: list[EditScore] = []
-    for start in range(0, count, 25):
-        part = edits[start : start + 25]
-        pictures = to_tensor(render_batch([edit.source for edit in part]))
-        with torch.autocast("cpu", torch.bfloat16):
-            source = models.tokenizer.encode(pictures).float()
-            texts = tuple(models.encode([edit.instruction for edit in part]))
-            run = generate(
-                model,
-                TextConditioning(texts, source=source),
-                SCHEDULE,
-                settings,
-                noise=SeededNoise(start, len(part)),
-                attention=plain_attention,
-            )
-            images = to_uint8(models.tokenizer.decode(run.f_hat))
-        scores += [score_edit(edit, image) for edit, image in zip(part, images, strict=True)]
-    return shares(scores)
-
-
-def shares(scores: list[EditScore]) -> dict[str, float]:
-    """Means over all, and over every kind."""
-    found = {}
-    for kind in ("", *KINDS):
-        chosen = [score for score in scores if kind in ("", score.kind)]
-        for what in ("followed", "unchanged"):
-            name = f"{what} {kind}".strip()
-            found[name] = sum(getattr(score, what) for score in chosen) / max(1, len(chosen))
-    return found
+    pipeline, edits = Pipeline.embedded(dtype=torch.float32, device="cpu"), unseen_edits(count, 0)
+    pipeline.transformer, pipeline.tokenizer = signed(model), models.tokenizer
+    report = shares(collect(edits, edited(pipeline, edits, settings=SAMPLING), lambda count: None))
+    return {f"{name} {kind}": row[name] for kind, row in report.items() for name in ("followed", "unchanged")}
 
 
 def trained_model(out: Path) -> Infinity:

@@ -7,6 +7,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..checks import whole
+from ..evaluation import edits as editing
 from ..evaluation import score as evaluation
 from .options import Commands, add_model_options, check_request, load_pipeline, settings_of
 from .output import check_file, output_file, save
@@ -24,6 +25,7 @@ def add_parser(commands: Commands) -> None:
     kind = score.add_mutually_exclusive_group()
     kind.add_argument("--reconstruct", action="store_true", help="score rendered scenes after the tokenizer")
     kind.add_argument("--rendered", action="store_true", help="score the rendered scenes themselves")
+    kind.add_argument("--edits", action="store_true", help="score edits of rendered scenes")
     add_model_options(score)
     score.set_defaults(run=run)
 
@@ -36,6 +38,9 @@ def run(arguments: argparse.Namespace) -> None:
         output_file(arguments.grid)
     if arguments.json is not None:
         check_file(arguments.json)
+    if arguments.edits:
+        run_edits(arguments)
+        return
     scenes, captions = zip(*evaluation.held_out(arguments.prompts, arguments.seed), strict=True)
     if arguments.rendered:
         pictures = evaluation.rendered(scenes, batch=arguments.batch)
@@ -60,3 +65,19 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.json is not None:
         report = {"seed": arguments.seed, "prompts": arguments.prompts, "variants": result.reports}
         arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def run_edits(arguments: argparse.Namespace) -> None:
+    """Score the editing model on instructions that training never saw."""
+    if arguments.grid is not None or arguments.scales is not None:
+        raise ValueError("--grid and --scales do not go with --edits; leave them out")
+    pipeline = load_pipeline(arguments, edits=True)
+    edits = editing.unseen_edits(arguments.prompts, arguments.seed)
+    settings = settings_of(pipeline, arguments)
+    pictures = editing.edited(pipeline, edits, seed=arguments.seed, batch=arguments.batch, settings=settings)
+    with tqdm(total=len(edits), unit="image") as bar:
+        report = editing.shares(editing.collect(edits, pictures, bar.update))
+    print(editing.table(report))
+    if arguments.json is not None:
+        values = {"seed": arguments.seed, "edits": len(edits), "shares": report}
+        arguments.json.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")

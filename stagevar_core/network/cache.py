@@ -1,5 +1,7 @@
 """The KV cache of one run: preallocated, written by position, narrowed in place of a second forward."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -69,6 +71,21 @@ class KVCache:
         """Take all that is stored for ``prefix``: it precedes the scales, belongs to none and stays."""
         self._prefix = prefix
         self._segments = [[] for _ in self._segments]
+
+    def stored(self) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of every layer as they lie here, (rows, heads, length, head_dim)."""
+        pairs = zip(self._keys, self._values, self._lengths, strict=True)
+        return [(k[:, :, :length], v[:, :, :length]) for k, v, length in pairs]
+
+    def fill(self, prefix: Prefix, stored: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Take over keys and values of a prefix from an earlier run, while the cache is empty."""
+        for layer, (k, v) in enumerate(stored):
+            if self._keys[layer].shape[2] < prefix.tokens:
+                self._resize(layer, prefix.tokens)
+            self._keys[layer][:, :, : prefix.tokens] = k
+            self._values[layer][:, :, : prefix.tokens] = v
+            self._lengths[layer] = prefix.tokens
+        self.precede(prefix)
 
     def segments(self, layer: int, scale: Scale | None = None) -> list[Scale] | None:
         """What makes up the tokens that ``append`` returns, in order; None when a scale is incomplete.
@@ -202,6 +219,23 @@ class CachePair:
         """Take all that is stored in both for ``prefix``."""
         for half in self.halves:
             half.precede(prefix)
+
+    def stored(self) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of every layer, the rows of both halves, on the device of the first."""
+        first, second = (half.stored() for half in self.halves)
+        joined = []
+        for (k, v), (other_k, other_v) in zip(first, second, strict=True):
+            keys, values = torch.cat((k, other_k.to(k.device))), torch.cat((v, other_v.to(v.device)))
+            joined.append((keys, values))
+        return joined
+
+    def fill(self, prefix: Prefix, stored: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Take over keys and values of a prefix for the rows of both."""
+        start = 0
+        for half in self.halves:
+            rows = slice(start, start + half.rows)
+            half.fill(prefix, [(k[rows], v[rows]) for k, v in stored])
+            start += half.rows
 
     def reserve(self, capacity: int) -> None:
         """Make room for ``capacity`` tokens per layer in both."""

@@ -11,6 +11,7 @@ from ..models.contract import Noise, Quantizer, Transformer, signed
 from ..network.attention import AttentionFn, attend
 from ..schedule import ScaleSchedule
 from .editing import Known, known_codes
+from .kept import KeptPrefix
 from .loop import Run
 from .result import Generation, Monitor
 from .settings import SamplingSettings
@@ -34,17 +35,18 @@ def generate(  # noqa: PLR0913 - independent collaborators, each with one owner
     device: torch.device | str | None = None,
     sequential: bool = False,
     offload: torch.device | str | None = None,
+    kept: KeptPrefix | None = None,
 ) -> Generation:
     """Generate one image per prompt or class.
 
     ``noise`` may be None for greedy sampling. ``quantizer`` defaults to the model's own; it is the
     tokenizer's where that has a codebook. ``known``: codes of the first scales on the latent grid, which
     replace the sampled ones (the sampler still draws for them). ``masks``: where they do, (B or 1, h, w)
-    booleans of as many scales; everywhere without. ``device``: where to run; the host passes it because
-    weights may be offloaded. ``sequential``: less memory for the same result: under guidance every block
-    runs on the conditional rows and then on the unconditional ones. ``offload``: where the keys and values of
-    the latter wait meanwhile, one layer at a time on the device; about half of the cache less there. Raises
-    ``ValueError`` for settings that cannot be used.
+    booleans of as many scales. ``device``: where to run, as weights may be offloaded. ``sequential``: less
+    memory for the same result: every block runs on the conditional rows, then on the unconditional ones.
+    ``offload``: where keys and values of the latter wait meanwhile; about half of the cache less there.
+    ``kept``: spares the pass over what precedes the scales where an earlier call with it had the same
+    picture, texts and model. Raises ``ValueError`` for settings that cannot be used.
     """
     if offload is not None and not sequential:
         raise ValueError(f"offload is {str(offload)!r}, but all rows run together; pass sequential=True, too")
@@ -65,17 +67,11 @@ def generate(  # noqa: PLR0913 - independent collaborators, each with one owner
         ]
     parts = []
     for texts, draws, fixed in images:
-        run = Run(
-            model,
-            texts,
-            schedule,
-            settings,
-            attention,
-            device,
-            sequential=sequential,
-            offload=offload,
-        )
-        parts.append(run.generate(draws, quantizer, policy, monitor, fixed))
+        turns = {"sequential": sequential, "offload": offload}
+        run = Run(model, texts, schedule, settings, attention, device, **turns)
+        parts.append(run.generate(draws, quantizer, policy, monitor, fixed, kept))
+    if kept is not None:
+        kept.forget()
     return parts[0] if len(parts) == 1 else _joined(parts)
 
 

@@ -21,6 +21,7 @@ from ..network.context import ScaleContext
 from ..schedule import Prefix, Scale, ScaleSchedule
 from .editing import Known
 from .guidance import Guide
+from .kept import KeptPrefix, prefix_key
 from .numbers import Watch
 from .result import Generation, Monitor
 from .rows import Rows
@@ -28,6 +29,7 @@ from .settings import SamplingSettings
 from .trace import Recorder
 
 _LOG = logging.getLogger(__name__)
+REUSED = "the picture's keys and values are those of an earlier run"
 
 
 class Run:
@@ -78,6 +80,7 @@ class Run:
         policy: AccelerationPolicy,
         monitor: Monitor,
         known: Sequence[Known],
+        kept: KeptPrefix | None = None,
     ) -> Generation:
         """The codes of every scale that runs, and the latent that they add up to."""
         policy_run = policy.start(self._info(noise))
@@ -89,7 +92,7 @@ class Run:
         self.noise = None if self.settings.greedy else noise
         self.recorder = self._recorder(policy)
         if self.prefix is not None:
-            self.precede(self.prefix)
+            self.precede(self.prefix, kept)
         f_hat = quantizer.empty(self.rows.batch, self.schedule, self.device)
         codes: list[Tensor | None] = []
         for scale in self.schedule:
@@ -105,8 +108,17 @@ class Run:
         self.recorder.trace.notes.extend(policy_run.notes)
         return Generation(f_hat, codes, self.schedule, self.recorder.trace)
 
-    def precede(self, prefix: Prefix) -> None:
-        """What precedes the scales runs once and leaves its keys and values, which no plan changes."""
+    def precede(self, prefix: Prefix, kept: KeptPrefix | None) -> None:
+        """What precedes the scales runs once and leaves its keys and values, which no plan changes.
+
+        Where ``kept`` has them of an earlier run nothing runs.
+        """
+        key = ()
+        if kept is not None:
+            key = prefix_key(self.model, self.conditioning, prefix, guided=self.guide.guided)
+            if kept.fill(key, prefix, self.rows.cache):
+                self.recorder.trace.notes.append(REUSED)
+                return
         work: Work = defaultdict(float)
         x = self.model.prefix_tokens(self.conditioning, prefix, self.device)  # (B, L, C)
 
@@ -116,6 +128,8 @@ class Run:
 
         ctx = self.context(prefix, ScalePlan(), work)
         self.model(self.every_row(x), replace(ctx, after_block=after_block))
+        if kept is not None:
+            kept.keep(key, self.rows.cache)
         self.rows.cache.precede(prefix)
         self.recorder.preceded(prefix, work, self.rows.cache)
 

@@ -108,6 +108,8 @@ class Trace:
         computed = sum(scale.computed for scale in self.scales)
         work = f"{self.ratio:.2f}x fewer FLOPs" if self.ratio > 1.005 else "as many FLOPs as the dense run"
         parts = [f"{self.policy}: {work}", f"{computed / offered:.0%} of the tokens computed"]
+        if self.prefix is not None:
+            parts.append(f"{self.prefix.scale.tokens} tokens of the picture before them")
         if self.skipped:
             parts.append(f"{self.skipped} of {len(self.scales)} scales skipped")
         peak = self.kv_peak_bytes

@@ -39,6 +39,7 @@ _BESIDE = (
 )
 _GRID_SHARE = 0.6  # of scenes whose objects lie on that grid; the others are those that captions describe
 _NEAR, _SAME_PLACE, _SAME_SIZE = 14.0, 8.0, 0.25  # px, px, share of the radius
+_TRIANGLE = 0.29  # of the radius, from the centre down to the middle of the area
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def sample_source(rng: np.random.Generator) -> Scene:
     objects = []
     for slot, colour in zip(slots.tolist(), colours.tolist(), strict=True):
         (x, y), (dx, dy) = _SLOTS[slot], rng.uniform(-3, 3, 2)
-        shape, pattern, radius = _pick(rng, SHAPES), _pattern(rng, 0.35), rng.uniform(16.0, 20.0)
+        shape, pattern, radius = _pick(rng, SHAPES), _pattern(rng, 0.35), rng.uniform(17.5, 20.0)
         objects.append(SceneObject(shape, COLOURS[colour], None, pattern, x + dx, y + dy, radius))
     return Scene("grid", tuple(objects), None, _pick(rng, BACKGROUNDS), _pattern(rng, 0.25))
 
@@ -270,9 +271,15 @@ def score_edit(edit: SceneEdit, image: np.ndarray) -> EditScore:
     return EditScore(edit.kind, _followed(edit, found), _unchanged(edit, found))
 
 
+def _away(found: ReadObject, wanted: SceneObject) -> float:
+    """Pixels between the middles of two areas; that of a triangle lies below its centre."""
+    lower = _TRIANGLE * wanted.radius if wanted.shape == "triangle" else 0.0
+    return float(np.hypot(found.x - wanted.x, found.y - wanted.y - lower))
+
+
 def _at(found: Reading, wanted: SceneObject) -> ReadObject | None:
     """What is found nearest to the place of an object."""
-    near = [(np.hypot(o.x - wanted.x, o.y - wanted.y), o) for o in found.objects]
+    near = [(_away(o, wanted), o) for o in found.objects]
     near = [pair for pair in near if pair[0] < _NEAR]
     return min(near, key=lambda pair: pair[0])[1] if near else None
 
@@ -321,7 +328,7 @@ def _unchanged(edit: SceneEdit, found: Reading) -> bool:
 def _same(wanted: SceneObject, at: ReadObject, changed: str) -> bool:
     """Whether what is found is the object, but for what the instruction changes of it."""
     names = [name for name in ("shape", "colour", "pattern") if (changed, name) not in _ASKED]
-    moved = 0.0 if changed == "move" else float(np.hypot(at.x - wanted.x, at.y - wanted.y))
+    moved = 0.0 if changed == "move" else _away(at, wanted)
     return (
         all(getattr(at, name) == getattr(wanted, name) for name in names)
         and moved <= _SAME_PLACE

@@ -48,10 +48,11 @@ def family(name: str, dtype: torch.dtype) -> tuple[Any, ScaleSchedule, Any, Any]
     schedule = ScaleSchedule.of([(side, side) for side in SIDES_256])
     shape = {"depth": 8, "width": 192, "heads": 12, "hidden": 768}
     codebook = {"vocab": 384, "dim": 8}
-    if name == "infinity":
-        schedule = infinity_aspect_table().schedule(1.0, "0.06M")
-        config = InfinityConfig(**shape, bits=4, text_width=TEXT_WIDTH, null_rows=TOKENS, pool_heads=4)
-        model, conditioning = Infinity(config, dtype=dtype), TextConditioning((text,))
+    if name in ("infinity", "infinity that edits"):
+        schedule, edits = infinity_aspect_table().schedule(1.0, "0.06M"), name != "infinity"
+        sizes = {"bits": 4, "text_width": TEXT_WIDTH, "null_rows": TOKENS, "pool_heads": 4, "edits": edits}
+        model = Infinity(InfinityConfig(**shape, **sizes), dtype=dtype)
+        conditioning = TextConditioning((text,), source=torch.ones(1, 4, 16, 16) if edits else None)
     elif name == "var":
         model = VAR(VARConfig(**shape, **codebook, sides=SIDES_256), dtype=dtype)
         conditioning = ClassConditioning((3,))
@@ -60,7 +61,7 @@ def family(name: str, dtype: torch.dtype) -> tuple[Any, ScaleSchedule, Any, Any]
         model, conditioning = STAR(config, dtype=dtype), TextConditioning((text,), null=null)
     randomize(model, 0)
     quantizer = None
-    if name != "infinity":
+    if not name.startswith("infinity"):
         tokenizer = VQTokenizer(VQTokenizerConfig(384, 8, width=32, multipliers=(1,) * 5, blocks=1))
         randomize(tokenizer, 1)
         quantizer = tokenizer.eval().quantizer()
@@ -89,7 +90,7 @@ def both(name: str, preset: str, how: dict, dtype: torch.dtype = torch.float32) 
     """What is said and what is counted."""
     model, schedule, conditioning, quantizer = family(name, dtype)
     config, policy = model.config, PRESETS[preset]
-    info = RunInfo(schedule, config.depth, 1, True, False, (0,))
+    info = RunInfo(schedule, config.depth, 1, True, False, (0,), model.prefix(conditioning, schedule))
     ways = {"sequential": "sequential" in how, "offload": "offload" in how}
     expected = forecast(policy, info, config.unit_costs, conditioning.tokens, **ways)
     settings = SamplingSettings(cfg_scale=3.0, temperature=1.0, top_k=100)
@@ -110,6 +111,7 @@ HALF, FULL = torch.bfloat16, torch.float32
 CASES = [("infinity", HALF, preset, "together") for preset in KNOWN_BEFORE]
 CASES += [("infinity", HALF, preset, how) for preset in ("off", "fastvar") for how in list(WAYS)[1:]]
 CASES += [("infinity", FULL, preset, "together") for preset in ("off", "balanced", "fastvar")]
+CASES += [("infinity that edits", HALF, preset, how) for preset in ("off", "balanced") for how in WAYS]
 CASES += [
     (name, HALF, preset, "together") for name in ("var", "star") for preset in ("off", "balanced", "paper")
 ]

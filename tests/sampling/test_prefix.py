@@ -13,6 +13,8 @@ from stagevar_core.models.infinity_config import INFINITY_8B
 from stagevar_core.models.teacher import teacher_forced
 from stagevar_core.sampling.forecast import forecast
 from stagevar_core.sampling.generate import generate
+from stagevar_core.sampling.kept import KeptPrefix
+from stagevar_core.sampling.loop import REUSED
 from stagevar_core.sampling.noise import SeededNoise
 from stagevar_core.sampling.settings import SamplingSettings
 from stagevar_core.schedule import Prefix, ScaleSchedule, infinity_aspect_table
@@ -151,3 +153,44 @@ def test_pictures_of_another_tokenizer_and_other_shapes_are_refused() -> None:
     assert "squares only" in refused(editor(), edits(5), TALL)
     with pytest.raises(ValueError, match="one picture for each prompt"):
         replace(edits(5), source=torch.zeros(2, 4, 8, 8))
+
+
+# ------------------------------------------------------------------------------------- tries on one picture
+
+
+@pytest.mark.parametrize("sequential", [False, True])
+def test_a_second_try_has_the_same_codes_without_the_pass(sequential: bool) -> None:
+    model, given, kept = editor(), edits(5, 9), KeptPrefix()
+    ways = {"settings": SETTINGS, "sequential": sequential, "offload": "cpu" if sequential else None}
+    alone = run(model, given, settings=SETTINGS, noise=SeededNoise(1, 2))
+    first, again, other = (
+        run(model, given, noise=SeededNoise(seed, 2), kept=kept, **ways) for seed in (1, 1, 2)
+    )
+    assert same_codes(alone, first) and same_codes(first, again) and not same_codes(first, other)
+    assert first.trace.prefix is not None and again.trace.prefix is None
+    assert again.trace.notes == [REUSED]
+    spared = first.trace.flops - again.trace.flops
+    assert spared == first.trace.prefix.flops.total == first.trace.dense_flops - again.trace.dense_flops
+    assert kept.bytes == 2 * 3 * 4 * 36 * 32 * 4  # keys and values, blocks, rows, tokens, width, float32
+
+
+def test_another_picture_text_policy_or_model() -> None:
+    kept, model, given = KeptPrefix(), editor(), edits(5)
+
+    def passed(model, given, **options) -> bool:
+        return run(model, given, kept=kept, **options).trace.prefix is not None
+
+    assert passed(model, given)
+    assert not passed(model, given, policy=PRESETS["balanced"])
+    assert not passed(model, given, sequential=True)
+    assert passed(model, replace(given, source=-given.source))
+    assert passed(model, given), "a call forgets what it did not use"
+    assert passed(model, edits(6)) and passed(model, edits(6, negative=(4,)))
+    assert passed(editor(seed=1), edits(6, negative=(4,)))
+
+
+def test_images_one_after_the_other_are_all_kept() -> None:
+    policy = next(policy for policy in PRESETS.values() if policy.per_image)
+    kept, model, given = KeptPrefix("cpu"), editor(), edits(5, 6)
+    first, again = (run(model, given, policy=policy, kept=kept) for _ in range(2))
+    assert same_codes(first, again) and again.trace.prefix is None

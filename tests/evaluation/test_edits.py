@@ -1,0 +1,44 @@
+"""The score of an editing model, on tiny random files."""
+
+import json
+
+import numpy as np
+import pytest
+
+from stagevar_core.evaluation.edits import collect, edited, shares, table, unseen_edits
+from stagevar_core.pipeline import Pipeline
+from stagevar_core.scenes import render
+from tests.support.tiny_files import command, write_models
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> dict:
+    return write_models(tmp_path_factory.mktemp("editing"), edits=True)
+
+
+def test_every_edit_is_drawn_and_does_not_depend_on_its_batch(files) -> None:
+    pipeline, edits = Pipeline.load(*files.values(), device="cpu"), unseen_edits(3, 0)
+    pictures = [np.concatenate(list(edited(pipeline, edits, batch=batch))) for batch in (1, 3)]
+    assert pictures[0].shape == (3, 128, 128, 3)
+    assert (np.abs(pictures[0].astype(int) - pictures[1]) > 2).mean() < 0.02  # a bit may tip by rounding
+
+
+def test_shares_are_by_kind_and_in_all() -> None:
+    edits = unseen_edits(40, 1)
+    assert edits == unseen_edits(40, 1) != unseen_edits(40, 2)
+    seen: list[int] = []
+    batches = iter([np.stack([render(edit.target) for edit in part]) for part in (edits[:25], edits[25:])])
+    report = shares(collect(edits, batches, seen.append))
+    assert seen == [25, 15] and report["all"]["n"] == 40
+    assert sum(row["n"] for kind, row in report.items() if kind != "all") == 40
+    assert report["all"]["followed"] == 1.0 and report["all"]["followed interval"][0] < 1.0
+    assert "unchanged" in table(report).splitlines()[0]
+
+
+def test_the_command_scores_edits(files, tmp_path) -> None:
+    out = tmp_path / "edits.json"
+    code, lines, _ = command(files, "score", "--edits", "--prompts", 4, "--json", out)
+    assert code == 0 and lines[1].split()[:2] == ["all", "4"]
+    assert json.loads(out.read_text())["shares"]["all"]["n"] == 4
+    code, _, err = command(files, "score", "--edits", "--grid", tmp_path / "x.png")
+    assert code == 2 and "do not go with --edits" in err[-1]
