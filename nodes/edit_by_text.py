@@ -167,7 +167,7 @@ def _pictured(pair: Pair, asked: Conditioning, pictures: Tensor, side: int, trie
     """The texts of every picture with its features, as often as it is tried."""
     assert isinstance(asked, TextConditioning), "editing models take texts"
     squares = [to_square(to_bytes(picture[..., :3]), side) for picture in pictures]
-    features = torch.cat([pair.vae.features(torch.from_numpy(square)[None] / 255.0) for square in squares])
+    features = torch.cat([pair.vae.features(torch.tensor(square)[None] / 255.0) for square in squares])
 
     def each(texts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return tuple(text for text in texts for _ in range(tries))

@@ -51,7 +51,8 @@ class LoadModel(Node):
             display_name="Load StageVAR Model (Infinity, VAR, STAR)",
             category=CATEGORY,
             description="Loads a transformer: the built-in one, or an official file of Infinity (125M, 2B, "
-            "8B), VAREdit, VARestorer, VAR (d16 to d36) or STAR. Which model a file holds is read from its contents.",
+            "8B), VAREdit, VARestorer, VAR (d16 to d36) or STAR. Which model a file holds is read from its "
+            "contents.",
             search_aliases=["infinity", "VAREdit", "VAR", "STAR", "visual autoregressive", "load model"],
             inputs=[
                 file_input(TRANSFORMER, "Transformer"),

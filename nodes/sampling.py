@@ -115,7 +115,7 @@ class Drawn(NamedTuple):
 
 
 def draw(job: Job, size: tuple[int, int], made: str, notes: Sequence[str]) -> Drawn:
-    """Run a job of pictures of ``size`` (height, width), which ``made`` has in words; ``notes`` come first."""
+    """Run a job of pictures of ``size`` (height, width), in words ``made``; ``notes`` come first."""
     _LOG.info("StageVAR: %s, %d scales", made, len(job.schedule))
     f_hat, trace = run(job, size)
     trace.notes[:0] = notes
@@ -175,14 +175,15 @@ def drawing_inputs() -> list[io.Input]:
         OwnNumber(
             "cfg",
             high=30.0,
-            tooltip="Guidance: how closely the image follows the prompt or class. Infinity: 3 to 4, VAREdit: 3, 1 is "
-            f"unguided and twice as fast. VAR and STAR: 4 at the last scale, 0 is unguided. {_OWN_TEXT}.",
+            tooltip="Guidance: how closely the image follows the prompt or class. Infinity: 3 to 4, VAREdit: "
+            "3, 1 is unguided and twice as fast. VAR and STAR: 4 at the last scale, 0 is unguided. "
+            f"{_OWN_TEXT}.",
         ),
         OwnNumber(
             "temperature",
             high=10.0,
-            tooltip="Below 1 the likely codes are favoured: calmer images. Infinity 2B: 0.5, VAREdit: 0.1, others: 1. "
-            f"{_OWN_TEXT}.",
+            tooltip="Below 1 the likely codes are favoured: calmer images. Infinity 2B: 0.5, VAREdit: 0.1, "
+            f"others: 1. {_OWN_TEXT}.",
         ),
         OwnNumber(
             "top_k",
@@ -261,9 +262,8 @@ def settings_of(network: HostTransformer, wanted: Mapping[str, Any]) -> Sampling
     chosen |= {name: own[name] for name in numbers if name not in chosen and name in own}
     if "cfg" in chosen:
         chosen["cfg_scale"] = chosen.pop("cfg")
-    return SamplingSettings(
-        **chosen, **{name: wanted[name] for name in ("refine", "smooth") if name in wanted}
-    )
+    chosen |= {name: wanted[name] for name in ("refine", "smooth") if name in wanted}
+    return SamplingSettings(**chosen)
 
 
 def _said(trace: Trace, made: str) -> list[str]:

@@ -5,6 +5,7 @@ from comfy_api.latest import io
 from ...stagevar_core.checkpoints.errors import CheckpointError
 from ...stagevar_core.checkpoints.load import Checkpoint
 from ...stagevar_core.checkpoints.tasks import (
+    ASSUMED,
     AUTO,
     GENERATE,
     RESTORE,
@@ -24,10 +25,6 @@ LABELS = {
     "edit pictures, 1024 px": "edit 1024",
     "restore pictures": RESTORE,
 }
-_ASSUMED = (
-    "taken for a model that makes pictures, as the file does not say; if it edits pictures (VAREdit) or restores "
-    "them (VARestorer), choose its task"
-)
 
 
 def task_input() -> io.Combo.Input:
@@ -39,9 +36,10 @@ def task_input() -> io.Combo.Input:
         default=AUTO,
         optional=True,
         advanced=True,
-        tooltip="What the model is for. VAREdit's files look like Infinity's, and those for 512 px like those "
-        "for 1024: choose what the file was published for. auto believes what scripts/convert_checkpoint.py wrote "
-        "into the file, and the form of VARestorer's; anything else makes pictures. The node says what it took.",
+        tooltip="What the model is for. VAREdit's files look like Infinity's, and those for 512 px like "
+        "those for 1024: choose what the file was published for. auto believes what "
+        "scripts/convert_checkpoint.py wrote into the file, and the form of VARestorer's; others make "
+        "pictures. The node says what it took.",
     )
 
 
@@ -62,7 +60,7 @@ def tasked(checkpoint: Checkpoint, label: object) -> tuple[Checkpoint, list[str]
 def _said(checkpoint: Checkpoint) -> list[str]:
     """What was assumed; nothing of models that make pictures and say so, or can do nothing else."""
     if is_assumed(checkpoint):
-        return [_ASSUMED]
+        return [ASSUMED]
     task = task_of(checkpoint)
     if task == GENERATE:
         return []

@@ -25,8 +25,8 @@ EDIT_DEFAULTS = {"cfg": 3.0, "temperature": 0.1}
 
 
 ASSUMED = (
-    "taken for weights that make pictures, as no metadata says otherwise; if they edit pictures (VAREdit), choose "
-    "their task"
+    "taken for weights that make pictures, as the file does not say; if they edit pictures (VAREdit) or "
+    "restore them (VARestorer), choose their task"
 )
 
 
