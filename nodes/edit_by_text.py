@@ -186,5 +186,5 @@ def _in_size(squares: Tensor, size: tuple[int, int]) -> Tensor:
     for index, square in enumerate(squares):
         # Cut to bytes, not rounded, as the published code does.
         bytes_ = square[..., :3].mul(255.0).to(torch.uint8).cpu().numpy()
-        out[index] = torch.from_numpy(from_square(bytes_, size)) / 255.0
+        out[index] = torch.tensor(from_square(bytes_, size)) / 255.0
     return out.to(mm.intermediate_device())
