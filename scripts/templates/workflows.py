@@ -306,7 +306,7 @@ def inpaint_var(graph: Graph) -> None:
 
 
 EDITOR_SIZE = (430, 560)  # with its result line and preview
-CHANGED = "make the blue cross a green triangle"
+CHANGED = "make the blue cross green"
 SNOW = "make it snow"
 
 
