@@ -233,18 +233,22 @@ class Pipeline:
         return replace(conditioning, source=features.float().expand(conditioning.batch, -1, -1, -1))
 
     @torch.inference_mode()
-    def decode(self, f_hat: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+    def decode(self, f_hat: Tensor) -> Tensor:
         """Accumulated latents (B, C, h, w) to images (B, H, W, 3) uint8 on the CPU.
 
-        ``size``: (height, width) of an edited picture, which the square is brought back to.
         Raises ``ValueError`` where the decoder gives NaN or infinity.
         """
         dtype = next(self.tokenizer.parameters()).dtype
         pixels = f_hat.shape[2] * f_hat.shape[3] * self.tokenizer.config.stride**2
         parts = f_hat.to(dtype).split(max(1, DECODE_PIXELS // pixels))
-        images = torch.cat([self._decoded(part) for part in parts])
-        if size is None:
+        return torch.cat([self._decoded(part) for part in parts])
+
+    def edited(self, f_hat: Tensor, picture: np.ndarray | None) -> Tensor:
+        """The same in the size of the picture that was edited, where one was."""
+        images = self.decode(f_hat)
+        if picture is None:
             return images
+        size = (picture.shape[0], picture.shape[1])
         return torch.from_numpy(np.stack([from_square(image, size) for image in images.numpy()]))
 
     def _decoded(self, f_hat: Tensor) -> Tensor:
@@ -302,12 +306,11 @@ class Pipeline:
         )
         seconds["scales"] = [clock.seconds.get(scale.index, 0.0) for scale in schedule]
         decoding = time.perf_counter()
-        size = None if picture is None else (picture.shape[0], picture.shape[1])
-        images = self.decode(generation.f_hat, size)
+        images = self.edited(generation.f_hat, picture)
         finished = time.perf_counter()
         seconds |= {"decode": finished - decoding, "total": finished - started}
         seeds = tuple((seed + index) % (MAX_SEED + 1) for index in range(len(repeated)))
-        pictures = {index: self.decode(latent, size) for index, latent in clock.latents.items()}
+        pictures = {index: self.edited(latent, picture) for index, latent in clock.latents.items()}
         return Pictures(images, seeds, schedule, settings, seconds, generation, pictures)
 
 

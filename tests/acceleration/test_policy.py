@@ -7,7 +7,7 @@ from torch import Tensor
 from stagevar_core.acceleration.policy import ScalePlan, Seen
 from stagevar_core.network.cache import KVCache
 from stagevar_core.network.tokens import Site, TokenMap
-from stagevar_core.pipeline import _Clock
+from stagevar_core.sampling.clock import Clock
 from stagevar_core.sampling.noise import SeededNoise
 from stagevar_core.sampling.result import Monitor
 from stagevar_core.sampling.rows import GuidanceRows
@@ -202,7 +202,7 @@ def test_images_that_run_one_after_the_other_are_one_batch() -> None:
     model, text, runs = tiny_infinity(), prompts(5, 9), []
     outer = Monitor()
     outer.restart = runs.append
-    clock = _Clock(torch.device("cpu"), True, outer)
+    clock = Clock(torch.device("cpu"), True, outer)
     settings = SamplingSettings(temperature=1.0)
     options = {"settings": settings, "policy": SkipSome()}
     result = run(model, text, noise=SeededNoise(3, 2), monitor=clock, **options)
