@@ -127,7 +127,10 @@ def _check_finite(checkpoint: Checkpoint) -> None:
     read here.
     """
     for name, tensor in checkpoint.tensors.items():
-        if tensor.dim() < 2 and tensor.is_floating_point() and not tensor.float().isfinite().all():
+        vector = (
+            tensor.dim() < 2 and tensor.is_floating_point() and not tensor.is_meta
+        )  # shapes alone hold nothing
+        if vector and not tensor.float().isfinite().all():
             raise CheckpointError(
                 f"{checkpoint.source}: {name} holds NaN or infinity; expected finite weights. The file is "
                 "damaged, download it again"
