@@ -4,6 +4,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .acceleration import Accelerate
 from .compiling import Compile, CompileVAE
+from .edit_by_text import EditByText
 from .editing import EditNode
 from .labels import ClassLabel
 from .load import Load
@@ -22,7 +23,8 @@ class StageVARExtension(ComfyExtension):
         register_folder()
         loaders = [Load, LoadModel, LoadTokenizer, LoadTextEncoder]
         compilers = [Compile, CompileVAE]
-        return [*loaders, ClassLabel, Accelerate, Schedule, *compilers, EditNode, Sampler, Restore, Report]
+        makers = [EditNode, Sampler, EditByText, Restore]
+        return [*loaders, ClassLabel, Accelerate, Schedule, *compilers, *makers, Report]
 
 
 async def comfy_entrypoint() -> StageVARExtension:

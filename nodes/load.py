@@ -10,6 +10,7 @@ from .host.clip_none import NoTextEncoder
 from .host.files import TEXT_ENCODER, TOKENIZER, TRANSFORMER
 from .host.matching import matching
 from .host.schema import CATEGORY, Node, Schema, VarModel, describe
+from .host.tasks import AUTO, task_input, tasked
 from .host.vae import TokenizerVAE
 from .loaders import file_input
 
@@ -22,13 +23,14 @@ class Load(Node):
         """What the page shows of the node."""
         return Schema(
             node_id="StageVARLoad",
+            has_intermediate_output=True,  # what it took the model for comes back with a cached rerun
             display_name="StageVAR Load (Infinity, VAR, STAR: model, VAE, CLIP)",
             category=CATEGORY,
             description="Loads a model with the VAE and the text encoder that belong to it: choose the "
             "model, and the other two are found among the installed files by what the files hold. VAR models "
             "take a class and have no text encoder.",
             search_aliases=["infinity", "VAR", "STAR", "visual autoregressive", "load checkpoint", "loader"],
-            inputs=[file_input(TRANSFORMER, "Transformer")],
+            inputs=[file_input(TRANSFORMER, "Transformer"), task_input()],
             outputs=[
                 describe(
                     VarModel.Output,
@@ -61,7 +63,7 @@ class Load(Node):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, model_name: object = files.EMBEDDED) -> str:
+    def fingerprint_inputs(cls, model_name: object = files.EMBEDDED, **_: object) -> str:
         """Changes with what any of the three files holds."""
         try:
             names = matching(model_name)
@@ -71,13 +73,17 @@ class Load(Node):
         return " ".join(files.version(part, name) for part, name in parts if name is not None)
 
     @classmethod
-    def execute(cls, model_name: object = files.EMBEDDED) -> io.NodeOutput:
-        """The three parts; raises ``ValueError`` where one is missing, before any is loaded."""
+    def execute(cls, model_name: object = files.EMBEDDED, task: object = AUTO) -> io.NodeOutput:
+        """The three parts, and on the node what the model was taken for.
+
+        Raises ``ValueError`` where one is missing, before any is loaded.
+        """
         names = matching(model_name)
-        model = load_transformer(files.load(TRANSFORMER, names.model), DEFAULT)
+        checkpoint, lines = tasked(files.load(TRANSFORMER, names.model), task)
+        model, said = load_transformer(checkpoint, DEFAULT), {"text": lines}
         vae = TokenizerVAE(files.load(TOKENIZER, names.vae))
         if names.text_encoder is None:
-            return io.NodeOutput(model, vae, NoTextEncoder(names.model))
+            return io.NodeOutput(model, vae, NoTextEncoder(names.model), ui=said)
         folders = folder_paths.get_folder_paths("embeddings")
         encoder = files.load(TEXT_ENCODER, names.text_encoder)
-        return io.NodeOutput(model, vae, load_text_encoder(encoder, DEFAULT, folders))
+        return io.NodeOutput(model, vae, load_text_encoder(encoder, DEFAULT, folders), ui=said)

@@ -9,6 +9,7 @@ from .host.bridge import DEFAULT, WEIGHT_DTYPES, load_transformer
 from .host.clip import load_text_encoder
 from .host.files import EMBEDDED, TEXT_ENCODER, TOKENIZER, TRANSFORMER, Part
 from .host.schema import CATEGORY, Node, Schema, VarModel, describe
+from .host.tasks import AUTO, task_input, tasked
 from .host.vae import TokenizerVAE
 
 
@@ -21,7 +22,7 @@ def file_input(part: Part, what: str) -> io.Combo.Input:
         default=EMBEDDED,
         optional=True,
         tooltip=f"{what} from models/{part.folder}: a file, or the folder or the first file of a model in "
-        "shards. The first entry is the small model that comes with this pack. Official files: "
+        "shards. What begins with embedded/ comes with this pack. Official files: "
         f"{part.source}.",
     )
 
@@ -46,17 +47,20 @@ class LoadModel(Node):
         """What the page shows of the node."""
         return Schema(
             node_id="StageVARLoadModel",
+            has_intermediate_output=True,  # what it took the model for comes back with a cached rerun
             display_name="Load StageVAR Model (Infinity, VAR, STAR)",
             category=CATEGORY,
             description="Loads a transformer: the built-in one, or an official file of Infinity (125M, 2B, "
-            "8B), VARestorer, VAR (d16 to d36) or STAR. Which model a file holds is read from its contents.",
-            search_aliases=["infinity", "VAR", "STAR", "visual autoregressive", "load model"],
+            "8B), VAREdit, VARestorer, VAR (d16 to d36) or STAR. Which model a file holds is read from its "
+            "contents.",
+            search_aliases=["infinity", "VAREdit", "VAR", "STAR", "visual autoregressive", "load model"],
             inputs=[
                 file_input(TRANSFORMER, "Transformer"),
                 _dtype_input(
                     "How the blocks' weights are stored. default: bfloat16 for large models where the device "
                     "has it, else float32. fp8_e4m3fn takes half the memory of bfloat16, less exact."
                 ),
+                task_input(),
             ],
             outputs=[
                 describe(
@@ -78,11 +82,16 @@ class LoadModel(Node):
         return files.version(TRANSFORMER, model_name)
 
     @classmethod
-    def execute(cls, model_name: object = EMBEDDED, weight_dtype: object = DEFAULT) -> io.NodeOutput:
-        """The transformer; raises ``ValueError`` for a file of another kind."""
+    def execute(
+        cls, model_name: object = EMBEDDED, weight_dtype: object = DEFAULT, task: object = AUTO
+    ) -> io.NodeOutput:
+        """The transformer, and on the node what it was taken for.
+
+        Raises ``ValueError`` for a file of another kind, or for another task.
+        """
         dtype = one_of("weight_dtype", weight_dtype, WEIGHT_DTYPES)
-        checkpoint = files.load(TRANSFORMER, model_name)
-        return io.NodeOutput(load_transformer(checkpoint, dtype))
+        checkpoint, lines = tasked(files.load(TRANSFORMER, model_name), task)
+        return io.NodeOutput(load_transformer(checkpoint, dtype), ui={"text": lines})
 
 
 class LoadTokenizer(Node):

@@ -14,7 +14,7 @@ from .host.attached import Patcher, policy_of
 from .host.conditioning import HostConditioning, conditioning_of
 from .host.pairing import checked_pair
 from .host.restoring import RestoreJob, UpscaleModel, restored
-from .host.schema import CATEGORY, Node, VarModel, describe
+from .host.schema import CATEGORY, Node, Schema, VarModel, describe
 from .host.vae import TokenizerVAE
 
 _LOG = logging.getLogger(__name__)
@@ -27,8 +27,7 @@ class Restore(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """What the page shows of the node."""
-        return describe(
-            io.Schema,
+        return Schema(
             node_id="StageVARRestore",
             display_name="StageVAR Restore",
             category=CATEGORY,

@@ -2,11 +2,12 @@
 
 import logging
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import comfy.model_management as mm
 from comfy_api.latest import io
+from torch import Tensor
 
 from ..stagevar_core.acceleration.presets import OFF
 from ..stagevar_core.models.star_sampler import MODES
@@ -94,23 +95,37 @@ class Sampler(Node):
             sockets.edit("edit", edit).check(pair.vae.checkpoint.source, pair.trained)
             asked = edit.size
         schedule = pair.trained.snap(*asked)
-        settings = _settings(network, wanted)
+        settings = settings_of(network, wanted)
         settings.validate(len(schedule), network.config.depth)
         conditioning, notes = conditioning_of(network, positive, negative, batch)
         size = pair.trained.image_size(schedule)
         made = _made(size, asked, batch)
-        _LOG.info("StageVAR: %s, %d scales", made, len(schedule))
         policy = policy_of(pair.model.model_options)
         job = Job(pair.model, pair.vae, conditioning, schedule, settings, wanted["seed"], policy, edit)
-        f_hat, trace = run(job, size)
-        trace.notes[:0] = (*notes, *(edit.notes if edit else ()))
-        _LOG.info("StageVAR: %s", trace.summary())
-        latent = {"samples": f_hat.to(mm.intermediate_device())}
-        return io.NodeOutput(latent, sockets.Report(trace.to_dict()), ui={"text": _said(trace, made)})
+        drawn = draw(job, size, made, (*notes, *(edit.notes if edit else ())))
+        return io.NodeOutput(drawn.latent, drawn.report, ui={"text": drawn.lines})
+
+
+class Drawn(NamedTuple):
+    """What a run leaves: a core latent, its report, and the lines on the node."""
+
+    latent: dict[str, Tensor]
+    report: sockets.Report
+    lines: list[str]
+
+
+def draw(job: Job, size: tuple[int, int], made: str, notes: Sequence[str]) -> Drawn:
+    """Run a job of pictures of ``size`` (height, width), in words ``made``; ``notes`` come first."""
+    _LOG.info("StageVAR: %s, %d scales", made, len(job.schedule))
+    f_hat, trace = run(job, size)
+    trace.notes[:0] = notes
+    _LOG.info("StageVAR: %s", trace.summary())
+    latent = {"samples": f_hat.to(mm.intermediate_device())}
+    return Drawn(latent, sockets.Report(trace.to_dict()), _said(trace, made))
 
 
 def _inputs() -> list[io.Input]:
-    return [*_model_inputs(), *_sampling_inputs(), *_size_inputs(), *_drawing_inputs()]
+    return [*_model_inputs(), *drawing_inputs(), *_size_inputs(), *_way_inputs()]
 
 
 def _mended(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -144,7 +159,8 @@ def _model_inputs() -> list[io.Input]:
     ]
 
 
-def _sampling_inputs() -> list[io.Input]:
+def drawing_inputs() -> list[io.Input]:
+    """The seed, and how tokens are drawn: guidance, temperature and what is kept of the likeliest."""
     return [
         describe(
             io.Int.Input,
@@ -159,14 +175,15 @@ def _sampling_inputs() -> list[io.Input]:
         OwnNumber(
             "cfg",
             high=30.0,
-            tooltip="Guidance: how closely the image follows the prompt or class. Infinity: 3 to 4, 1 is "
-            f"unguided and twice as fast. VAR and STAR: 4 at the last scale, 0 is unguided. {_OWN_TEXT}.",
+            tooltip="Guidance: how closely the image follows the prompt or class. Infinity: 3 to 4, VAREdit: "
+            "3, 1 is unguided and twice as fast. VAR and STAR: 4 at the last scale, 0 is unguided. "
+            f"{_OWN_TEXT}.",
         ),
         OwnNumber(
             "temperature",
             high=10.0,
-            tooltip="Below 1 the likely codes are favoured: calmer images. Infinity 2B: 0.5, others: 1. "
-            f"{_OWN_TEXT}.",
+            tooltip="Below 1 the likely codes are favoured: calmer images. Infinity 2B: 0.5, VAREdit: 0.1, "
+            f"others: 1. {_OWN_TEXT}.",
         ),
         OwnNumber(
             "top_k",
@@ -206,7 +223,7 @@ def _size_inputs() -> list[io.Input]:
     ]
 
 
-def _drawing_inputs() -> list[io.Input]:
+def _way_inputs() -> list[io.Input]:
     return [
         describe(
             io.Combo.Input,
@@ -237,15 +254,16 @@ def _drawing_inputs() -> list[io.Input]:
     ]
 
 
-def _settings(network: HostTransformer, wanted: Mapping[str, Any]) -> SamplingSettings:
-    """Sampling settings; None stands for the model's own number."""
+def settings_of(network: HostTransformer, wanted: Mapping[str, Any]) -> SamplingSettings:
+    """Sampling settings of checked values; None stands for the model's own number."""
     numbers = {name: wanted[name] for name in ("cfg", "temperature", "top_k", "top_p")}
     own = network.checkpoint.defaults
     chosen = {name: value for name, value in numbers.items() if value is not None}
     chosen |= {name: own[name] for name in numbers if name not in chosen and name in own}
     if "cfg" in chosen:
         chosen["cfg_scale"] = chosen.pop("cfg")
-    return SamplingSettings(**chosen, refine=wanted["refine"], smooth=wanted["smooth"])
+    chosen |= {name: wanted[name] for name in ("refine", "smooth") if name in wanted}
+    return SamplingSettings(**chosen)
 
 
 def _said(trace: Trace, made: str) -> list[str]:

@@ -11,9 +11,11 @@ from ...stagevar_core.acceleration.presets import OFF
 from ...stagevar_core.checkpoints.load import Checkpoint
 from ...stagevar_core.models.compiling import CompiledTransformer, Compiler
 from ...stagevar_core.models.contract import Transformer
+from ...stagevar_core.sampling.kept import KeptPrefix
 
 _OPTIONS = "transformer_options"  # of the host's model_options; its clones copy them
 _POLICY, _COMPILER = "stagevar", "stagevar_compile"
+_LEFT = "stagevar_left"  # of a network
 
 
 class HostTransformer(Transformer, Protocol):
@@ -23,6 +25,14 @@ class HostTransformer(Transformer, Protocol):
     """
 
     checkpoint: Checkpoint
+
+
+@dataclass(frozen=True)
+class Left:
+    """What a run left on a network for the next one; ``weights``: the state of the host's patches then."""
+
+    weights: object
+    prefix: KeptPrefix
 
 
 class Patcher(Protocol):
@@ -68,6 +78,18 @@ def policy_of(model_options: Mapping[str, Any]) -> AccelerationPolicy:
 def attach_compiler(model: Patcher, compiler: Compiler) -> Patcher:
     """A clone of ``model`` whose blocks run through ``compiler``."""
     return _with_option(model, _COMPILER, compiler)
+
+
+def kept_of(model: Patcher) -> KeptPrefix:
+    """What earlier runs with these weights left of a picture to edit, in the host's memory.
+
+    It lives and goes with the network, and is forgotten where a node has patched the weights since.
+    """
+    weights, left = getattr(model, "patches_uuid", None), getattr(model.model, _LEFT, None)
+    if left is None or left.weights != weights:
+        left = Left(weights, KeptPrefix("cpu"))
+        setattr(model.model, _LEFT, left)
+    return left.prefix
 
 
 def network_of(model: Patcher) -> Transformer:

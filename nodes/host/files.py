@@ -14,6 +14,7 @@ from . import listing
 from .fingerprint import fingerprint, known_parts
 
 EMBEDDED = "embedded/StageVAR-scenes (built in)"
+EDITOR = "embedded/StageVAR-scenes editor (built in)"  # with the tokenizer and text encoder of the other
 _ASSETS = Path(stagevar_core.__file__).parent / "assets"
 
 
@@ -24,7 +25,7 @@ class Part:
     kind: str  # as checkpoints name it
     field: str  # the loader's input
     folder: str
-    asset: str
+    assets: dict[str, str]  # those that come with this pack, by their names in the list
     title: str
     source: str
 
@@ -33,17 +34,18 @@ TRANSFORMER = Part(
     "transformer",
     "model_name",
     "diffusion_models",
-    "transformer.safetensors",
+    {EMBEDDED: "transformer.safetensors", EDITOR: "editor.safetensors"},
     "an Infinity, VAR or STAR transformer",
     "https://huggingface.co/FoundationVision/Infinity (infinity_2b_reg.pth, infinity_8b_weights), "
-    "https://huggingface.co/FoundationVision/var (var_d16.pth to var_d36.pth) or "
+    "https://huggingface.co/FoundationVision/var (var_d16.pth to var_d36.pth), "
+    "https://huggingface.co/HiDream-ai/VAREdit (8B-1024.pth, 8B-512.pth, 2B-512.pth) or "
     "https://huggingface.co/taocrayon/STAR",
 )
 TOKENIZER = Part(
     "tokenizer",
     "vae_name",
     "vae",
-    "tokenizer.safetensors",
+    {EMBEDDED: "tokenizer.safetensors"},
     "an Infinity or VAR image tokenizer",
     "https://huggingface.co/FoundationVision/Infinity (infinity_vae_d32reg.pth for the 2B, "
     "infinity_vae_d56_f8_14_patchify.pth for the 8B) or https://huggingface.co/FoundationVision/var "
@@ -53,7 +55,7 @@ TEXT_ENCODER = Part(
     "text_encoder",
     "text_encoder_name",
     "text_encoders",
-    "text_encoder.safetensors",
+    {EMBEDDED: "text_encoder.safetensors"},
     "a T5 or CLIP text encoder",
     "https://huggingface.co/google/flan-t5-xl (all model-*.safetensors and model.safetensors.index.json in "
     "one folder) for Infinity, https://huggingface.co/taocrayon/STAR (folder CLIP) for STAR",
@@ -61,8 +63,8 @@ TEXT_ENCODER = Part(
 
 
 def choices(part: Part) -> list[str]:
-    """The built-in model, then the user's files and models in shards, as the host lists them."""
-    return [EMBEDDED, *listing.listed(part.folder)]
+    """The built-in models, then the user's files and models in shards, as the host lists them."""
+    return [*part.assets, *listing.listed(part.folder)]
 
 
 def resolve(part: Part, name: object) -> Path:
@@ -70,8 +72,8 @@ def resolve(part: Part, name: object) -> Path:
     if not isinstance(name, str):
         one_of(part.field, name, choices(part))
     text = str(name)
-    if text == EMBEDDED:
-        path = _ASSETS / part.asset
+    if text in part.assets:
+        path = _ASSETS / part.assets[text]
         if path.is_file():
             return path
         raise ValueError(

@@ -12,7 +12,7 @@ from ...stagevar_core.checkpoints.files import read
 from ...stagevar_core.checkpoints.load import Checkpoint, check_pairing, prepare
 from ...stagevar_core.checkpoints.shards import Parts
 from . import official
-from .files import EMBEDDED, TEXT_ENCODER, TOKENIZER, TRANSFORMER, Part, choices, resolve
+from .files import EDITOR, EMBEDDED, TEXT_ENCODER, TOKENIZER, TRANSFORMER, Part, choices, resolve
 from .fingerprint import Stamp, known_parts, stamp
 from .official import Published
 
@@ -34,8 +34,8 @@ def matching(name: object) -> Names:
 
     Raises ``ValueError`` where the file is none, and naming the published file where a companion is missing.
     """
-    if name == EMBEDDED:
-        return Names(EMBEDDED, EMBEDDED, EMBEDDED)
+    if name in (EMBEDDED, EDITOR):
+        return Names(str(name), EMBEDDED, EMBEDDED)
     path = resolve(TRANSFORMER, name)
     try:
         transformer = look(path, str(name), TRANSFORMER.kind)

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from ...stagevar_core.checkpoints.errors import CheckpointError
 from ...stagevar_core.checkpoints.load import Checkpoint, check_pairing
 from ...stagevar_core.checkpoints.restoring import check_restores
+from ...stagevar_core.checkpoints.tasks import check_edits
 from ...stagevar_core.schedule import AspectTable
 from . import official, sockets
 from .attached import HostTransformer, Patcher
-from .files import EMBEDDED
+from .files import EDITOR, EMBEDDED
 from .vae import TokenizerVAE
 
 
@@ -26,8 +27,8 @@ class Pair:
         return self.model.model
 
 
-def checked_pair(model: object, vae: object, *, restores: bool = False) -> Pair:
-    """A VAR_MODEL that makes pictures, or ``restores`` them, with its VAE.
+def checked_pair(model: object, vae: object, *, restores: bool = False, edits: bool = False) -> Pair:
+    """A VAR_MODEL that makes pictures, or ``restores`` or ``edits`` them, with its VAE.
 
     Raises ``ValueError`` naming the input that does not fit.
     """
@@ -35,6 +36,7 @@ def checked_pair(model: object, vae: object, *, restores: bool = False) -> Pair:
     checkpoint = patcher.model.checkpoint
     try:
         check_restores(checkpoint, restores)
+        check_edits(checkpoint, edits)
     except CheckpointError as error:
         raise ValueError(f"model: {error}") from error
     try:
@@ -52,7 +54,7 @@ def checked_pair(model: object, vae: object, *, restores: bool = False) -> Pair:
 def _wrong_vae(model: Checkpoint, vae: Checkpoint) -> str:
     """Whose tokenizer it is and which file belongs there; empty where that is not known."""
     published, models = official.tokenizer_of(model), official.models_of(vae)
-    if model.source == EMBEDDED:
+    if model.source in (EMBEDDED, EDITOR):
         needed = f"its own, of the family {model.family}. Choose {EMBEDDED!r}"
     elif published is not None:
         needed = f"{published.name} from {published.link}. Put that into models/vae and choose it"

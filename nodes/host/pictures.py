@@ -1,4 +1,4 @@
-"""Plots as ComfyUI images."""
+"""Pictures of bytes and ComfyUI's, which are floats in 0..1."""
 
 from collections.abc import Sequence
 
@@ -11,6 +11,11 @@ from torch import Tensor
 def to_image(picture: Image.Image) -> Tensor:
     """(1, height, width, 3) in 0..1."""
     return torch.from_numpy(np.array(picture.convert("RGB"), dtype=np.float32) / 255.0).unsqueeze(0)
+
+
+def to_bytes(image: Tensor) -> np.ndarray:
+    """Pictures of any shape in 0..1 as bytes of the same shape; what is none becomes 0 or its nearest end."""
+    return image.nan_to_num().clamp(0.0, 1.0).mul(255.0).round().to(torch.uint8).cpu().numpy()
 
 
 def stacked(pictures: Sequence[Image.Image]) -> Image.Image:

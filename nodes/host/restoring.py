@@ -23,6 +23,7 @@ from ...stagevar_core.sampling.restoring import Restorer, restoring_memory
 from . import bridge
 from .attached import options_of
 from .pairing import Pair
+from .pictures import to_bytes
 
 _LOG = logging.getLogger(__name__)
 _RESERVES = (1.0, 1.5)  # how much of the estimate is set free before the first and the second try
@@ -100,7 +101,7 @@ class RestoreRun:
         Alpha is scaled along.
         """
         job = self.job
-        colours, *alpha = (_bytes(part) for part in image[..., :4].split(3, dim=-1))
+        colours, *alpha = (to_bytes(part) for part in image[..., :4].split(3, dim=-1))
         noise = SeededNoise(job.seed + index, 1)
         whole = _scaled(colours, job)
         in_tiles(whole, job.side, job.overlap, partial(self._tile, noise=noise), out[..., :3])
@@ -190,8 +191,4 @@ def _through(network: UpscaleModel, colours: np.ndarray) -> np.ndarray:
     """What the host's own node makes of a picture (H, W, 3) uint8."""
     image = torch.from_numpy(colours.astype(np.float32) / 255.0)[None]
     found: Any = ImageUpscaleWithModel.execute(network, image)
-    return _bytes(found.args[0][0])
-
-
-def _bytes(image: Tensor) -> np.ndarray:
-    return image.nan_to_num().clamp(0.0, 1.0).mul(255.0).round().to(torch.uint8).cpu().numpy()
+    return to_bytes(found.args[0][0])

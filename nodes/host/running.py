@@ -11,9 +11,11 @@ from torch import Tensor
 
 from ...stagevar_core.acceleration.policy import AccelerationPolicy, RunInfo
 from ...stagevar_core.conditioning.types import Conditioning
+from ...stagevar_core.costs import kv_bytes
 from ...stagevar_core.models.draws import run_costs
 from ...stagevar_core.sampling.forecast import Forecast, forecast
 from ...stagevar_core.sampling.generate import generate
+from ...stagevar_core.sampling.kept import KeptPrefix
 from ...stagevar_core.sampling.memory import MemoryEstimate, estimate_memory
 from ...stagevar_core.sampling.noise import SeededNoise
 from ...stagevar_core.sampling.settings import SamplingSettings
@@ -26,12 +28,16 @@ from .monitor import HostMonitor
 from .vae import TokenizerVAE
 
 _LOG = logging.getLogger(__name__)
+_SPARE = 0.25  # of the host's free memory
 Result = tuple[Tensor, Trace]
 
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that does not change between attempts."""
+    """Everything that does not change between attempts.
+
+    ``kept``: what earlier runs left of a picture to edit.
+    """
 
     model: Patcher
     vae: TokenizerVAE
@@ -41,6 +47,7 @@ class Job:
     seed: int
     policy: AccelerationPolicy
     edit: Edit | None = None
+    kept: KeptPrefix | None = None
 
     @property
     def network(self) -> HostTransformer:
@@ -74,6 +81,17 @@ class Job:
         network, rows = self.network, 2 * batch if self.guided else batch
         text = rows * self.conditioning.tokens
         return estimate_memory(network.config, self.forecast(batch, sequential), text, network.compute_dtype)
+
+    @property
+    def keeps(self) -> bool:
+        """Whether what precedes the scales may wait in the host's memory for another run: there is room."""
+        prefix = self.network.prefix(self.conditioning, self.schedule)
+        if prefix is None:
+            return False
+        rows = self.conditioning.batch * (2 if self.guided else 1)
+        itemsize = self.network.compute_dtype.itemsize
+        needed = kv_bytes(self.network.config, prefix.tokens, rows=rows, itemsize=itemsize)
+        return needed <= _SPARE * bridge.free_memory(torch.device("cpu"))
 
     @property
     def offload(self) -> torch.device | None:
@@ -195,6 +213,7 @@ def _generate(job: Job, images: Sequence[int], monitor: HostMonitor, way: Attemp
         offload=job.offload if way.sequential else None,
         known=known,
         masks=masks,
+        kept=job.kept if job.keeps else None,
     )
     return result.f_hat.to(mm.intermediate_device()), result.trace
 

@@ -27,8 +27,8 @@ class Kind(NamedTuple):
 
 _LOADED = {"var_model": "VAR_MODEL", "vae": "VAE", "clip": "CLIP"}
 KINDS = {
-    "StageVARLoad": Kind({}, ("model_name",), _LOADED),
-    "StageVARLoadModel": Kind({}, ("model_name", "weight_dtype"), {"var_model": "VAR_MODEL"}),
+    "StageVARLoad": Kind({}, ("model_name", "task"), _LOADED),
+    "StageVARLoadModel": Kind({}, ("model_name", "weight_dtype", "task"), {"var_model": "VAR_MODEL"}),
     "StageVARLoadTokenizer": Kind({}, ("vae_name",), {"vae": "VAE"}),
     "StageVARLoadTextEncoder": Kind({}, ("text_encoder_name", "weight_dtype"), {"clip": "CLIP"}),
     "StageVARClassLabel": Kind({}, ("class_name", "label"), {"conditioning": "CONDITIONING"}),
@@ -54,6 +54,22 @@ KINDS = {
         ),
         {"latent": "LATENT", "report": "STAGE_REPORT"},
     ),
+    "StageVAREditByText": Kind(
+        {
+            **{"model": "VAR_MODEL", "vae": "VAE", "image": "IMAGE"},
+            **{"positive": "CONDITIONING", "negative": "CONDITIONING?"},
+        },
+        ("seed", "cfg", "temperature", "top_k", "top_p", "tries"),
+        {"image": "IMAGE", "latent": "LATENT", "report": "STAGE_REPORT"},
+    ),
+    "StageVARRestore": Kind(
+        {
+            **{"model": "VAR_MODEL", "vae": "VAE", "image": "IMAGE"},
+            **{"positive": "CONDITIONING?", "upscale_model": "UPSCALE_MODEL?"},
+        },
+        ("seed", "scale", "overlap"),
+        {"image": "IMAGE"},
+    ),
     "StageVARStageReport": Kind({"report": "STAGE_REPORT"}, (), {"plot": "IMAGE", "json": "STRING"}),
     "CLIPTextEncode": Kind({"clip": "CLIP"}, ("text",), {"CONDITIONING": "CONDITIONING"}),
     "VAEDecode": Kind({"samples": "LATENT", "vae": "VAE"}, (), {"IMAGE": "IMAGE"}),
@@ -71,7 +87,10 @@ KINDS = {
 # A note's own brown leaves too little contrast to the grey text of newer dark pages.
 NOTE = {"color": "#223", "bgcolor": "#335"}
 # Widgets that the page follows by one of its own: what happens to the number after a run.
-SEEDS = {("StageVARSampler", "seed"), ("PrimitiveInt", "value")}
+SEEDS = {
+    *((kind, "seed") for kind in ("StageVARSampler", "StageVAREditByText", "StageVARRestore")),
+    ("PrimitiveInt", "value"),
+}
 UPLOADS = {"LoadImage"}  # their picture is followed by the kind of its button
 
 
@@ -245,6 +264,8 @@ TITLES = {
     "StageVARAccelerate": "StageVAR Accelerate",
     "StageVAREdit": "StageVAR Inpaint",
     "StageVARSampler": "StageVAR Sampler",
+    "StageVAREditByText": "StageVAR Edit by Text",
+    "StageVARRestore": "StageVAR Restore",
     "StageVARStageReport": "Stage Report",
     "CLIPTextEncode": "CLIP Text Encode (Prompt)",
     "VAEDecode": "VAE Decode",

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from .graph import COLUMN, Graph, Node
 
 EMBEDDED = "embedded/StageVAR-scenes (built in)"
+EDITOR = "embedded/StageVAR-scenes editor (built in)"
 SCENE = "a striped red ring to the left of a blue cross on a white background"
 FOX = "a red fox sitting in fresh snow at the edge of a pine forest, morning light, detailed fur, photograph"
 LIGHTHOUSE = "a lighthouse on a cliff in a storm, huge waves, a beam of light through the rain, oil painting"
@@ -42,6 +43,8 @@ class File(NamedTuple):
 _INFINITY = "https://huggingface.co/FoundationVision/Infinity/resolve/main/"
 _VAR = "https://huggingface.co/FoundationVision/var/resolve/main/"
 _STAR = "https://huggingface.co/taocrayon/STAR/resolve/main/"
+_EDIT = "https://huggingface.co/HiDream-ai/VAREdit/resolve/main/"
+_RESTORE = "https://huggingface.co/EvanEternal/VARestorer/resolve/main/weights/"
 _T5 = "https://huggingface.co/google/flan-t5-xl/resolve/main/"
 
 
@@ -75,9 +78,20 @@ INFINITY_8B = (
     _file(_INFINITY, "infinity_vae_d56_f8_14_patchify.pth", "vae"),
     FLAN,
 )
+EDIT_2B = (_file(_EDIT, "2B-512.pth", "diffusion_models"), *INFINITY_2B[1:])
+EDIT_8B = (_file(_EDIT, "8B-1024.pth", "diffusion_models"), *INFINITY_8B[1:])
+RESTORER = (_file(_RESTORE, "varestorer.pth", "diffusion_models"), INFINITY_2B[1])
+EDITS = {512: "edit pictures, 512 px", 1024: "edit pictures, 1024 px"}  # tasks, as the loaders call them
 
 
-def load(graph: Graph, files: tuple[File, ...] | None) -> tuple[Node, Node, Node | None]:
+def transformer(graph: Graph, at: tuple, file: File | None, *, task: str = "auto", **more: Any) -> Node:
+    """Load Model with a file; without one with the built-in model."""
+    name, models = (EMBEDDED, None) if file is None else (file.value, file.hints())
+    given = {"model_name": name, "weight_dtype": "default", "task": task, "models": models, **more}
+    return graph.add("StageVARLoadModel", at, (COLUMN, 135), **given)
+
+
+def load(graph: Graph, files: tuple[File, ...] | None, task: str = "auto") -> tuple[Node, Node, Node | None]:
     """Loaders of model, tokenizer and, where there is one, text encoder; without files the built-in ones.
 
     The tokenizer stands on top, so that its wires run above everything to what decodes.
@@ -88,15 +102,8 @@ def load(graph: Graph, files: tuple[File, ...] | None) -> tuple[Node, Node, Node
             return {"value": EMBEDDED, "models": None}
         return {"value": files[index].value, "models": files[index].hints()}
 
-    model, vae = given(0), given(1)
-    loaded = graph.add(
-        "StageVARLoadModel",
-        (0, 150),
-        (COLUMN, 110),
-        model_name=model["value"],
-        weight_dtype="default",
-        models=model["models"],
-    )
+    loaded = transformer(graph, (0, 150), None if files is None else files[0], task=task)
+    vae = given(1)
     tokenizer = graph.add(
         "StageVARLoadTokenizer", (0, 0), (COLUMN, 90), vae_name=vae["value"], models=vae["models"]
     )
@@ -194,7 +201,7 @@ def compare(graph: Graph) -> None:
 
     What all three use stands between the models' wires, so that every wire ends where it seems to.
     """
-    model = graph.add("StageVARLoadModel", (0, 0), (COLUMN, 110), model_name=EMBEDDED, weight_dtype="default")
+    model = transformer(graph, (0, 0), None)
     encoder = graph.add(
         *("StageVARLoadTextEncoder", (0, 300), (COLUMN, 110)),
         text_encoder_name=EMBEDDED,
@@ -245,7 +252,7 @@ def inpaint_built_in(graph: Graph) -> None:
 
     The second part stands higher, so that the wires from the loader run above the first.
     """
-    loaded = graph.add("StageVARLoad", (0, 0), (COLUMN, 110), model_name=EMBEDDED)
+    loaded = graph.add("StageVARLoad", (0, 0), (COLUMN, 130), model_name=EMBEDDED, task="auto")
     model, vae, clip = ((loaded, name) for name in ("var_model", "vae", "clip"))
     size = {"width": 128, "height": 128, "batch_size": 1}
     text = graph.add(*("CLIPTextEncode", (480, 320), (380, 150)), title="The picture", clip=clip, text=SCENE)
@@ -325,6 +332,134 @@ def inpaint_var(graph: Graph) -> None:
     graph.note((0, 890), (940, 400))
 
 
+EDITOR_SIZE = (430, 560)  # with its result line and preview
+CHANGED = "make the blue cross green"
+SNOW = "make it snow"
+
+
+def edit_built_in(graph: Graph) -> None:
+    """A picture, and the same changed by an instruction; everything is made in the graph.
+
+    The editing part stands higher, so that the wires from the loaders run above the first.
+    """
+    loaded = graph.add("StageVARLoad", (0, 0), (COLUMN, 130), model_name=EMBEDDED, task="auto")
+    vae, clip = ((loaded, name) for name in ("vae", "clip"))
+    editor = transformer(graph, (0, -240), None, title="Load the editor", model_name=EDITOR)
+    size = {"width": 128, "height": 128, "batch_size": 1}
+    text = graph.add(*("CLIPTextEncode", (480, 320), (380, 150)), title="The picture", clip=clip, text=SCENE)
+    first = graph.add(
+        *("StageVARSampler", (940, 220), SAMPLER),
+        title="Draw the picture",
+        **{"model": (loaded, "var_model"), "vae": vae, "positive": (text, "CONDITIONING"), "seed": 12},
+        **{**SCENES, **size, "after": "fixed"},
+    )
+    decoded = graph.add("VAEDecode", (1430, 110), (220, 60), samples=(first, "latent"), vae=vae)
+    before = graph.add("PreviewImage", (1790, 220), (320, 360), title="Before", images=(decoded, "IMAGE"))
+    asked = graph.add(
+        *("CLIPTextEncode", (1790, -520), (400, 150)), title="What to change", clip=clip, text=CHANGED
+    )
+    changed = edit(graph, (2350, -150), editor, vae, (decoded, "IMAGE"), asked, seed=3)
+    saved = graph.add(
+        *("SaveImage", (2860, -150), (420, 460)),
+        title="After",
+        images=(changed, "image"),
+        filename_prefix="StageVAR_edit",
+    )
+    graph.app([(text, "text"), (asked, "text"), (changed, "seed")], [before, saved])
+    graph.note((0, 560), (860, 380))
+
+
+def edit(graph: Graph, at: tuple, model: Node, vae: tuple, image: tuple, asked: Node, seed: int) -> Node:
+    """StageVAR Edit by Text with the model's own settings."""
+    return graph.add(
+        *("StageVAREditByText", at, EDITOR_SIZE),
+        **{"model": (model, "var_model"), "vae": vae, "image": image, "positive": (asked, "CONDITIONING")},
+        **{"seed": seed, **OWN, "tries": 1},
+    )
+
+
+def edit_by_text(graph: Graph, files: tuple[File, ...], side: int) -> None:
+    """A user's picture, changed as an instruction says."""
+    model, tokenizer, encoder = load(graph, files, EDITS[side])
+    asked = graph.add("CLIPTextEncode", (480, 320), (400, 150), clip=(encoder, "clip"), text=SNOW)
+    image = graph.add("LoadImage", (480, 540), (400, 480), image="example.png")
+    changed = edit(graph, (960, 150), model, (tokenizer, "vae"), (image, "IMAGE"), asked, seed=42)
+    saved = graph.add(
+        *("SaveImage", (1470, 150), (520, 560)),
+        images=(changed, "image"),
+        filename_prefix="StageVAR_edit",
+    )
+    graph.app([(image, "image"), (asked, "text"), (changed, "seed"), (changed, "tries")], [saved])
+    graph.note((0, 510), (COLUMN, 510))
+
+
+def restore(graph: Graph, at: tuple, model: Node, vae: tuple, image: tuple) -> Node:
+    """StageVAR Restore, four times as large."""
+    return graph.add(
+        *("StageVARRestore", at, (430, 330)),
+        **{"model": (model, "var_model"), "vae": vae, "image": image},
+        **{"seed": 42, "scale": 4.0, "overlap": 128},
+    )
+
+
+def restore_picture(graph: Graph) -> None:
+    """A user's picture, four times as large and clean."""
+    model, tokenizer, _ = load(graph, RESTORER)
+    image = graph.add("LoadImage", (480, 320), (400, 480), image="example.png")
+    restored = restore(graph, (960, 150), model, (tokenizer, "vae"), (image, "IMAGE"))
+    saved = graph.add(
+        *("SaveImage", (1470, 150), (520, 560)),
+        images=(restored, "image"),
+        filename_prefix="StageVAR_restored",
+    )
+    graph.app([(image, "image"), (restored, "seed"), (restored, "scale")], [saved])
+    graph.note((0, 360), (COLUMN, 440))
+
+
+def everything(graph: Graph) -> None:
+    """Generated, changed and enlarged, with one tokenizer and one text encoder; every model at its node."""
+    vae_file, text_file = INFINITY_2B[1:]
+    tokenizer = graph.add(
+        *("StageVARLoadTokenizer", (0, -600), (COLUMN, 90)),
+        vae_name=vae_file.value,
+        models=vae_file.hints(),
+    )
+    encoder = graph.add(
+        *("StageVARLoadTextEncoder", (0, -430), (COLUMN, 110)),
+        text_encoder_name=text_file.value,
+        weight_dtype="default",
+        models=text_file.hints(),
+    )
+    vae, clip = (tokenizer, "vae"), (encoder, "clip")
+    generator = transformer(graph, (0, 100), INFINITY_2B[0], title="Load Infinity")
+    text = graph.add("CLIPTextEncode", (480, 300), (400, 170), title="The picture", clip=clip, text=FOX)
+    drawn = graph.add(
+        *("StageVARSampler", (960, 100), SAMPLER),
+        **{"model": (generator, "var_model"), "vae": vae, "positive": (text, "CONDITIONING")},
+        **sized(42, 512),
+    )
+    decoded = graph.add("VAEDecode", (1450, 0), (220, 60), samples=(drawn, "latent"), vae=vae)
+    before = graph.add("PreviewImage", (1800, 160), (400, 440), title="Generated", images=(decoded, "IMAGE"))
+    editor = transformer(graph, (1800, -450), EDIT_2B[0], task=EDITS[512], title="Load VAREdit")
+    asked = graph.add(
+        *("CLIPTextEncode", (1800, -250), (400, 120)), title="What to change", clip=clip, text=SNOW
+    )
+    bend = graph.reroute((2230, -560), tokenizer, "vae")
+    changed = edit(graph, (2360, -150), editor, bend, (decoded, "IMAGE"), asked, seed=7)
+    between = graph.add("PreviewImage", (2870, 160), (400, 440), title="Edited", images=(changed, "image"))
+    restorer = transformer(graph, (2870, -450), RESTORER[0], task="restore pictures", title="Load VARestorer")
+    again = graph.reroute((3300, -700), tokenizer, "vae")
+    enlarged = restore(graph, (3430, -150), restorer, again, (changed, "image"))
+    saved = graph.add(
+        *("SaveImage", (3940, -150), (520, 560)),
+        title="Enlarged",
+        images=(enlarged, "image"),
+        filename_prefix="StageVAR_2048",
+    )
+    graph.app([(text, "text"), (asked, "text"), (drawn, "seed"), (changed, "seed")], [before, between, saved])
+    graph.note((0, 320), (COLUMN, 560))
+
+
 def sized(seed: int, side: int, batch: int = 1, **own: Any) -> dict[str, Any]:
     """Settings of a sampler for square pictures."""
     return {"seed": seed, **OWN, **DRAWN, **own, "width": side, "height": side, "batch_size": batch}
@@ -339,18 +474,23 @@ DRAW: dict[str, Callable[[Graph], None]] = {
     ),
     "03_inpaint_no_download": inpaint_built_in,
     "04_compare_presets_no_download": compare,
-    "05_text_to_image_Infinity_2B": lambda g: plain(
+    "05_edit_by_text_no_download": edit_built_in,
+    "06_text_to_image_Infinity_2B": lambda g: plain(
         g, INFINITY_2B, FOX, "StageVAR_2B", **sized(42, 1024, cfg=3.0, temperature=0.5, top_k=900, top_p=0.97)
     ),
-    "06_text_to_image_Infinity_8B": lambda g: plain(
+    "07_text_to_image_Infinity_8B": lambda g: plain(
         *(g, INFINITY_8B, LIGHTHOUSE, "StageVAR_8B"),
         **sized(42, 1024, cfg=3.0, temperature=1.0, top_k=900, top_p=0.97),
     ),
-    "07_text_to_image_STAR": lambda g: plain(g, STAR, FOX, "StageVAR_STAR", **sized(42, 1024)),
-    "08_faster_STAR": lambda g: plain(g, STAR, FOX, "StageVAR_STAR", faster=True, **sized(42, 1024)),
-    "09_class_to_image_VAR": lambda g: plain(g, VAR, RETRIEVER, "StageVAR_class", **sized(42, 256, 4)),
-    "10_faster_VAR": lambda g: plain(g, VAR, RETRIEVER, "StageVAR_class", faster=True, **sized(42, 256, 4)),
-    "11_inpaint_VAR": inpaint_var,
+    "08_text_to_image_STAR": lambda g: plain(g, STAR, FOX, "StageVAR_STAR", **sized(42, 1024)),
+    "09_faster_STAR": lambda g: plain(g, STAR, FOX, "StageVAR_STAR", faster=True, **sized(42, 1024)),
+    "10_class_to_image_VAR": lambda g: plain(g, VAR, RETRIEVER, "StageVAR_class", **sized(42, 256, 4)),
+    "11_faster_VAR": lambda g: plain(g, VAR, RETRIEVER, "StageVAR_class", faster=True, **sized(42, 256, 4)),
+    "12_inpaint_VAR": inpaint_var,
+    "13_edit_by_text_VAREdit_2B": lambda g: edit_by_text(g, EDIT_2B, 512),
+    "14_edit_by_text_VAREdit_8B": lambda g: edit_by_text(g, EDIT_8B, 1024),
+    "15_restore_VARestorer": restore_picture,
+    "16_generate_edit_restore_2B": everything,
 }
 
 

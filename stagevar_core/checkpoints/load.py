@@ -30,7 +30,7 @@ class Checkpoint:
     """A recognised checkpoint: complete tensors under our names, and what is known about the model.
 
     ``config``: the family's own dataclass. ``trained``: the image sizes (None for text encoders). ``notes``:
-    what of the file is not loaded.
+    what of the file is not loaded. ``told``: metadata of ours says what it is.
     """
 
     kind: str
@@ -43,6 +43,7 @@ class Checkpoint:
     tokenizer_json: str | None = None
     title: str | None = None
     notes: tuple[str, ...] = ()
+    told: bool = False
 
     @property
     def parameters(self) -> int:
@@ -110,6 +111,7 @@ def prepare(
         tokenizer_json=header.tokenizer_json if header else None,
         title=header.title if header else None,
         notes=notes,
+        told=header is not None,
     )
     _check_finite(checkpoint)
     _LOG.info("%s: %s, %s", source, spec.title, config)

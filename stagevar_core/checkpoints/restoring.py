@@ -26,7 +26,8 @@ def check_restores(transformer: Checkpoint, wanted: bool) -> None:
     if wanted:
         raise CheckpointError(
             f"{transformer.source}: it is not known to restore pictures; expected VARestorer's file as "
-            "published, or converted; a merged one is told by scripts/convert_checkpoint.py --task restore"
+            "published, or converted; of a merged one say so by its task, in the loader or with "
+            "scripts/convert_checkpoint.py --task restore"
         )
     raise CheckpointError(
         f"{transformer.source}: it restores pictures, which StageVAR Restore and the command restore do; "

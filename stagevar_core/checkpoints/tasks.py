@@ -24,6 +24,34 @@ TASKS = (AUTO, GENERATE, *EDITS, RESTORE)
 EDIT_DEFAULTS = {"cfg": 3.0, "temperature": 0.1}
 
 
+ASSUMED = (
+    "taken for weights that make pictures, as the file does not say; if they edit pictures (VAREdit) or "
+    "restore them (VARestorer), choose their task"
+)
+
+
+def is_assumed(checkpoint: Checkpoint) -> bool:
+    """Whether nothing but habit says that weights make pictures."""
+    return not checkpoint.told and hasattr(checkpoint.config, "edits") and task_of(checkpoint) == GENERATE
+
+
+def check_edits(transformer: Checkpoint, wanted: bool) -> None:
+    """Raise where weights that edit pictures are to make them, or others to edit one."""
+    if getattr(transformer.config, "edits", False) == wanted:
+        return
+    if not wanted:
+        raise CheckpointError(
+            f"{transformer.source}: it edits pictures, which StageVAR Edit by Text and generate --edit do; "
+            "expected weights that make them"
+        )
+    known = hasattr(transformer.config, "edits")
+    found = "it is not known to edit pictures" if known else f"a {transformer.family} model edits no pictures"
+    advice = "; if it does, choose its task in the loader" if known else ""
+    raise CheckpointError(
+        f"{transformer.source}: {found}; expected a file of VAREdit, or the built-in editor{advice}"
+    )
+
+
 def task_of(checkpoint: Checkpoint) -> str:
     """'generate', 'restore', 'edit 512' and so on; 'edit' and the side in pixels for other sizes."""
     if getattr(checkpoint.config, "restores", False):
@@ -48,12 +76,8 @@ def with_task(checkpoint: Checkpoint, task: str = AUTO) -> Checkpoint:
         raise CheckpointError(f"{checkpoint.source}: task is {task!r}; expected one of {list(TASKS)}")
     known, able = task_of(checkpoint), hasattr(checkpoint.config, "edits")
     if task in (AUTO, known):
-        if able and task == AUTO and known == GENERATE:
-            _LOG.info(
-                "%s: taken for weights that make pictures, as no metadata says otherwise; if they edit "
-                "pictures (VAREdit), choose their task",
-                checkpoint.source,
-            )
+        if task == AUTO and is_assumed(checkpoint):
+            _LOG.info("%s: %s", checkpoint.source, ASSUMED)
         return checkpoint
     if task != GENERATE and not able:
         raise CheckpointError(

@@ -83,12 +83,12 @@ def check_defaults(model: Any, vae: Any) -> None:
     """None is what the family was published with; the numbers are the user's."""
     from dataclasses import replace
 
-    from pack.nodes.sampling import _settings
+    from pack.nodes.sampling import settings_of
 
     wanted = dict.fromkeys(("cfg", "temperature", "top_k", "top_p")) | {"refine": "auto", "smooth": False}
-    own = _settings(model.model, wanted)
+    own = settings_of(model.model, wanted)
     assert (own.cfg_scale, own.temperature, own.top_k, own.top_p) == (4.0, 1.0, 900, 0.95)
-    assert _settings(model.model, {**wanted, "cfg": 0.0, "refine": "off", "smooth": True}) == replace(
+    assert settings_of(model.model, {**wanted, "cfg": 0.0, "refine": "off", "smooth": True}) == replace(
         own, cfg_scale=0.0, refine="off", smooth=True
     )
 

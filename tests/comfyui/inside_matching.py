@@ -163,7 +163,7 @@ def check_published() -> None:
     """Every published model of the README has its tokenizer and text encoder in the table."""
     from pack.nodes.host import official
     from pack.stagevar_core.checkpoints.load import Checkpoint
-    from pack.stagevar_core.models.infinity import INFINITY_2B, INFINITY_8B, INFINITY_125M
+    from pack.stagevar_core.models.infinity_config import INFINITY_2B, INFINITY_8B, INFINITY_125M
     from pack.stagevar_core.schedule import infinity_aspect_table
 
     wanted = {INFINITY_125M: "d16.pth", INFINITY_2B: "d32reg.pth", INFINITY_8B: "d56_f8_14_patchify.pth"}

@@ -380,3 +380,26 @@ def test_compile_nodes_go_between_the_loaders_and_what_uses_them(page: Page, art
     page.wait_for_function(SHOWN_IMAGE, timeout=5 * MINUTE)
     screenshot(page, artifacts / "browser_compiled.png")
     assert not page.locator(".p-toast-message-error").all_inner_texts()
+
+
+@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])
+def test_a_picture_is_edited_and_the_second_try_is_said(page: Page, artifacts: Path, vue: bool) -> None:
+    """The loader says what the model is, the node what it did; nothing lies on top of another."""
+    set_renderer(page, vue)
+    drop(page, "05_edit_by_text_no_download", 4751 + vue)
+    page.evaluate(WATCH)
+    page.keyboard.press("Control+Enter")
+    page.wait_for_function(SHOWN_IMAGE, timeout=5 * MINUTE)
+    assert page.evaluate(SHOWN_IMAGE) == page.evaluate(SHOWN_IMAGE, "PreviewImage") == [128, 128]
+    said = page.evaluate(SAID)
+    (line,) = said["StageVAREditByText"]
+    assert re.fullmatch(r"off: nothing left out, [\d.]+ s, 128 x 128 at 128 px", line)
+    known = ["edits pictures at 128 px: for StageVAR Edit by Text"]
+    assert said.get("StageVARLoadModel", known) == known  # old servers tell nothing of a cached loader
+    assert set(page.evaluate("() => window.said")) & {f"scale {scale} of 7" for scale in range(1, 8)}
+    screenshot(page, artifacts / f"browser_edit_{'vue' if vue else 'canvas'}.png")
+    assert page.evaluate(OVERLAPS) == []
+    page.keyboard.press("Control+Enter")  # the seed has changed, the picture and the text have not
+    reused = f"() => ({SAID})().StageVAREditByText?.some(line => line.includes('of an earlier run'))"
+    page.wait_for_function(reused, timeout=5 * MINUTE)
+    assert not page.locator(".p-toast-message-error").all_inner_texts()

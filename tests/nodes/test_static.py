@@ -36,6 +36,8 @@ HUBS = (
     "https://huggingface.co/google/flan-t5-xl/resolve/main/",
     "https://huggingface.co/FoundationVision/var/resolve/main/",
     "https://huggingface.co/taocrayon/STAR/resolve/main/",
+    "https://huggingface.co/HiDream-ai/VAREdit/resolve/main/",
+    "https://huggingface.co/EvanEternal/VARestorer/resolve/main/weights/",
 )
 
 
@@ -62,22 +64,36 @@ def kind_of(call: ast.Call) -> str:
 
 def schema_of(file: str) -> tuple[list[str], int]:
     """Sockets and number of widget values of the one node of a file."""
-    calls = input_calls(ast.parse((ROOT / "nodes" / file).read_text(encoding="utf-8")))
+    return described(ast.parse((ROOT / "nodes" / file).read_text(encoding="utf-8")))
+
+
+def described(tree: ast.AST) -> tuple[list[str], int]:
+    """Sockets and number of widget values of the inputs that a source describes."""
+    calls = input_calls(tree)
     widgets = [call for kind, call in calls if kind in WIDGETS]
     # The seed has a second value on the page: what happens to it after a run.
     count = sum(2 if keyword(call, "control_after_generate") else 1 for call in widgets)
     return [call.args[1].value for kind, call in calls if kind not in WIDGETS], count
 
 
+def shared(function: str) -> tuple[list[str], int]:
+    """The same of what the sampler shares with other nodes."""
+    tree = ast.parse((ROOT / "nodes" / "sampling.py").read_text(encoding="utf-8"))
+    return described(next(node for node in ast.walk(tree) if getattr(node, "name", "") == function))
+
+
 @pytest.fixture(scope="module")
 def schemas() -> dict[str, tuple[list[str], int]]:
     """Sockets and number of widget values of our nodes, read from the sources."""
+    edits, drawing = schema_of("edit_by_text.py"), shared("drawing_inputs")
     return {
-        "StageVARLoad": ([], 1),
-        "StageVARLoadModel": ([], 2),
+        "StageVARLoad": ([], 2),
+        "StageVARLoadModel": ([], 3),
         "StageVARLoadTokenizer": ([], 1),
         "StageVARLoadTextEncoder": ([], 2),
         "StageVARSampler": schema_of("sampling.py"),
+        "StageVAREditByText": (edits[0] + drawing[0], edits[1] + drawing[1]),
+        "StageVARRestore": schema_of("restoring.py"),
         "StageVARClassLabel": schema_of("labels.py"),
         "StageVAREdit": schema_of("editing.py"),
         "StageVARAccelerate": schema_of("acceleration.py"),
@@ -149,6 +165,8 @@ def test_every_node_has_a_prefixed_id_and_a_help_page(schemas: dict) -> None:
 def test_sockets_stay_in_their_order(schemas: dict) -> None:
     """Stored workflows know sockets and widget values by position: new ones go to the end."""
     assert schemas["StageVARSampler"] == (["model", "vae", "positive", "negative", "edit"], 11)
+    assert schemas["StageVAREditByText"] == (["model", "vae", "image", "positive", "negative"], 7)
+    assert schemas["StageVARRestore"] == (["model", "vae", "image", "positive", "upscale_model"], 4)
     assert schemas["StageVARClassLabel"] == ([], 2)
     assert schemas["StageVAREdit"] == (["model", "vae", "image", "mask"], 0)
     assert schemas["StageVARAccelerate"] == (["model", "schedule"], 8)
@@ -184,8 +202,8 @@ def test_there_are_workflows_for_every_model_and_those_without_a_download_come_f
     assert [int(name[:2]) for name in names] == list(range(1, len(names) + 1))
     assert all(re.fullmatch(r"[\w.-]+", name) for name in names)
     without = [name.endswith("no_download") for name in names]
-    assert without == sorted(without, reverse=True) and sum(without) >= 4
-    for model in ("Infinity_2B", "Infinity_8B", "STAR", "VAR"):
+    assert without == sorted(without, reverse=True) and sum(without) >= 5
+    for model in ("Infinity_2B", "Infinity_8B", "STAR", "VAR", "VAREdit_2B", "VAREdit_8B", "VARestorer"):
         assert any(name.endswith(model) for name in names), model
 
 
@@ -293,9 +311,11 @@ def test_workflow_has_a_twin_that_runs_the_same_nodes(path: Path) -> None:
 def test_workflow_has_a_thumbnail_and_says_where_its_files_are(path: Path) -> None:
     assert path.with_suffix(".jpg").read_bytes().startswith(b"\xff\xd8")
     loaders = [node for node in read(path)["nodes"] if node["type"].startswith("StageVARLoad")]
-    # A class needs no text encoder, and one node loads all three.
-    whole = any(node["type"] == "StageVARLoad" for node in loaders)
-    assert len(loaders) == (1 if whole else 2 if path.stem.endswith("_VAR") else 3)
+    kinds = [node["type"] for node in loaders]
+    # Classes and what is only restored need no text encoder, and one node loads all three.
+    whole, wordless = "StageVARLoad" in kinds, path.stem.endswith(("_VAR", "_VARestorer"))
+    further = {"05_edit_by_text_no_download": 1, "16_generate_edit_restore_2B": 2}.get(path.stem, 0)
+    assert len(loaders) == (1 if whole else 2 if wordless else 3) + further
     for node in loaders:
         hints = node["properties"].get("models", [])
         assert bool(hints) != node["widgets_values"][0].startswith("embedded/"), node["type"]
@@ -319,7 +339,7 @@ def test_every_file_of_a_workflow_is_a_value_that_the_page_can_miss(path: Path) 
 
 @pytest.mark.parametrize(
     ("plain", "accelerated"),
-    [("09_class_to_image_VAR", "10_faster_VAR"), ("07_text_to_image_STAR", "08_faster_STAR")],
+    [("10_class_to_image_VAR", "11_faster_VAR"), ("08_text_to_image_STAR", "09_faster_STAR")],
 )
 def test_the_accelerated_workflow_is_the_plain_one_with_a_preset(plain: str, accelerated: str) -> None:
     """The same models, prompt, seed and settings, so that the two can be compared."""
@@ -343,7 +363,7 @@ def test_the_embedded_workflows_need_no_download(name: str) -> None:
     names = [
         value for node in twin.values() for key, value in node["inputs"].items() if key.endswith("_name")
     ]
-    assert len(names) in (1, 3) and all(name.startswith("embedded/") for name in names)
+    assert len(names) in (1, 2, 3) and all(name.startswith("embedded/") for name in names)
 
 
 def test_the_compared_presets_share_everything_else() -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from stagevar_core.autoencoders.bsq import BSQTokenizerConfig
 from stagevar_core.autoencoders.vq import VQTokenizerConfig
-from stagevar_core.models.infinity import INFINITY_2B
+from stagevar_core.models.infinity_config import INFINITY_2B
 from stagevar_core.models.star_config import STARConfig
 from stagevar_core.models.var import VARConfig
 from stagevar_core.schedule import SIDES_256, SIDES_1024

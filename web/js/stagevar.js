@@ -173,8 +173,8 @@ app.registerExtension({
     const executed = nodeType.prototype.onExecuted;
     nodeType.prototype.onExecuted = function (output) {
       executed?.apply(this, arguments);
-      const lines = [output?.text ?? []].flat().filter((line) => typeof line === "string" && line);
-      if (!lines.length) return;
+      if (!output?.text) return; // [] takes away what an earlier run said
+      const lines = [output.text].flat().filter((line) => typeof line === "string" && line);
       running.delete(this);
       keep(this, lines);
       show(this, lines);
