@@ -15,6 +15,7 @@ from .loop import Run
 from .result import Generation, Monitor
 from .settings import SamplingSettings
 from .trace import joined
+from .word_edit import WordEdit
 
 
 @torch.inference_mode()
@@ -31,6 +32,7 @@ def generate(  # noqa: PLR0913 - independent collaborators, each with one owner
     monitor: Monitor | None = None,
     known: Sequence[Tensor] = (),
     masks: Sequence[Tensor] = (),
+    words: WordEdit | None = None,
     device: torch.device | str | None = None,
     sequential: bool = False,
     offload: torch.device | str | None = None,
@@ -40,8 +42,8 @@ def generate(  # noqa: PLR0913 - independent collaborators, each with one owner
     ``noise`` may be None for greedy sampling. ``quantizer`` defaults to the model's own; it is the
     tokenizer's where that has a codebook. ``known``: codes of the first scales on the latent grid, which
     replace the sampled ones (the sampler still draws for them). ``masks``: where they do, (B or 1, h, w)
-    booleans of as many scales; everywhere without. ``device``: where to run; the host passes it because
-    weights may be offloaded. ``sequential``: less memory for the same result: under guidance every block
+    booleans of as many scales; everywhere without. ``words``: pictures whose prompt changes, in place of
+    both. ``device``: where to run; the host passes it because weights may be offloaded. ``sequential``: less memory for the same result: under guidance every block
     runs on the conditional rows and then on the unconditional ones. ``offload``: where the keys and values of
     the latter wait meanwhile, one layer at a time on the device; about half of the cache less there. Raises
     ``ValueError`` for settings that cannot be used.
@@ -55,16 +57,25 @@ def generate(  # noqa: PLR0913 - independent collaborators, each with one owner
     policy, monitor = policy or DensePolicy(), monitor or Monitor()
     quantizer = quantizer or model.quantizer()
     batch = conditioning.batch
+    if words is not None:
+        words.check(conditioning, settings, schedule, quantizer)
     given = known_codes(known, masks, schedule, quantizer, batch)
-    images: list[tuple[Conditioning, Noise | None, list[Known]]] = [(conditioning, noise, given)]
+    images: list[tuple[Conditioning, Noise | None, list[Known], WordEdit | None]] = [
+        (conditioning, noise, given, words)
+    ]
     if policy.per_image and batch > 1:
         monitor.restart(batch)
         images = [
-            (conditioning.image(i), noise and noise.image(i), [each.image(i) for each in given])
+            (
+                conditioning.image(i),
+                noise and noise.image(i),
+                [each.image(i) for each in given],
+                words and words.image(i),
+            )
             for i in range(batch)
         ]
     parts = []
-    for texts, draws, fixed in images:
+    for texts, draws, fixed, changed in images:
         run = Run(
             model,
             texts,
@@ -75,7 +86,7 @@ def generate(  # noqa: PLR0913 - independent collaborators, each with one owner
             sequential=sequential,
             offload=offload,
         )
-        parts.append(run.generate(draws, quantizer, policy, monitor, fixed))
+        parts.append(run.generate(draws, quantizer, policy, monitor, fixed, changed))
     return parts[0] if len(parts) == 1 else _joined(parts)
 
 
