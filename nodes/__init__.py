@@ -10,6 +10,7 @@ from .load import Load
 from .loaders import LoadModel, LoadTextEncoder, LoadTokenizer
 from .report import Report
 from .restoring import Restore
+from .rewording import ChangeWords
 from .sampling import Sampler
 from .schedules import Schedule, register_folder
 
@@ -22,7 +23,8 @@ class StageVARExtension(ComfyExtension):
         register_folder()
         loaders = [Load, LoadModel, LoadTokenizer, LoadTextEncoder]
         compilers = [Compile, CompileVAE]
-        return [*loaders, ClassLabel, Accelerate, Schedule, *compilers, EditNode, Sampler, Restore, Report]
+        edits = [EditNode, ChangeWords]
+        return [*loaders, ClassLabel, Accelerate, Schedule, *compilers, *edits, Sampler, Restore, Report]
 
 
 async def comfy_entrypoint() -> StageVARExtension:

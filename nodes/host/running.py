@@ -195,6 +195,7 @@ def _generate(job: Job, images: Sequence[int], monitor: HostMonitor, way: Attemp
         offload=job.offload if way.sequential else None,
         known=known,
         masks=masks,
+        words=job.edit.changed(images) if job.edit else None,
     )
     return result.f_hat.to(mm.intermediate_device()), result.trace
 

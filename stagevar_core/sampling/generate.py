@@ -43,10 +43,11 @@ def generate(  # noqa: PLR0913 - independent collaborators, each with one owner
     tokenizer's where that has a codebook. ``known``: codes of the first scales on the latent grid, which
     replace the sampled ones (the sampler still draws for them). ``masks``: where they do, (B or 1, h, w)
     booleans of as many scales; everywhere without. ``words``: pictures whose prompt changes, in place of
-    both. ``device``: where to run; the host passes it because weights may be offloaded. ``sequential``: less memory for the same result: under guidance every block
-    runs on the conditional rows and then on the unconditional ones. ``offload``: where the keys and values of
-    the latter wait meanwhile, one layer at a time on the device; about half of the cache less there. Raises
-    ``ValueError`` for settings that cannot be used.
+    both. ``device``: where to run; the host passes it because weights may be offloaded. ``sequential``: less
+    memory for the same result: under guidance every block runs on the conditional rows and then on the
+    unconditional ones. ``offload``: where the keys and values of the latter wait meanwhile, one layer at a
+    time on the device; about half of the cache less there. Raises ``ValueError`` for settings that cannot be
+    used.
     """
     if offload is not None and not sequential:
         raise ValueError(f"offload is {str(offload)!r}, but all rows run together; pass sequential=True, too")

@@ -1,9 +1,10 @@
 """Training-free editing: a word of the prompt changes, and what the two prompts agree on stays as it was.
 
 Guidance runs two rows anyway; here they are the new prompt and the picture's own. At every scale the codes of
-the source are what the tokenizer would draw for what the sum of codes still lacks of the picture. Where its own
-prompt finds them likelier than the new one does, tokens are drawn; everywhere else they stay. As these codes
-make up for what was drawn before them, the rest of the picture returns even under coarse tokens that changed.
+the source are what the tokenizer would draw for what the sum of codes still lacks of the picture. Where its
+own prompt finds them likelier than the new one does, tokens are drawn; everywhere else they stay. As these
+codes make up for what was drawn before them, the rest of the picture returns even under coarse tokens that
+change.
 """
 
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from ..conditioning.types import Conditioning, TextConditioning
 from ..models.contract import Quantizer
+from ..models.guidance import per_scale
 from ..schedule import Scale, ScaleSchedule
 from .editing import Known
 from .settings import SamplingSettings
@@ -58,6 +60,10 @@ class WordEdit:
             raise ValueError(
                 f"cfg_layers is {settings.cfg_layers}; changing words compares the logits of both rows, "
                 "pass (0,)"
+            )
+        if all(weight == 1.0 for weight in per_scale("cfg", settings.cfg_scale, len(schedule))):
+            raise ValueError(
+                "cfg is 1, which runs one prompt; changing words compares two, use the model's own"
             )
         final = (conditioning.batch, quantizer.dim, *quantizer.latent_grid(schedule.final))
         if tuple(self.features.shape) != final:

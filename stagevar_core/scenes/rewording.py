@@ -21,8 +21,9 @@ from .grammar import (
 )
 
 WORDS = ("recolour", "shape", "pattern", "background")
-_RADII = {None: (15.0, 30.0), "small": (20.0, 24.0), "large": (30.0, 36.0)}  # px, of an object alone
-_SMALL = (13.0, 19.0)  # px, of several
+# Sizes in px are those of captioned scenes, as the test is about what is where.
+_RADII = {None: (22.0, 32.0), "small": (20.0, 24.0), "large": (30.0, 36.0)}  # of an object alone
+_SEVERAL = {"pair": (18.0, 22.0), "count": (15.0, 18.5)}
 _EDGE, _GAP, _ASIDE = 5.0, 6.0, 4.0  # px to the edge, between objects, and past the diagonal of a relation
 _HIDDEN = 0.5  # share of scenes whose patterns, and of those whose background, the caption leaves out
 _TRIES = 200
@@ -68,7 +69,7 @@ def _placed(spec: SceneSpec, rng: np.random.Generator) -> Scene | None:
     for _ in range(_TRIES):
         objects = []
         for o in spec.objects:
-            radius = rng.uniform(*(_RADII[o.size] if len(spec.objects) == 1 else _SMALL))
+            radius = rng.uniform(*(_SEVERAL.get(spec.task) or _RADII[o.size]))
             x, y = rng.uniform(radius + _EDGE, CANVAS - radius - _EDGE, 2)
             objects.append(SceneObject(o.shape, o.colour, o.size, o.pattern, x, y, radius))
         if _apart(objects) and _related(objects, spec.relation):
