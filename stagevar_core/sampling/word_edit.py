@@ -78,8 +78,10 @@ class WordEdit:
             )
 
 
-def reworded(target: TextConditioning, source: TextConditioning) -> TextConditioning:
+def reworded(target: Conditioning, source: Conditioning) -> TextConditioning:
     """The conditioning of a run that changes words: the source's prompts take the place of negative ones."""
+    if not isinstance(target, TextConditioning) or not isinstance(source, TextConditioning):
+        raise ValueError("this model takes class labels, which have no words to change; use in-painting")
     return replace(target, negative=source.features)
 
 
