@@ -266,9 +266,8 @@ class Pipeline:
         """``batch`` images of every prompt; image ``i`` of the call has the seed ``seed + i``.
 
         The same seed and prompt give the same picture in any batch. ``steps`` also decodes every scale.
-        ``picture``: what editing weights change as the prompts say, (H, W, 3) in bytes; the images have its
-        size. With a ``caption``, which describes it, other weights change what the prompts say otherwise; the
-        images then have the nearest trained size. Raises ``ValueError`` for what cannot be generated.
+        ``picture``: what editing weights change as the prompts say, (H, W, 3) in bytes, at its size; with its
+        ``caption``, others change where the prompts differ. ``ValueError`` for what cannot be generated.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         check_request(len(prompts), batch, seed)
@@ -277,8 +276,7 @@ class Pipeline:
         schedule, settings = self.schedule(width, height), settings or self.settings()
         settings.validate(len(schedule), self.transformer.config.depth)
         started = time.perf_counter()
-        repeated = [text for text in prompts for _ in range(batch)]
-        conditioning = self.encode(repeated, negative)
+        conditioning = self.encode([text for text in prompts for _ in range(batch)], negative)
         words = None
         if picture is not None and caption is not None:
             conditioning, words = self.reworded(conditioning, picture, caption, schedule)
@@ -306,7 +304,7 @@ class Pipeline:
         images = self.decode(generation.f_hat, size)
         finished = time.perf_counter()
         seconds |= {"decode": finished - decoding, "total": finished - started}
-        seeds = tuple((seed + index) % (MAX_SEED + 1) for index in range(len(repeated)))
+        seeds = tuple((seed + index) % (MAX_SEED + 1) for index in range(conditioning.batch))
         pictures = {index: self.decode(latent, size) for index, latent in clock.latents.items()}
         return Pictures(images, seeds, schedule, settings, seconds, generation, pictures)
 

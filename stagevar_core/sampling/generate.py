@@ -1,6 +1,7 @@
 """One generation: how its images are divided into runs."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -61,25 +62,15 @@ def generate(  # noqa: PLR0913 - independent collaborators, each with one owner
     if words is not None:
         words.check(conditioning, settings, schedule, quantizer)
     given = known_codes(known, masks, schedule, quantizer, batch)
-    images: list[tuple[Conditioning, Noise | None, list[Known], WordEdit | None]] = [
-        (conditioning, noise, given, words)
-    ]
+    images = [_Part(conditioning, noise, given, words)]
     if policy.per_image and batch > 1:
         monitor.restart(batch)
-        images = [
-            (
-                conditioning.image(i),
-                noise and noise.image(i),
-                [each.image(i) for each in given],
-                words and words.image(i),
-            )
-            for i in range(batch)
-        ]
+        images = [images[0].image(index) for index in range(batch)]
     parts = []
-    for texts, draws, fixed, changed in images:
+    for part in images:
         run = Run(
             model,
-            texts,
+            part.conditioning,
             schedule,
             settings,
             attention,
@@ -87,8 +78,26 @@ def generate(  # noqa: PLR0913 - independent collaborators, each with one owner
             sequential=sequential,
             offload=offload,
         )
-        parts.append(run.generate(draws, quantizer, policy, monitor, fixed, changed))
+        parts.append(run.generate(part.noise, quantizer, policy, monitor, part.known, part.words))
     return parts[0] if len(parts) == 1 else _joined(parts)
+
+
+class _Part(NamedTuple):
+    """What differs between the runs of a generation."""
+
+    conditioning: Conditioning
+    noise: Noise | None
+    known: list[Known]
+    words: WordEdit | None
+
+    def image(self, index: int) -> "_Part":
+        """The run of one image."""
+        return _Part(
+            self.conditioning.image(index),
+            self.noise and self.noise.image(index),
+            [each.image(index) for each in self.known],
+            self.words and self.words.image(index),
+        )
 
 
 def _joined(parts: Sequence[Generation]) -> Generation:
