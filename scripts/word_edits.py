@@ -1,6 +1,6 @@
 """How often a changed word changes what it should and nothing else, on the embedded model.
 
-    python scripts/word_edits.py                    240 pairs, into docs/measurements/word_edits.json
+    python scripts/word_edits.py                    200 pairs, into docs/measurements/word_edits.json
     python scripts/word_edits.py --pairs 40         a quick look
 
 Scenes with freely placed objects, of which the caption leaves out where they are and in half of them patterns
@@ -15,7 +15,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -83,14 +83,11 @@ class Batch:
         return found.f_hat
 
 
-def variants(strengths: list[float]) -> dict[str, Callable[[Batch], Tensor]]:
+def variants(strengths: list[float], scales: list[int]) -> dict[str, Callable[[Batch], Tensor]]:
     """Name and how the latents are made."""
-    found: dict[str, Callable[[Batch], Tensor]] = {
-        "the tokenizer alone": Batch.stored,
-        "the new prompt alone": Batch.plain,
-    }
-    found |= {f"first {count} scales kept": lambda b, n=count: b.first(n) for count in (2, 3, 4, 5)}
-    return found | {f"agreement, strength {s:g}": lambda b, s=s: b.agreed(s) for s in strengths}
+    found = {f"agreement, strength {s:g}": lambda b, s=s: b.agreed(s) for s in strengths}
+    found |= {f"first {count} scales kept": lambda b, n=count: b.first(n) for count in scales}
+    return found | {"the new prompt alone": Batch.plain, "the tokenizer alone": Batch.stored}
 
 
 def summary(scores: list[EditScore]) -> dict[str, dict[str, object]]:
@@ -108,36 +105,40 @@ def summary(scores: list[EditScore]) -> dict[str, dict[str, object]]:
     return found
 
 
-def measure(pipeline: Pipeline, pairs: list[Rewording], strengths: list[float]) -> dict[str, dict]:
-    """All variants on all pairs."""
+def measure(
+    pipeline: Pipeline, pairs: list[Rewording], made: dict[str, Callable[[Batch], Tensor]]
+) -> Iterator[tuple[str, dict]]:
+    """All variants on all pairs, one after the other."""
     batches = [
         Batch(pipeline, pairs[start : start + BATCH], SEED + start) for start in range(0, len(pairs), BATCH)
     ]
-    found = {}
-    for name, make in variants(strengths).items():
+    for name, make in made.items():
         started, scores = time.perf_counter(), []
         for batch in batches:
             images = pipeline.decode(make(batch)).numpy()
             scores += [score_edit(p.edit, image) for p, image in zip(batch.pairs, images, strict=True)]
-        found[name] = summary(scores)
-        shares = ", ".join(f"{key} {share['mean']:.3f}" for key, share in found[name]["all"].items())
+        found = summary(scores)
+        shares = ", ".join(f"{key} {share['mean']:.3f}" for key, share in found["all"].items())
         print(f"{name}: {shares} ({time.perf_counter() - started:.0f} s)", flush=True)
-    return found
+        yield name, found
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure, and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pairs", type=int, default=240)
+    parser.add_argument("--pairs", type=int, default=200)
     parser.add_argument("--seed", type=int, default=SEED, help="of the pairs")
     parser.add_argument("--strengths", default=f"{STRENGTH:g}", help="comma-separated")
+    parser.add_argument("--scales", default="4,5", help="first scales that are kept, comma-separated")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "measurements" / "word_edits.json")
     asked = parser.parse_args(arguments)
     rng = np.random.default_rng(asked.seed)
     pairs = [sample_rewording(rng, WORDS[index % len(WORDS)]) for index in range(asked.pairs)]
-    pipeline = Pipeline.embedded(dtype=torch.float32)
-    with torch.inference_mode():
-        found = measure(pipeline, pairs, [float(part) for part in asked.strengths.split(",")])
+    pipeline, found = Pipeline.embedded(dtype=torch.float32), {}
+    made = variants(
+        [float(part) for part in asked.strengths.split(",")],
+        [int(part) for part in asked.scales.split(",")],
+    )
     values = {
         "command": shlex.join(["python", "scripts/word_edits.py", *(arguments or sys.argv[1:])]),
         "hardware": hardware(pipeline.device),
@@ -146,7 +147,10 @@ def main(arguments: list[str] | None = None) -> None:
         "variants": found,
     }
     asked.out.parent.mkdir(parents=True, exist_ok=True)
-    asked.out.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    with torch.inference_mode():
+        for name, shares in measure(pipeline, pairs, made):
+            found[name] = shares
+            asked.out.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

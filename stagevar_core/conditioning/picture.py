@@ -28,7 +28,7 @@ def stretched(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """A picture (H, W, 3 or 4) in bytes as (height, width, 3), all of it; transparency is dropped."""
     _check(picture)
     image = Image.fromarray(np.ascontiguousarray(picture[..., :3]))
-    return np.asarray(image.resize(size[::-1], Image.Resampling.LANCZOS))
+    return np.asarray(image.resize((size[1], size[0]), Image.Resampling.LANCZOS))
 
 
 def _check(picture: np.ndarray) -> None:

@@ -111,8 +111,7 @@ class WordRun:
 
     def disagreement(self, scale: Scale, bits: Tensor, raw: Tensor) -> Tensor:
         """By how much the source's prompt finds a token's bits likelier than the new one, (B, 1, h, w)."""
-        chances = raw.float().unflatten(-1, (-1, 2)).softmax(dim=-1)  # (2B, L, bits, 2)
-        chosen = self.quantizer.to_tokens(bits).long().unsqueeze(-1)
-        new, source = chances.gather(-1, chosen.repeat(2, 1, 1, 1)).squeeze(-1).chunk(2)
-        token = (source - new).clamp(min=0.0).mean(dim=-1)
-        return token.reshape(-1, 1, *scale.grid)
+        ones = raw.float().unflatten(-1, (-1, 2)).softmax(dim=-1)[..., 1]  # (2B, L, bits)
+        new, source = self.quantizer.to_latent(ones, scale).chunk(2)  # chances of a 1, (B, C, h, w)
+        lost = torch.where(bits == 1, source - new, new - source).clamp(min=0.0)
+        return F.interpolate(lost.mean(dim=1, keepdim=True), size=scale.grid, mode="area")  # of patches
