@@ -11,6 +11,7 @@ from .load import Load
 from .loaders import LoadModel, LoadTextEncoder, LoadTokenizer
 from .report import Report
 from .restoring import Restore
+from .rewording import ChangeWords
 from .sampling import Sampler
 from .schedules import Schedule, register_folder
 
@@ -23,7 +24,7 @@ class StageVARExtension(ComfyExtension):
         register_folder()
         loaders = [Load, LoadModel, LoadTokenizer, LoadTextEncoder]
         compilers = [Compile, CompileVAE]
-        makers = [EditNode, Sampler, EditByText, Restore]
+        makers = [EditNode, ChangeWords, Sampler, EditByText, Restore]
         return [*loaders, ClassLabel, Accelerate, Schedule, *compilers, *makers, Report]
 
 

@@ -27,6 +27,7 @@ _LOG = logging.getLogger(__name__)
 _MAX_SIDE = 16384
 _MAX_BATCH = 64
 _NOTES = 6  # on the node, which is small
+_ASIDE = "negative has no effect: the picture's own prompt, from StageVAR Change Words, takes its place"
 _OWN_TEXT = "auto: the model's own"
 # What older versions wrote on the node; their pages stored it in files, from where it lands in ``refine``.
 _STATUS = re.compile(r"\d+x\d+.*, \d+ scales|: (?:as many|[\d.]+x fewer) FLOPs", re.DOTALL)
@@ -91,13 +92,16 @@ class Sampler(Node):
         for field, given in (("positive", positive), ("negative", negative)):
             if field == "positive" or given is not None:
                 sockets.conditioning(field, given)
+        against = negative
         if edit is not None:
             sockets.edit("edit", edit).check(pair.vae.checkpoint.source, pair.trained)
-            asked = edit.size
+            asked, against = edit.size, edit.prompt or negative
         schedule = pair.trained.snap(*asked)
         settings = settings_of(network, wanted)
         settings.validate(len(schedule), network.config.depth)
-        conditioning, notes = conditioning_of(network, positive, negative, batch)
+        conditioning, notes = conditioning_of(network, positive, against, batch)
+        if negative is not None and against is not negative:
+            notes = (*notes, _ASIDE)
         size = pair.trained.image_size(schedule)
         made = _made(size, asked, batch)
         policy = policy_of(pair.model.model_options)
@@ -248,8 +252,8 @@ def _way_inputs() -> list[io.Input]:
             StageEditType.Input,
             "edit",
             optional=True,
-            tooltip="From StageVAR Inpaint: a picture of which a part is drawn anew. Width and height are "
-            "then those of the picture.",
+            tooltip="From StageVAR Inpaint: a picture of which a part is drawn anew; or from StageVAR Change "
+            "Words. Width and height are then those of the picture.",
         ),
     ]
 

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +17,7 @@ from .checkpoints.load import build, check_pairing, load_text_encoder, prepare
 from .checkpoints.restoring import check_restores
 from .checkpoints.tasks import AUTO, with_task
 from .conditioning.labels import class_index, spread_classes
-from .conditioning.picture import encoder_input, from_square, to_square
+from .conditioning.picture import encoder_input, from_square, stretched, to_square
 from .conditioning.t5 import MAX_TOKENS
 from .conditioning.types import ClassConditioning, Conditioning, TextConditioning
 from .devices import default_device, default_dtype, synchronise
@@ -29,8 +29,9 @@ from .sampling.clock import Clock
 from .sampling.generate import generate
 from .sampling.noise import SeededNoise
 from .sampling.numbers import check_decoded, extremes
-from .sampling.result import Generation, Monitor
+from .sampling.result import Monitor, Pictures
 from .sampling.settings import SamplingSettings
+from .sampling.word_edit import WordEdit, reworded
 from .schedule import AspectTable, ScaleSchedule
 
 ASSETS = Path(__file__).parent / "assets"
@@ -45,29 +46,6 @@ _LOG = logging.getLogger(__name__)
 def to_uint8(image: Tensor) -> Tensor:
     """Decoder output (B, 3, H, W) in [-1, 1] to (B, H, W, 3) uint8, truncated like the official code."""
     return ((image.float() + 1.0) / 2.0 * 255.0).permute(0, 2, 3, 1).to(torch.uint8).contiguous()
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """Result of a call.
-
-    ``images``: (B, H, W, 3) uint8 on the CPU, those of a prompt next to each other. ``seeds``: one per image.
-    ``seconds``: 'text', 'scales' (a list, the first includes the text's projections), 'decode' and 'total'.
-    A scale that a policy skipped counts 0. ``steps``: images by index of the scale, where asked for.
-    """
-
-    images: Tensor
-    seeds: tuple[int, ...]
-    schedule: ScaleSchedule
-    settings: SamplingSettings
-    seconds: dict[str, Any]
-    generation: Generation
-    steps: dict[int, Tensor] = field(default_factory=dict)
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(width, height) in pixels."""
-        return self.images.shape[2], self.images.shape[1]
 
 
 class Pipeline:
@@ -233,6 +211,20 @@ class Pipeline:
         return replace(conditioning, source=features.float().expand(conditioning.batch, -1, -1, -1))
 
     @torch.inference_mode()
+    def reworded(
+        self, conditioning: Conditioning, picture: np.ndarray, caption: str, schedule: ScaleSchedule
+    ) -> tuple[Conditioning, WordEdit]:
+        """What changes a picture (H, W, 3) in bytes from ``caption``, which describes it, to the prompts.
+
+        Raises ``ValueError`` for models that take class labels.
+        """
+        dtype = next(self.tokenizer.parameters()).dtype
+        pixels = encoder_input(stretched(picture, self.trained.image_size(schedule)))
+        features = self.tokenizer.encode(pixels.to(device=self.device, dtype=dtype)).float()
+        source = self.encode([caption] * conditioning.batch)
+        return reworded(conditioning, source), WordEdit(features.expand(conditioning.batch, -1, -1, -1))
+
+    @torch.inference_mode()
     def decode(self, f_hat: Tensor) -> Tensor:
         """Accumulated latents (B, C, h, w) to images (B, H, W, 3) uint8 on the CPU.
 
@@ -273,21 +265,26 @@ class Pipeline:
         monitor: Monitor | None = None,
         policy: AccelerationPolicy | None = None,
         picture: np.ndarray | None = None,
+        caption: str | None = None,
     ) -> Pictures:
         """``batch`` images of every prompt; image ``i`` of the call has the seed ``seed + i``.
 
         The same seed and prompt give the same picture in any batch. ``steps`` also decodes every scale.
-        ``picture``: what editing weights change as the prompts say, (H, W, 3) in bytes; the images have its
-        size. Raises ``ValueError`` for what cannot be generated.
+        ``picture``: what editing weights change as the prompts say, (H, W, 3) in bytes, at its size; with its
+        ``caption``, others change where the prompts differ. ``ValueError`` for what cannot be generated.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         check_request(len(prompts), batch, seed)
+        if picture is not None and caption is not None:
+            height, width = picture.shape[:2]
         schedule, settings = self.schedule(width, height), settings or self.settings()
         settings.validate(len(schedule), self.transformer.config.depth)
         started = time.perf_counter()
-        repeated = [text for text in prompts for _ in range(batch)]
-        conditioning = self.encode(repeated, negative)
-        if picture is not None:
+        conditioning = self.encode([text for text in prompts for _ in range(batch)], negative)
+        words = None
+        if picture is not None and caption is not None:
+            conditioning, words = self.reworded(conditioning, picture, caption, schedule)
+        elif picture is not None:
             conditioning = self.pictured(conditioning, picture, schedule)
         synchronise(self.device)
         seconds: dict[str, Any] = {"text": time.perf_counter() - started}
@@ -302,15 +299,17 @@ class Pipeline:
             policy=policy,
             attention=self.attention,
             monitor=clock,
+            words=words,
             device=self.device,
         )
         seconds["scales"] = [clock.seconds.get(scale.index, 0.0) for scale in schedule]
         decoding = time.perf_counter()
-        images = self.edited(generation.f_hat, picture)
+        squared = None if words else picture
+        images = self.edited(generation.f_hat, squared)
         finished = time.perf_counter()
         seconds |= {"decode": finished - decoding, "total": finished - started}
-        seeds = tuple((seed + index) % (MAX_SEED + 1) for index in range(len(repeated)))
-        pictures = {index: self.edited(latent, picture) for index, latent in clock.latents.items()}
+        seeds = tuple((seed + index) % (MAX_SEED + 1) for index in range(conditioning.batch))
+        pictures = {index: self.edited(latent, squared) for index, latent in clock.latents.items()}
         return Pictures(images, seeds, schedule, settings, seconds, generation, pictures)
 
 

@@ -214,6 +214,7 @@ def _generate(job: Job, images: Sequence[int], monitor: HostMonitor, way: Attemp
         known=known,
         masks=masks,
         kept=job.kept if job.keeps else None,
+        words=job.edit.changed(images) if job.edit else None,
     )
     return result.f_hat.to(mm.intermediate_device()), result.trace
 

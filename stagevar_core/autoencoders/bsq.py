@@ -101,12 +101,17 @@ class BitwiseQuantizer:
             raise ValueError(f"the features are {tuple(features.shape[-2:])}; this schedule ends at {final}")
         residual, f_hat, bits = features.float(), torch.zeros_like(features, dtype=torch.float32), []
         for scale in schedule:
-            grid = self.latent_grid(scale)
-            pooled = residual if grid == final else F.interpolate(residual, size=grid, mode="area")
-            bits.append((F.normalize(pooled, dim=1) > 0).to(torch.uint8))
+            bits.append(self.requantized(residual, scale))
             codes = resize_latent((bits[-1].float() * 2.0 - 1.0) / math.sqrt(self.dim), final)
             residual, f_hat = residual - codes, f_hat + codes
         return bits, f_hat
+
+    def requantized(self, residual: Tensor, scale: Scale) -> Tensor:
+        """The bits (B, dim, h, w) of one scale for what the sum of codes still lacks, (B, dim, H, W)."""
+        grid = self.latent_grid(scale)
+        whole = grid == tuple(residual.shape[-2:])
+        pooled = residual if whole else F.interpolate(residual, size=grid, mode="area")
+        return (F.normalize(pooled, dim=1) > 0).to(torch.uint8)
 
     def accumulate(self, bits: Sequence[Tensor], schedule: ScaleSchedule) -> Tensor:
         """The accumulated latent of known bits per scale (a prefix of the schedule is allowed)."""

@@ -176,11 +176,15 @@ class VectorQuantizer(nn.Module):
             )
         residual, f_hat, ids = features.float(), torch.zeros_like(features, dtype=torch.float32), []
         for scale in schedule:
-            wanted = residual if scale == final else F.interpolate(residual, size=scale.grid, mode="area")
-            ids.append(self.nearest(wanted))
+            ids.append(self.requantized(residual, scale))
             added = self._contribution(self.codes(ids[-1]), schedule, scale)
             residual, f_hat = residual - added, f_hat + added
         return ids, f_hat
+
+    def requantized(self, residual: Tensor, scale: Scale) -> Tensor:
+        """The ids (B, h, w) of one scale for what the sum of codes still lacks, (B, dim, H, W)."""
+        whole = scale.grid == tuple(residual.shape[-2:])
+        return self.nearest(residual if whole else F.interpolate(residual, size=scale.grid, mode="area"))
 
     def accumulate(self, ids: Sequence[Tensor], schedule: ScaleSchedule) -> Tensor:
         """The accumulated latent of known ids per scale (a prefix of the schedule is allowed)."""

@@ -39,6 +39,13 @@ def add_parser(commands: Commands) -> None:
         metavar="PICTURE",
         help="what to change as the prompt says, with editing weights",
     )
+    generate.add_argument(
+        "--change",
+        type=Path,
+        metavar="PICTURE",
+        help="change the words of --from that differ in the prompt, with any Infinity model (experimental)",
+    )
+    generate.add_argument("--from", dest="caption", metavar="TEXT", help="what the picture of --change shows")
     add_size_options(generate)
     generate.add_argument("--batch", type=int, default=1, help="number of images")
     generate.add_argument("--out", type=Path, metavar="FILE", help="the image; several get a number each")
@@ -75,7 +82,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Make and save images."""
     check_request(arguments)
     check_size(arguments)
-    picture = None if arguments.edit is None else picture_to_edit(arguments)
+    picture = picture_to_edit(arguments)
     if arguments.out is None and arguments.steps_out is None:
         raise ValueError("nowhere to write to; pass --out x.png, or --steps-out DIR")
     if arguments.out is not None:
@@ -85,7 +92,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.report_out is not None:
         output_file(arguments.report_out)
     policy, stages = policy_of(arguments)
-    pipeline = load_pipeline(arguments, edits=picture is not None)
+    pipeline = load_pipeline(arguments, edits=arguments.edit is not None)
     if stages is not None:
         network = pipeline.transformer
         stages.check(identity(network.family, network.config.to_dict()))
@@ -100,6 +107,7 @@ def run(arguments: argparse.Namespace) -> None:
         steps=arguments.steps_out is not None,
         policy=policy,
         picture=picture,
+        caption=arguments.caption,
     )
     files, steps = save_pictures(found, arguments)
     width, height = found.size
@@ -120,16 +128,23 @@ def run(arguments: argparse.Namespace) -> None:
         print(json.dumps({**asked, **described(found), **made}))
 
 
-def picture_to_edit(arguments: argparse.Namespace) -> np.ndarray:
-    """The picture in bytes (H, W, 3); ``ValueError`` for a file that is none, and for sizes beside it."""
+def picture_to_edit(arguments: argparse.Namespace) -> np.ndarray | None:
+    """The picture in bytes (H, W, 3); ``ValueError`` for a file that is none, and for options beside it."""
+    name, path = ("--edit", arguments.edit) if arguments.change is None else ("--change", arguments.change)
+    if (arguments.change is None) != (arguments.caption is None):
+        raise ValueError("--change and --from belong together: pass a picture and a text that describes it")
+    if arguments.change is not None and (arguments.edit is not None or arguments.negative is not None):
+        raise ValueError("--edit and --negative do not go with --change; leave them out")
+    if path is None:
+        return None
     if arguments.width is not None or arguments.height is not None:
-        raise ValueError("--width and --height do not go with --edit; the result has the size of its picture")
+        raise ValueError(f"--width and --height do not go with {name}; its picture decides about the size")
     try:
-        with Image.open(arguments.edit) as image:
+        with Image.open(path) as image:
             return np.asarray(image.convert("RGB"))
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(
-            f"--edit is {arguments.edit}, which cannot be read as a picture ({first_line(error)}); pass a "
+            f"{name} is {path}, which cannot be read as a picture ({first_line(error)}); pass a "
             "PNG or JPEG file"
         ) from error
 

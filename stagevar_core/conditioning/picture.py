@@ -16,16 +16,28 @@ def to_square(picture: np.ndarray, side: int) -> np.ndarray:
 
     Transparency is dropped.
     """
-    if picture.ndim != 3 or picture.shape[2] not in (3, 4) or picture.dtype != np.uint8 or 0 in picture.shape:
-        raise ValueError(
-            f"the picture to edit has the shape {list(picture.shape)} in {picture.dtype}; expected (height, "
-            "width, 3 or 4) in bytes"
-        )
+    _check(picture)
     image = Image.fromarray(np.ascontiguousarray(picture[..., :3]))
     longest = max(image.size)
     square = Image.new("RGB", (longest, longest), WHITE)
     square.paste(image, (0, 0))
     return np.asarray(square.resize((side, side), Image.Resampling.LANCZOS))
+
+
+def stretched(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A picture (H, W, 3 or 4) in bytes as (height, width, 3), all of it; transparency is dropped."""
+    _check(picture)
+    image = Image.fromarray(np.ascontiguousarray(picture[..., :3]))
+    return np.asarray(image.resize((size[1], size[0]), Image.Resampling.LANCZOS))
+
+
+def _check(picture: np.ndarray) -> None:
+    """``ValueError`` for what is no picture in bytes."""
+    if picture.ndim != 3 or picture.shape[2] not in (3, 4) or picture.dtype != np.uint8 or 0 in picture.shape:
+        raise ValueError(
+            f"the picture to edit has the shape {list(picture.shape)} in {picture.dtype}; expected (height, "
+            "width, 3 or 4) in bytes"
+        )
 
 
 def from_square(edited: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -143,6 +143,10 @@ class Quantizer(Protocol):
         """
         ...
 
+    def requantized(self, residual: Tensor, scale: Scale) -> Tensor:
+        """What would be drawn at one scale for what ``f_hat`` still lacks of features, (B, C, H, W)."""
+        ...
+
     def accumulate(self, drawn: Sequence[Tensor], schedule: ScaleSchedule) -> Tensor:
         """``f_hat`` of what was drawn at the first scales, at least one."""
         ...

@@ -1,6 +1,7 @@
 """One generation: how its images are divided into runs."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from .loop import Run
 from .result import Generation, Monitor
 from .settings import SamplingSettings
 from .trace import joined
+from .word_edit import WordEdit
 
 
 @torch.inference_mode()
@@ -32,6 +34,7 @@ def generate(  # noqa: PLR0913 - independent collaborators, each with one owner
     monitor: Monitor | None = None,
     known: Sequence[Tensor] = (),
     masks: Sequence[Tensor] = (),
+    words: WordEdit | None = None,
     device: torch.device | str | None = None,
     sequential: bool = False,
     offload: torch.device | str | None = None,
@@ -42,11 +45,12 @@ def generate(  # noqa: PLR0913 - independent collaborators, each with one owner
     ``noise`` may be None for greedy sampling. ``quantizer`` defaults to the model's own; it is the
     tokenizer's where that has a codebook. ``known``: codes of the first scales on the latent grid, which
     replace the sampled ones (the sampler still draws for them). ``masks``: where they do, (B or 1, h, w)
-    booleans of as many scales. ``device``: where to run, as weights may be offloaded. ``sequential``: less
-    memory for the same result: every block runs on the conditional rows, then on the unconditional ones.
-    ``offload``: where keys and values of the latter wait meanwhile; about half of the cache less there.
-    ``kept``: spares the pass over what precedes the scales where an earlier call with it had the same
-    picture, texts and model. Raises ``ValueError`` for settings that cannot be used.
+    booleans of as many scales. ``words``: pictures whose prompt changes, in place of both. ``device``: where
+    to run, as weights may be offloaded. ``sequential``: less memory for the same result: every block runs on
+    the conditional rows, then on the unconditional ones. ``offload``: where keys and values of the latter
+    wait meanwhile; about half of the cache less there. ``kept``: spares the pass over what precedes the
+    scales where an earlier call with it had the same picture, texts and model. Raises ``ValueError`` for
+    settings that cannot be used.
     """
     if offload is not None and not sequential:
         raise ValueError(f"offload is {str(offload)!r}, but all rows run together; pass sequential=True, too")
@@ -57,22 +61,39 @@ def generate(  # noqa: PLR0913 - independent collaborators, each with one owner
     policy, monitor = policy or DensePolicy(), monitor or Monitor()
     quantizer = quantizer or model.quantizer()
     batch = conditioning.batch
+    if words is not None:
+        words.check(conditioning, settings, schedule, quantizer)
     given = known_codes(known, masks, schedule, quantizer, batch)
-    images: list[tuple[Conditioning, Noise | None, list[Known]]] = [(conditioning, noise, given)]
+    images = [_Part(conditioning, noise, given, words)]
     if policy.per_image and batch > 1:
         monitor.restart(batch)
-        images = [
-            (conditioning.image(i), noise and noise.image(i), [each.image(i) for each in given])
-            for i in range(batch)
-        ]
+        images = [images[0].image(index) for index in range(batch)]
     parts = []
-    for texts, draws, fixed in images:
+    for part in images:
         turns = {"sequential": sequential, "offload": offload}
-        run = Run(model, texts, schedule, settings, attention, device, **turns)
-        parts.append(run.generate(draws, quantizer, policy, monitor, fixed, kept))
+        run = Run(model, part.conditioning, schedule, settings, attention, device, **turns)
+        parts.append(run.generate(part.noise, quantizer, policy, monitor, part.known, kept, part.words))
     if kept is not None:
         kept.forget()
     return parts[0] if len(parts) == 1 else _joined(parts)
+
+
+class _Part(NamedTuple):
+    """What differs between the runs of a generation."""
+
+    conditioning: Conditioning
+    noise: Noise | None
+    known: list[Known]
+    words: WordEdit | None
+
+    def image(self, index: int) -> "_Part":
+        """The run of one image."""
+        return _Part(
+            self.conditioning.image(index),
+            self.noise and self.noise.image(index),
+            [each.image(index) for each in self.known],
+            self.words and self.words.image(index),
+        )
 
 
 def _joined(parts: Sequence[Generation]) -> Generation:

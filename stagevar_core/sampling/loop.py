@@ -27,6 +27,7 @@ from .result import Generation, Monitor
 from .rows import Rows
 from .settings import SamplingSettings
 from .trace import Recorder
+from .word_edit import WordEdit, WordRun
 
 _LOG = logging.getLogger(__name__)
 REUSED = "the picture's keys and values are those of an earlier run"
@@ -81,6 +82,7 @@ class Run:
         monitor: Monitor,
         known: Sequence[Known],
         kept: KeptPrefix | None = None,
+        words: WordEdit | None = None,
     ) -> Generation:
         """The codes of every scale that runs, and the latent that they add up to."""
         policy_run = policy.start(self._info(noise))
@@ -89,6 +91,7 @@ class Run:
         before = 0 if self.prefix is None else self.prefix.tokens
         self.rows.cache.reserve(before + self.room(self.schedule[0], policy_run))
         self.quantizer, self.monitor = quantizer, monitor
+        self.words = None if words is None else WordRun(words, quantizer, self.device)
         self.noise = None if self.settings.greedy else noise
         self.recorder = self._recorder(policy)
         if self.prefix is not None:
@@ -149,6 +152,8 @@ class Run:
         self.watch.logits(raw, guided)
         self.monitor.logits(scale, raw, guided)
 
+        if self.words is not None:
+            given = self.words.given(scale, f_hat, raw if rows.running.both else None)
         drawn, added = self.head.draw(self.drawing(plan, ctx, hidden, guided))
         work["refine"] += rows.running.count * self.head.flops(scale)
         weights = None if plan.reduction is None else plan.reduction.code_weights()  # (B, L)
@@ -172,6 +177,8 @@ class Run:
         if self.noise is not None:
             smooth = self.settings.smooth
             self.head.pass_over(scale, self.rows.batch, self.noise, self.device, smooth=smooth)
+        if self.words is not None:
+            given = self.words.given(scale, f_hat, None)
         if given is not None:
             codes, weights = given.alone(self.quantizer, self.device)
             f_hat = self.quantizer.add(f_hat, codes, self.schedule, scale, weights)

@@ -1,10 +1,12 @@
 """What a run gives, and what may be watched while it goes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
 from ..schedule import Scale, ScaleSchedule
+from .settings import SamplingSettings
 from .trace import Trace
 
 
@@ -20,6 +22,29 @@ class Generation:
     codes: list[Tensor | None]
     schedule: ScaleSchedule
     trace: Trace
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Result of a call.
+
+    ``images``: (B, H, W, 3) uint8 on the CPU, those of a prompt next to each other. ``seeds``: one per image.
+    ``seconds``: 'text', 'scales' (a list, the first includes the text's projections), 'decode' and 'total'.
+    A scale that a policy skipped counts 0. ``steps``: images by index of the scale, where asked for.
+    """
+
+    images: Tensor
+    seeds: tuple[int, ...]
+    schedule: ScaleSchedule
+    settings: SamplingSettings
+    seconds: dict[str, Any]
+    generation: Generation
+    steps: dict[int, Tensor] = field(default_factory=dict)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) in pixels."""
+        return self.images.shape[2], self.images.shape[1]
 
 
 class Monitor:

@@ -292,9 +292,12 @@ def _followed(edit: SceneEdit, found: Reading) -> bool:
         return all(getattr(found, name) == getattr(target, name) for name in changed)
     if edit.kind == "remove":
         return _at(found, source.objects[edit.touched[0]]) is None
-    names = {"recolour": ("colour",), "pattern": ("pattern",), "move": ("colour",)}.get(
-        edit.kind, ("shape", "colour", "pattern")
-    )
+    names = {
+        "recolour": ("colour",),
+        "shape": ("shape",),
+        "pattern": ("pattern",),
+        "move": ("colour",),
+    }.get(edit.kind, ("shape", "colour", "pattern"))
     for index in edit.touched:
         wanted = target.objects[index]
         at = _at(found, wanted)
@@ -336,4 +339,4 @@ def _same(wanted: SceneObject, at: ReadObject, changed: str) -> bool:
     )
 
 
-_ASKED = {("recolour", "colour"), ("pattern", "pattern")}
+_ASKED = {("recolour", "colour"), ("shape", "shape"), ("pattern", "pattern")}

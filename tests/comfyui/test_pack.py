@@ -11,7 +11,7 @@ from testbed.comfy_server import PACK_NAME, ComfyServer, Json
 NODES = (
     *("StageVARLoadModel", "StageVARLoadTokenizer", "StageVARLoadTextEncoder", "StageVARSampler"),
     *("StageVARAccelerate", "StageVARStageSchedule", "StageVARStageReport"),
-    *("StageVARClassLabel", "StageVAREdit", "StageVARCompile", "StageVARCompileVAE"),
+    *("StageVARClassLabel", "StageVAREdit", "StageVARChangeWords", "StageVARCompile", "StageVARCompileVAE"),
 )
 
 
@@ -64,6 +64,7 @@ WORDS = {
     "StageVARSampler": ("StageVAR", "Sampler", "Infinity", "VAR", "STAR"),
     "StageVARAccelerate": ("StageVAR", "Accelerate", "faster"),
     "StageVAREdit": ("StageVAR", "Inpaint"),
+    "StageVARChangeWords": ("StageVAR", "Change Words"),
     "StageVARStageSchedule": ("StageVAR", "Stage Schedule", "token"),
     "StageVARStageReport": ("StageVAR", "Stage Report", "time"),
     "StageVARCompile": ("StageVAR", "torch.compile"),
