@@ -391,6 +391,7 @@ def edit_by_text(graph: Graph, files: tuple[File, ...], side: int) -> None:
     )
     graph.app([(image, "image"), (asked, "text"), (changed, "seed"), (changed, "tries")], [saved])
     graph.note((0, 510), (COLUMN, 510))
+    further_shards(graph, files, (0, 1060))
 
 
 def restore(graph: Graph, at: tuple, model: Node, vae: tuple, image: tuple) -> Node:
@@ -458,6 +459,7 @@ def everything(graph: Graph) -> None:
     )
     graph.app([(text, "text"), (asked, "text"), (drawn, "seed"), (changed, "seed")], [before, between, saved])
     graph.note((0, 320), (COLUMN, 560))
+    further_shards(graph, INFINITY_2B[1:], (0, 920))
 
 
 def sized(seed: int, side: int, batch: int = 1, **own: Any) -> dict[str, Any]:

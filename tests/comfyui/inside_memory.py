@@ -281,15 +281,15 @@ def check_narrow_weights(vae: Any) -> None:
     for dtype in ("bfloat16", "fp8_e4m3fn"):
         model, _ = loaded(dtype)
         kinds = dict(model.model.named_parameters())
-        kept, generate = [], running.generate
+        runs, generate = [], running.generate
 
-        def spy(*args: Any, kept: list = kept, generate: Callable = generate, **options: Any) -> Any:
-            kept.append(generate(*args, **options))
-            return kept[-1]
+        def spy(*args: Any, runs: list = runs, generate: Callable = generate, **options: Any) -> Any:
+            runs.append(generate(*args, **options))
+            return runs[-1]
 
         with replaced(running, generate=spy):
             running.run(job(model, vae, 2), SIZE)
-        found[dtype] = model, kinds, kept[0].codes
+        found[dtype] = model, kinds, runs[0].codes
     model, kinds, _ = found["fp8_e4m3fn"]
     narrow = [name for name, p in kinds.items() if p.dtype.itemsize == 1]
     assert narrow and all(".blocks." in f".{name}" and kinds[name].dim() > 1 for name in narrow)
