@@ -98,7 +98,7 @@ def cache_pairs(encoder: nn.Module, out: Path, count: int) -> None:
 class EditTraining:
     """Settings of this phase."""
 
-    steps: int = 1000
+    steps: int = 800
     batch: int = 16  # pairs on all scales; twice as many on those up to a quarter of the area
     groups: int = 2048
     lr: float = 1.5e-3
