@@ -4,7 +4,8 @@ The rules of VAR's demo (demo_zero_shot_edit.ipynb of FoundationVision/VAR); the
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -74,13 +75,56 @@ class Known(NamedTuple):
         return torch.where(kept, given, drawn), codes, weights
 
 
+class Source(Protocol):
+    """What is given of the scales in one run."""
+
+    def at(self, scale: Scale, f_hat: Tensor, raw: Tensor | None) -> Known | None:
+        """What is given of a scale; None where nothing is.
+
+        ``f_hat``: the latent before it (B, C, H, W). ``raw``: the logits (2B, L, V) of both rows of guidance,
+        None where not both ran.
+        """
+        ...
+
+
+class Given(Protocol):
+    """What a caller gives of pictures, before it is known in which runs they are made."""
+
+    def image(self, index: int) -> "Given":
+        """That of one image."""
+        ...
+
+    def start(self, quantizer: Quantizer, device: torch.device) -> Source:
+        """The same for one run."""
+        ...
+
+
+@dataclass(frozen=True)
+class KnownCodes:
+    """Codes of the first scales, given before the run: a :class:`Given` and, as it stands, a source."""
+
+    scales: tuple[Known, ...] = ()
+
+    def image(self, index: int) -> "KnownCodes":
+        """Those of one image."""
+        return KnownCodes(tuple(known.image(index) for known in self.scales))
+
+    def start(self, quantizer: Quantizer, device: torch.device) -> "KnownCodes":
+        """Themselves: nothing of them depends on the run."""
+        return self
+
+    def at(self, scale: Scale, f_hat: Tensor, raw: Tensor | None) -> Known | None:
+        """The codes of a scale, None behind the last that is given."""
+        return self.scales[scale.index] if scale.index < len(self.scales) else None
+
+
 def known_codes(
     known: Sequence[Tensor],
     masks: Sequence[Tensor],
     schedule: ScaleSchedule,
     quantizer: Quantizer,
     batch: int,
-) -> list[Known]:
+) -> KnownCodes:
     """Pairs of given codes and masks; ``ValueError`` where they do not fit schedule or ``batch``."""
     if len(known) > len(schedule) or len(masks) not in (0, len(known)):
         raise ValueError(
@@ -103,7 +147,7 @@ def known_codes(
                 f"the known mask of scale {scale.index} has the shape {tuple(given[1].shape)}; expected "
                 f"{(batch, *grid)}, or one for all images. Make the masks with scale_masks"
             )
-    return [Known(code, masks[index] if masks else None) for index, code in enumerate(known)]
+    return KnownCodes(tuple(Known(code, masks[index] if masks else None) for index, code in enumerate(known)))
 
 
 def _check_codes(codes: Tensor, expected: tuple[int, ...], scale: Scale, quantizer: Quantizer) -> None:

@@ -11,7 +11,7 @@ from ..conditioning.types import Conditioning
 from ..models.contract import Noise, Quantizer, Transformer, signed
 from ..network.attention import AttentionFn, attend
 from ..schedule import ScaleSchedule
-from .editing import Known, known_codes
+from .editing import Given, known_codes
 from .kept import KeptPrefix
 from .loop import Run
 from .result import Generation, Monitor
@@ -61,10 +61,13 @@ def generate(  # noqa: PLR0913 - independent collaborators, each with one owner
     policy, monitor = policy or DensePolicy(), monitor or Monitor()
     quantizer = quantizer or model.quantizer()
     batch = conditioning.batch
+    given: Given = known_codes(known, masks, schedule, quantizer, batch)
     if words is not None:
+        if known:
+            raise ValueError("both known codes and words are given; a picture changes in one of the two ways")
         words.check(conditioning, settings, schedule, quantizer)
-    given = known_codes(known, masks, schedule, quantizer, batch)
-    images = [_Part(conditioning, noise, given, words)]
+        given = words
+    images = [_Part(conditioning, noise, given)]
     if policy.per_image and batch > 1:
         monitor.restart(batch)
         images = [images[0].image(index) for index in range(batch)]
@@ -72,7 +75,7 @@ def generate(  # noqa: PLR0913 - independent collaborators, each with one owner
     for part in images:
         turns = {"sequential": sequential, "offload": offload}
         run = Run(model, part.conditioning, schedule, settings, attention, device, **turns)
-        parts.append(run.generate(part.noise, quantizer, policy, monitor, part.known, kept, part.words))
+        parts.append(run.generate(part.noise, quantizer, policy, monitor, part.given, kept))
     if kept is not None:
         kept.forget()
     return parts[0] if len(parts) == 1 else _joined(parts)
@@ -83,16 +86,14 @@ class _Part(NamedTuple):
 
     conditioning: Conditioning
     noise: Noise | None
-    known: list[Known]
-    words: WordEdit | None
+    given: Given
 
     def image(self, index: int) -> "_Part":
         """The run of one image."""
         return _Part(
             self.conditioning.image(index),
             self.noise and self.noise.image(index),
-            [each.image(index) for each in self.known],
-            self.words and self.words.image(index),
+            self.given.image(index),
         )
 
 

@@ -3,7 +3,6 @@
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -19,7 +18,7 @@ from ..network.attention import AttentionFn
 from ..network.cache import KVCache
 from ..network.context import ScaleContext
 from ..schedule import Prefix, Scale, ScaleSchedule
-from .editing import Known
+from .editing import Given
 from .guidance import Guide
 from .kept import KeptPrefix, prefix_key
 from .numbers import Watch
@@ -27,7 +26,6 @@ from .result import Generation, Monitor
 from .rows import Rows
 from .settings import SamplingSettings
 from .trace import Recorder
-from .word_edit import WordEdit, WordRun
 
 _LOG = logging.getLogger(__name__)
 REUSED = "the picture's keys and values are those of an earlier run"
@@ -80,9 +78,8 @@ class Run:
         quantizer: Quantizer,
         policy: AccelerationPolicy,
         monitor: Monitor,
-        known: Sequence[Known],
+        given: Given,
         kept: KeptPrefix | None = None,
-        words: WordEdit | None = None,
     ) -> Generation:
         """The codes of every scale that runs, and the latent that they add up to."""
         policy_run = policy.start(self._info(noise))
@@ -91,7 +88,7 @@ class Run:
         before = 0 if self.prefix is None else self.prefix.tokens
         self.rows.cache.reserve(before + self.room(self.schedule[0], policy_run))
         self.quantizer, self.monitor = quantizer, monitor
-        self.words = None if words is None else WordRun(words, quantizer, self.device)
+        self.given = given.start(quantizer, self.device)
         self.noise = None if self.settings.greedy else noise
         self.recorder = self._recorder(policy)
         if self.prefix is not None:
@@ -100,11 +97,10 @@ class Run:
         codes: list[Tensor | None] = []
         for scale in self.schedule:
             plan = policy_run.plan(scale)
-            given = known[scale.index] if scale.index < len(known) else None
             if plan.run:
-                f_hat, drawn = self.run_scale(scale, plan, policy_run, f_hat, given)
+                f_hat, drawn = self.run_scale(scale, plan, policy_run, f_hat)
             else:
-                f_hat, drawn = self.skip_scale(scale, plan, f_hat, given), None
+                f_hat, drawn = self.skip_scale(scale, plan, f_hat), None
             codes.append(drawn)
             # Outside of the scale's function: what it leaves shall not lie beside the blocks of the next one.
             self.recorder.resume()
@@ -137,7 +133,7 @@ class Run:
         self.recorder.preceded(prefix, work, self.rows.cache)
 
     def run_scale(
-        self, scale: Scale, plan: ScalePlan, policy_run: PolicyRun, f_hat: Tensor, given: Known | None
+        self, scale: Scale, plan: ScalePlan, policy_run: PolicyRun, f_hat: Tensor
     ) -> tuple[Tensor, Tensor]:
         """One scale: the latent (B, C, H, W) with its codes, and what was drawn, on its latent grid."""
         model, rows, quantizer = self.model, self.rows, self.quantizer
@@ -152,8 +148,7 @@ class Run:
         self.watch.logits(raw, guided)
         self.monitor.logits(scale, raw, guided)
 
-        if self.words is not None:
-            given = self.words.given(scale, f_hat, raw if rows.running.both else None)
+        given = self.given.at(scale, f_hat, raw if rows.running.both else None)
         drawn, added = self.head.draw(self.drawing(plan, ctx, hidden, guided))
         work["refine"] += rows.running.count * self.head.flops(scale)
         weights = None if plan.reduction is None else plan.reduction.code_weights()  # (B, L)
@@ -172,13 +167,12 @@ class Run:
         self.monitor.scale(scale, f_hat)
         return f_hat, drawn
 
-    def skip_scale(self, scale: Scale, plan: ScalePlan, f_hat: Tensor, given: Known | None) -> Tensor:
+    def skip_scale(self, scale: Scale, plan: ScalePlan, f_hat: Tensor) -> Tensor:
         """A scale that does not run: it draws as well, so that later ones see the draws of the dense run."""
         if self.noise is not None:
             smooth = self.settings.smooth
             self.head.pass_over(scale, self.rows.batch, self.noise, self.device, smooth=smooth)
-        if self.words is not None:
-            given = self.words.given(scale, f_hat, None)
+        given = self.given.at(scale, f_hat, None)
         if given is not None:
             codes, weights = given.alone(self.quantizer, self.device)
             f_hat = self.quantizer.add(f_hat, codes, self.schedule, scale, weights)

@@ -41,6 +41,10 @@ class WordEdit:
         """That of one picture."""
         return replace(self, features=self.features[index : index + 1])
 
+    def start(self, quantizer: Quantizer, device: torch.device) -> "WordRun":
+        """The same for one run."""
+        return WordRun(self, quantizer, device)
+
     def check(
         self,
         conditioning: Conditioning,
@@ -94,7 +98,7 @@ class WordRun:
         self.limit = _BITS * (1.0 - edit.strength)
         self.seen: Tensor | None = None  # (B, 1, h, w), mean disagreement of the bits of a token
 
-    def given(self, scale: Scale, f_hat: Tensor, raw: Tensor | None) -> Known:
+    def at(self, scale: Scale, f_hat: Tensor, raw: Tensor | None) -> Known:
         """The source's codes at a scale, and where they stay.
 
         ``raw``: logits (2B, L, V) of the new prompts and of the sources', None where not both ran.

@@ -19,6 +19,7 @@ from stagevar_core.network.attention import sdpa
 from stagevar_core.network.cache import CachePair, KVCache
 from stagevar_core.network.context import ScaleContext
 from stagevar_core.network.tokens import Site, TokenMap
+from stagevar_core.sampling.editing import KnownCodes
 from stagevar_core.sampling.generate import generate
 from stagevar_core.sampling.loop import Run
 from stagevar_core.sampling.noise import SeededNoise
@@ -156,7 +157,7 @@ def test_half_of_the_cache_waits_elsewhere() -> None:
 
     model = tiny_infinity(depth=6)
     current = Run(model, prompts(5), SQUARE, GREEDY, sdpa, "cpu", sequential=True, offload="cpu")
-    current.generate(None, model.quantizer(), OFF, Watch(), [])
+    current.generate(None, model.quantizer(), OFF, Watch(), KnownCodes())
     stored = SQUARE.tokens - SQUARE.final.tokens
     per_token = 2 * model.config.width * 4
     # The keys of the last scale are not stored; they pass through memory that all layers share.
