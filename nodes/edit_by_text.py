@@ -11,17 +11,16 @@ from torch import Tensor
 from ..stagevar_core.checkpoints.tasks import side_of
 from ..stagevar_core.conditioning.picture import from_square, to_square
 from ..stagevar_core.conditioning.types import Conditioning, TextConditioning
-from ..stagevar_core.sampling.numbers import finite
 from .host import sockets
 from .host.attached import Patcher, kept_of, policy_of
 from .host.conditioning import HostConditioning, conditioning_of
+from .host.drawing import draw, drawing_inputs, report_output, settings_of
 from .host.pairing import Pair, checked_pair
 from .host.pictures import to_bytes
 from .host.running import Job
-from .host.schema import CATEGORY, Node, Schema, StageReportType, VarModel, describe
+from .host.schema import CATEGORY, Node, Schema, VarModel, describe
 from .host.vae import TokenizerVAE
 from .host.values import check_given, checked
-from .sampling import draw, drawing_inputs, settings_of
 
 _MAX_SIDE = 16384  # of a picture; its square takes this times this times three bytes
 _MAX_TRIES = 64
@@ -56,11 +55,7 @@ class EditByText(Node):
                     display_name="latent",
                     tooltip="The same as codes, of the square that the model sees.",
                 ),
-                describe(
-                    StageReportType.Output,
-                    display_name="report",
-                    tooltip="What ran at every scale, what it cost and what was left out. For Stage Report.",
-                ),
+                report_output(),
             ],
         )
 
@@ -158,8 +153,6 @@ def _pictures(image: object) -> tuple[Tensor, list[str]]:
             f"image: found {width} x {height} pixels; expected sides up to {_MAX_SIDE}; scale it down, "
             "the model sees far fewer"
         )
-    if not finite(pictures.float()):
-        raise ValueError("image: found NaN or infinity; expected values from 0 to 1; connect another image")
     return pictures, ["the picture's transparency is dropped"] if pictures.shape[3] > 3 else []
 
 

@@ -2,18 +2,16 @@
 
 import logging
 
-import comfy.utils
-import torch.nn.functional as F
 from comfy_api.latest import io
 from torch import Tensor
 
 from ..stagevar_core.checks import inside
 from ..stagevar_core.sampling.editing import scale_masks
-from ..stagevar_core.sampling.numbers import finite
 from .host import sockets
 from .host.attached import Patcher
 from .host.edit import Edit
 from .host.pairing import checked_pair
+from .host.pictures import fitted, fitted_mask
 from .host.schema import CATEGORY, Node, Schema, StageEditType, VarModel, describe
 from .host.vae import TokenizerVAE
 
@@ -70,11 +68,6 @@ class EditNode(Node):
         """
         pair = checked_pair(model, vae)
         image, mask = sockets.image("image", image), sockets.mask("mask", mask)
-        for name, given in (("image", image), ("mask", mask)):
-            if not finite(given.float()):
-                raise ValueError(
-                    f"{name}: found NaN or infinity; expected values from 0 to 1; connect another {name}"
-                )
         with inside("image: its "):
             schedule = pair.trained.snap(*image.shape[1:3])
         size, patch = pair.trained.image_size(schedule), pair.network.config.patch
@@ -95,28 +88,3 @@ def _notes(kept: Tensor) -> tuple[str, ...]:
     if len(empty) == len(kept):
         return ("the mask selects nothing; the picture stays as it is",)
     return (f"the mask selects nothing of picture {', '.join(empty)}, which stays as it is",)
-
-
-def fitted(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Images (B, H, W, C) in 0..1 scaled to ``size``, cut evenly where their shape differs."""
-    method = "area" if image.shape[1] > size[0] else "bicubic"
-    return _scaled(image[..., :3].movedim(-1, 1), size, method).movedim(1, -1)
-
-
-def fitted_mask(mask: Tensor, image: Tensor, size: tuple[int, int]) -> Tensor:
-    """A mask (H, W) or (B, H, W) as (B, height, width), with the same cuts as its image."""
-    whole = mask.float().reshape(-1, 1, *mask.shape[-2:])
-    if whole.shape[-2:] != image.shape[1:3]:  # Load Image gives a small one where there is no mask
-        whole = F.interpolate(whole, size=tuple(image.shape[1:3]), mode="bilinear", align_corners=False)
-    return _scaled(whole, size, "area" if image.shape[1] > size[0] else "bilinear")[:, 0]
-
-
-def _scaled(channels: Tensor, size: tuple[int, int], method: str) -> Tensor:
-    """(B, C, H, W) in 0..1 to (B, C, height, width): core's cut in the middle, which leaves a pixel."""
-    height, width = channels.shape[-2:]
-    shape, wanted = width / height, size[1] / size[0]
-    beside = round((width - width * (wanted / shape)) / 2) if shape > wanted else 0
-    above = round((height - height * (shape / wanted)) / 2) if shape < wanted else 0
-    beside, above = min(beside, (width - 1) // 2), min(above, (height - 1) // 2)
-    seen = channels[..., above : height - above, beside : width - beside]
-    return comfy.utils.common_upscale(seen, size[1], size[0], method, "disabled").clamp(0.0, 1.0)

@@ -12,7 +12,6 @@ from .host.matching import matching
 from .host.schema import CATEGORY, Node, Schema, VarModel, describe
 from .host.tasks import AUTO, task_input, tasked
 from .host.vae import TokenizerVAE
-from .loaders import file_input
 
 
 class Load(Node):
@@ -30,7 +29,7 @@ class Load(Node):
             "model, and the other two are found among the installed files by what the files hold. VAR models "
             "take a class and have no text encoder.",
             search_aliases=["infinity", "VAR", "STAR", "visual autoregressive", "load checkpoint", "loader"],
-            inputs=[file_input(TRANSFORMER, "Transformer"), task_input()],
+            inputs=[files.file_input(TRANSFORMER, "Transformer"), task_input()],
             outputs=[
                 describe(
                     VarModel.Output,

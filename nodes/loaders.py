@@ -7,24 +7,10 @@ from ..stagevar_core.checks import one_of
 from .host import files
 from .host.bridge import DEFAULT, WEIGHT_DTYPES, load_transformer
 from .host.clip import load_text_encoder
-from .host.files import EMBEDDED, TEXT_ENCODER, TOKENIZER, TRANSFORMER, Part
+from .host.files import EMBEDDED, TEXT_ENCODER, TOKENIZER, TRANSFORMER
 from .host.schema import CATEGORY, Node, Schema, VarModel, describe
 from .host.tasks import AUTO, task_input, tasked
 from .host.vae import TokenizerVAE
-
-
-def file_input(part: Part, what: str) -> io.Combo.Input:
-    """The choice of a file of a kind; optional, as everything with a default is."""
-    return describe(
-        io.Combo.Input,
-        part.field,
-        options=files.choices(part),
-        default=EMBEDDED,
-        optional=True,
-        tooltip=f"{what} from models/{part.folder}: a file, or the folder or the first file of a model in "
-        "shards. What begins with embedded/ comes with this pack. Official files: "
-        f"{part.source}.",
-    )
 
 
 def _dtype_input(tooltip: str) -> io.Combo.Input:
@@ -55,7 +41,7 @@ class LoadModel(Node):
             "contents.",
             search_aliases=["infinity", "VAREdit", "VAR", "STAR", "visual autoregressive", "load model"],
             inputs=[
-                file_input(TRANSFORMER, "Transformer"),
+                files.file_input(TRANSFORMER, "Transformer"),
                 _dtype_input(
                     "How the blocks' weights are stored. default: bfloat16 for large models where the device "
                     "has it, else float32. fp8_e4m3fn takes half the memory of bfloat16, less exact."
@@ -107,7 +93,7 @@ class LoadTokenizer(Node):
             description="Loads the image tokenizer of a model as a VAE: VAE Decode and VAE Encode, tiled or "
             "not, work on it. VAR and STAR share one. Each model needs the tokenizer it was trained with.",
             search_aliases=["infinity vae", "var vae", "bsq", "vqvae", "load vae"],
-            inputs=[file_input(TOKENIZER, "Tokenizer")],
+            inputs=[files.file_input(TOKENIZER, "Tokenizer")],
             outputs=[
                 describe(
                     io.Vae.Output, display_name="vae", tooltip="For StageVAR Sampler, VAE Decode, VAE Encode."
@@ -147,7 +133,7 @@ class LoadTextEncoder(Node):
             "and does not tell STAR where a text ends.",
             search_aliases=["flan t5", "open clip", "infinity text encoder", "load clip"],
             inputs=[
-                file_input(TEXT_ENCODER, "Text encoder"),
+                files.file_input(TEXT_ENCODER, "Text encoder"),
                 _dtype_input(
                     "How the weights are stored; ComfyUI computes in float32. default: bfloat16 for T5 XL, "
                     "float32 for smaller ones; never float16, in which large T5 encoders overflow."

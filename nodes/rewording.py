@@ -6,14 +6,13 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..stagevar_core.checks import inside
-from ..stagevar_core.sampling.numbers import finite
 from ..stagevar_core.sampling.word_edit import STRENGTH, WordEdit
-from .editing import fitted
 from .host import sockets
 from .host.attached import Patcher
 from .host.conditioning import HostConditioning, conditioning_of
 from .host.edit import Edit
 from .host.pairing import checked_pair
+from .host.pictures import fitted
 from .host.schema import CATEGORY, Node, Schema, StageEditType, VarModel, describe
 from .host.vae import TokenizerVAE
 from .host.values import check_given, checked
@@ -61,10 +60,6 @@ class ChangeWords(Node):
         wanted = checked(_inputs(), values)
         pair = checked_pair(model, vae)
         image, prompt = sockets.image("image", image), sockets.conditioning("prompt", prompt)
-        if not finite(image.float()):
-            raise ValueError(
-                "image: found NaN or infinity; expected values from 0 to 1; connect another image"
-            )
         if pair.network.family != "infinity" or pair.network.edits:
             what = "Infinity editing" if pair.network.edits else pair.network.family.upper()
             raise ValueError(

@@ -1,34 +1,26 @@
 """The sampler node: a text or a class to a latent, scale by scale."""
 
-import logging
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
-import comfy.model_management as mm
 from comfy_api.latest import io
-from torch import Tensor
 
-from ..stagevar_core.acceleration.presets import OFF
 from ..stagevar_core.models.star_sampler import MODES
-from ..stagevar_core.sampling.settings import SamplingSettings
-from ..stagevar_core.sampling.trace import Trace
 from .host import sockets
-from .host.attached import HostTransformer, Patcher, policy_of
+from .host.attached import Patcher, policy_of
 from .host.conditioning import HostConditioning, conditioning_of
+from .host.drawing import draw, drawing_inputs, report_output, settings_of
 from .host.edit import Edit
 from .host.pairing import checked_pair
-from .host.running import Job, run
-from .host.schema import CATEGORY, Node, Schema, StageEditType, StageReportType, VarModel, describe
+from .host.running import Job
+from .host.schema import CATEGORY, Node, Schema, StageEditType, VarModel, describe
 from .host.vae import TokenizerVAE
-from .host.values import OwnNumber, check_given, checked
+from .host.values import check_given, checked
 
-_LOG = logging.getLogger(__name__)
 _MAX_SIDE = 16384
 _MAX_BATCH = 64
-_NOTES = 6  # on the node, which is small
 _ASIDE = "negative has no effect: the picture's own prompt, from StageVAR Change Words, takes its place"
-_OWN_TEXT = "auto: the model's own"
 # What older versions wrote on the node; their pages stored it in files, from where it lands in ``refine``.
 _STATUS = re.compile(r"\d+x\d+.*, \d+ scales|: (?:as many|[\d.]+x fewer) FLOPs", re.DOTALL)
 
@@ -57,11 +49,7 @@ class Sampler(Node):
                     display_name="latent",
                     tooltip="The sum of all scales' codes. Decode it with the tokenizer's VAE.",
                 ),
-                describe(
-                    StageReportType.Output,
-                    display_name="report",
-                    tooltip="What ran at every scale, what it cost and what was left out. For Stage Report.",
-                ),
+                report_output(),
             ],
         )
 
@@ -110,24 +98,6 @@ class Sampler(Node):
         return io.NodeOutput(drawn.latent, drawn.report, ui={"text": drawn.lines})
 
 
-class Drawn(NamedTuple):
-    """What a run leaves: a core latent, its report, and the lines on the node."""
-
-    latent: dict[str, Tensor]
-    report: sockets.Report
-    lines: list[str]
-
-
-def draw(job: Job, size: tuple[int, int], made: str, notes: Sequence[str]) -> Drawn:
-    """Run a job of pictures of ``size`` (height, width), in words ``made``; ``notes`` come first."""
-    _LOG.info("StageVAR: %s, %d scales", made, len(job.schedule))
-    f_hat, trace = run(job, size)
-    trace.notes[:0] = notes
-    _LOG.info("StageVAR: %s", trace.summary())
-    latent = {"samples": f_hat.to(mm.intermediate_device())}
-    return Drawn(latent, sockets.Report(trace.to_dict()), _said(trace, made))
-
-
 def _inputs() -> list[io.Input]:
     return [*_model_inputs(), *drawing_inputs(), *_size_inputs(), *_way_inputs()]
 
@@ -159,51 +129,6 @@ def _model_inputs() -> list[io.Input]:
             optional=True,
             tooltip="What the image should not show. Without it the model's own null text or class is used, "
             "as in training.",
-        ),
-    ]
-
-
-def drawing_inputs() -> list[io.Input]:
-    """The seed, and how tokens are drawn: guidance, temperature and what is kept of the likeliest."""
-    return [
-        describe(
-            io.Int.Input,
-            "seed",
-            optional=True,
-            default=0,
-            min=0,
-            max=0xFFFFFFFFFFFFFFFF,
-            control_after_generate=True,
-            tooltip="The same seed gives the same image; image n of a batch is the one of seed + n.",
-        ),
-        OwnNumber(
-            "cfg",
-            high=30.0,
-            tooltip="Guidance: how closely the image follows the prompt or class. Infinity: 3 to 4, VAREdit: "
-            "3, 1 is unguided and twice as fast. VAR and STAR: 4 at the last scale, 0 is unguided. "
-            f"{_OWN_TEXT}.",
-        ),
-        OwnNumber(
-            "temperature",
-            high=10.0,
-            tooltip="Below 1 the likely codes are favoured: calmer images. Infinity 2B: 0.5, VAREdit: 0.1, "
-            f"others: 1. {_OWN_TEXT}.",
-        ),
-        OwnNumber(
-            "top_k",
-            high=10000,
-            whole=True,
-            advanced=True,
-            tooltip="The likeliest choices that are kept, of 4096 for VAR and STAR; 0 keeps all. Infinity "
-            f"draws bits, which have two: 1 takes the likelier, anything else keeps both. {_OWN_TEXT}.",
-        ),
-        OwnNumber(
-            "top_p",
-            high=1.0,
-            advanced=True,
-            tooltip="The likeliest choices that together have this probability are kept. For Infinity: a bit "
-            "whose less likely value has at most 1 - top_p is set, not drawn. 0 switches this off. "
-            f"{_OWN_TEXT}.",
         ),
     ]
 
@@ -256,30 +181,6 @@ def _way_inputs() -> list[io.Input]:
             "Words. Width and height are then those of the picture.",
         ),
     ]
-
-
-def settings_of(network: HostTransformer, wanted: Mapping[str, Any]) -> SamplingSettings:
-    """Sampling settings of checked values; None stands for the model's own number."""
-    numbers = {name: wanted[name] for name in ("cfg", "temperature", "top_k", "top_p")}
-    own = network.checkpoint.defaults
-    chosen = {name: value for name, value in numbers.items() if value is not None}
-    chosen |= {name: own[name] for name in numbers if name not in chosen and name in own}
-    if "cfg" in chosen:
-        chosen["cfg_scale"] = chosen.pop("cfg")
-    chosen |= {name: wanted[name] for name in ("refine", "smooth") if name in wanted}
-    return SamplingSettings(**chosen)
-
-
-def _said(trace: Trace, made: str) -> list[str]:
-    """What the node shows of a run: one line, then notes, of which the report has all."""
-    work = f"{trace.ratio:.1f}x less work" if trace.ratio > 1.05 else "as much work as without"
-    if trace.policy == OFF.name:
-        work = "nothing left out"
-    seconds = trace.milliseconds / 1e3
-    line = f"{trace.policy}: {work}, {seconds:.{0 if seconds >= 10 else 1}f} s, {made}"
-    notes = list(dict.fromkeys(trace.notes))
-    more = len(notes) - _NOTES
-    return [line, *notes[:_NOTES], *([f"{more} more notes are in the report"] if more > 0 else [])]
 
 
 def _made(size: tuple[int, int], asked: tuple[int, int], batch: int) -> str:

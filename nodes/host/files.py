@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import folder_paths
+from comfy_api.latest import io
 
 from ... import stagevar_core
 from ...stagevar_core.checkpoints.errors import CheckpointError
@@ -12,6 +13,7 @@ from ...stagevar_core.checkpoints.load import Checkpoint, prepare
 from ...stagevar_core.checks import one_of, shown, some
 from . import listing
 from .fingerprint import fingerprint, known_parts
+from .schema import describe
 
 EMBEDDED = "embedded/StageVAR-scenes (built in)"
 EDITOR = "embedded/StageVAR-scenes editor (built in)"  # with the tokenizer and text encoder of the other
@@ -87,6 +89,20 @@ def resolve(part: Part, name: object) -> Path:
     if path is None:
         raise ValueError(_unknown(part, text))
     return path
+
+
+def file_input(part: Part, what: str) -> io.Combo.Input:
+    """The choice of a file of a kind; optional, as everything with a default is."""
+    return describe(
+        io.Combo.Input,
+        part.field,
+        options=choices(part),
+        default=EMBEDDED,
+        optional=True,
+        tooltip=f"{what} from models/{part.folder}: a file, or the folder or the first file of a model in "
+        "shards. What begins with embedded/ comes with this pack. Official files: "
+        f"{part.source}.",
+    )
 
 
 def missing(part: Part, name: object) -> str | bool:

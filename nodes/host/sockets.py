@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...stagevar_core.acceleration.schedule_file import StageSchedule
 from ...stagevar_core.checks import shown
+from ...stagevar_core.sampling.numbers import finite
 from .attached import Patcher
 from .conditioning import HostConditioning
 from .edit import Edit
@@ -45,7 +46,7 @@ def image(name: str, value: object) -> Tensor:
     """Pictures (B, H, W, C) in 0..1, at least one, of three or more channels, of which three are used."""
     if isinstance(value, Tensor) and value.dim() == 4 and value.is_floating_point():
         if value.shape[3] >= 3 and 0 not in value.shape:
-            return value
+            return _finite(name, value)
     expected = "an image, (batch, height, width, channels) with at least one picture and 3 channels"
     refuse(name, value, expected, "Load Image")
 
@@ -54,7 +55,7 @@ def mask(name: str, value: object) -> Tensor:
     """A mask (H, W) or (B, H, W) in 0..1, at least one."""
     if isinstance(value, Tensor) and value.dim() in (2, 3) and 0 not in value.shape:
         if not value.is_complex():
-            return value
+            return _finite(name, value)
     refuse(name, value, "a mask, (height, width) or (batch, height, width)", "the MASK of Load Image")
 
 
@@ -118,6 +119,15 @@ def clip(name: str, value: object) -> comfy.sd.CLIP:
     if isinstance(value, comfy.sd.CLIP):
         return value
     refuse(name, value, "a CLIP", "Load StageVAR Text Encoder")
+
+
+def _finite(name: str, value: Tensor) -> Tensor:
+    """The same pictures or masks."""
+    if not finite(value.float()):
+        raise ValueError(
+            f"{name}: found NaN or infinity; expected values from 0 to 1; connect another {name}"
+        )
+    return value
 
 
 def _is_pair(part: object) -> bool:

@@ -83,7 +83,7 @@ def check_defaults(model: Any, vae: Any) -> None:
     """None is what the family was published with; the numbers are the user's."""
     from dataclasses import replace
 
-    from pack.nodes.sampling import settings_of
+    from pack.nodes.host.drawing import settings_of
 
     wanted = dict.fromkeys(("cfg", "temperature", "top_k", "top_p")) | {"refine": "auto", "smooth": False}
     own = settings_of(model.model, wanted)
@@ -97,7 +97,8 @@ def check_inpainting(model: Any, vae: Any) -> None:
     """The codes of the source stay wherever the mask is 0, at every scale, and are drawn anew elsewhere."""
     import torch
     from pack.nodes.acceleration import Accelerate
-    from pack.nodes.editing import EditNode, fitted
+    from pack.nodes.editing import EditNode
+    from pack.nodes.host.pictures import fitted
 
     picture = torch.rand(1, 300, 320, 3, generator=torch.Generator().manual_seed(0))
     mask = torch.zeros(1, 300, 320)

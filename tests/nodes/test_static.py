@@ -77,22 +77,27 @@ def described(tree: ast.AST) -> tuple[list[str], int]:
 
 
 def shared(function: str) -> tuple[list[str], int]:
-    """The same of what the sampler shares with other nodes."""
-    tree = ast.parse((ROOT / "nodes" / "sampling.py").read_text(encoding="utf-8"))
+    """The same of what nodes that draw share."""
+    tree = ast.parse((ROOT / "nodes" / "host" / "drawing.py").read_text(encoding="utf-8"))
     return described(next(node for node in ast.walk(tree) if getattr(node, "name", "") == function))
 
 
 @pytest.fixture(scope="module")
 def schemas() -> dict[str, tuple[list[str], int]]:
     """Sockets and number of widget values of our nodes, read from the sources."""
-    edits, drawing = schema_of("edit_by_text.py"), shared("drawing_inputs")
+    drawing = shared("drawing_inputs")
+
+    def drawn(file: str) -> tuple[list[str], int]:
+        sockets, count = schema_of(file)
+        return sockets + drawing[0], count + drawing[1]
+
     return {
         "StageVARLoad": ([], 2),
         "StageVARLoadModel": ([], 3),
         "StageVARLoadTokenizer": ([], 1),
         "StageVARLoadTextEncoder": ([], 2),
-        "StageVARSampler": schema_of("sampling.py"),
-        "StageVAREditByText": (edits[0] + drawing[0], edits[1] + drawing[1]),
+        "StageVARSampler": drawn("sampling.py"),
+        "StageVAREditByText": drawn("edit_by_text.py"),
         "StageVARRestore": schema_of("restoring.py"),
         "StageVARClassLabel": schema_of("labels.py"),
         "StageVAREdit": schema_of("editing.py"),
