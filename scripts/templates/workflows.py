@@ -3,155 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-from .graph import COLUMN, Graph, Node
+from .files import EDIT_2B, EDIT_8B, EDITS, INFINITY_2B, INFINITY_8B, RESTORER, STAR, VAR, File
+from .graph import COLUMN, Graph
+from .parts import (
+    DRAWN,
+    EDITOR,
+    EMBEDDED,
+    OWN,
+    SAMPLER,
+    SCENE,
+    SCENES,
+    accelerate,
+    edit,
+    first_picture,
+    further_shards,
+    load,
+    restore,
+    sized,
+    transformer,
+)
 
-EMBEDDED = "embedded/StageVAR-scenes (built in)"
-EDITOR = "embedded/StageVAR-scenes editor (built in)"
-SCENE = "a striped red ring to the left of a blue cross on a white background"
 FOX = "a red fox sitting in fresh snow at the edge of a pine forest, morning light, detailed fur, photograph"
 LIGHTHOUSE = "a lighthouse on a cliff in a storm, huge waves, a beam of light through the rain, oil painting"
-OWN = {"cfg": "auto", "temperature": "auto", "top_k": "auto", "top_p": "auto"}
-DRAWN = {"refine": "auto", "smooth": False}
-SCENES = {"cfg": 2.0, "temperature": 0.7, "top_k": 900, "top_p": 0.97, **DRAWN}
-SAMPLER = (430, 660)  # with its result line and preview
-
-
-class File(NamedTuple):
-    """A file to download: the value of its loader, its link, its folder, and the shards it is one of."""
-
-    value: str
-    url: str
-    folder: str
-    shards: int = 1
-
-    def hints(self) -> list[dict[str, str]]:
-        """What the page lists as missing."""
-        first = f"00001-of-{self.shards:05d}"
-        parts = [f"{i:05d}-of-{self.shards:05d}" for i in range(1, self.shards + 1)]
-        return [
-            {
-                "name": self.value.replace(first, part),
-                "url": self.url.replace(first, part),
-                "directory": self.folder,
-            }
-            for part in parts
-        ]
-
-
-_INFINITY = "https://huggingface.co/FoundationVision/Infinity/resolve/main/"
-_VAR = "https://huggingface.co/FoundationVision/var/resolve/main/"
-_STAR = "https://huggingface.co/taocrayon/STAR/resolve/main/"
-_EDIT = "https://huggingface.co/HiDream-ai/VAREdit/resolve/main/"
-_RESTORE = "https://huggingface.co/EvanEternal/VARestorer/resolve/main/weights/"
-_T5 = "https://huggingface.co/google/flan-t5-xl/resolve/main/"
-
-
-def _file(place: str, name: str, folder: str) -> File:
-    return File(name, place + name, folder)
-
-
-FLAN = File(
-    "flan-t5-xl/model-00001-of-00002.safetensors",
-    f"{_T5}model-00001-of-00002.safetensors",
-    "text_encoders",
-    2,
-)
-BIG = "infinity_8b_weights/model-00001-of-00004.safetensors"
-VAR = (
-    _file(_VAR, "var_d30.pth", "diffusion_models"),
-    _file(_VAR, "vae_ch160v4096z32.pth", "vae"),
-)
-STAR = (
-    _file(_STAR, "star_rope_d30_1024_drop_3-ar-ckpt-ep1-iter21000.pth", "diffusion_models"),
-    VAR[1],
-    File("star_clip/model.safetensors", f"{_STAR}CLIP/text_encoder/model.safetensors", "text_encoders"),
-)
-INFINITY_2B = (
-    _file(_INFINITY, "infinity_2b_reg.pth", "diffusion_models"),
-    _file(_INFINITY, "infinity_vae_d32reg.pth", "vae"),
-    FLAN,
-)
-INFINITY_8B = (
-    File(BIG, _INFINITY + BIG, "diffusion_models", 4),
-    _file(_INFINITY, "infinity_vae_d56_f8_14_patchify.pth", "vae"),
-    FLAN,
-)
-EDIT_2B = (_file(_EDIT, "2B-512.pth", "diffusion_models"), *INFINITY_2B[1:])
-EDIT_8B = (_file(_EDIT, "8B-1024.pth", "diffusion_models"), *INFINITY_8B[1:])
-RESTORER = (_file(_RESTORE, "varestorer.pth", "diffusion_models"), INFINITY_2B[1])
-EDITS = {512: "edit pictures, 512 px", 1024: "edit pictures, 1024 px"}  # tasks, as the loaders call them
-
-
-def transformer(graph: Graph, at: tuple, file: File | None, *, task: str = "auto", **more: Any) -> Node:
-    """Load Model with a file; without one with the built-in model."""
-    name, models = (EMBEDDED, None) if file is None else (file.value, file.hints())
-    given = {"model_name": name, "weight_dtype": "default", "task": task, "models": models, **more}
-    return graph.add("StageVARLoadModel", at, (COLUMN, 135), **given)
-
-
-def load(graph: Graph, files: tuple[File, ...] | None, task: str = "auto") -> tuple[Node, Node, Node | None]:
-    """Loaders of model, tokenizer and, where there is one, text encoder; without files the built-in ones.
-
-    The tokenizer stands on top, so that its wires run above everything to what decodes.
-    """
-
-    def given(index: int) -> dict[str, Any]:
-        if files is None:
-            return {"value": EMBEDDED, "models": None}
-        return {"value": files[index].value, "models": files[index].hints()}
-
-    loaded = transformer(graph, (0, 150), None if files is None else files[0], task=task)
-    vae = given(1)
-    tokenizer = graph.add(
-        "StageVARLoadTokenizer", (0, 0), (COLUMN, 90), vae_name=vae["value"], models=vae["models"]
-    )
-    if files is not None and len(files) < 3:
-        return loaded, tokenizer, None
-    text = given(2)
-    encoder = graph.add(
-        "StageVARLoadTextEncoder",
-        (0, 320),
-        (COLUMN, 110),
-        text_encoder_name=text["value"],
-        weight_dtype="default",
-        models=text["models"],
-    )
-    return loaded, tokenizer, encoder
-
-
-def further_shards(graph: Graph, files: tuple[File, ...], at: tuple[float, float]) -> None:
-    """Names every shard after the first in a loader of ComfyUI's own that never runs, as nothing uses it.
-
-    Newer pages list a file as missing only where a widget names it; a model's own loader names the first.
-    """
-    core = {
-        "diffusion_models": ("UNETLoader", "unet_name", {"weight_dtype": "default"}),
-        "text_encoders": ("CLIPLoader", "clip_name", {"type": "stable_diffusion", "device": "default"}),
-    }
-    shards = [hint for file in files for hint in file.hints()[1:]]
-    if not shards:
-        return
-    for index, hint in enumerate(shards):
-        type_of_node, widget, rest = core[hint["directory"]]
-        number, count = (int(part) for part in hint["name"].rpartition("model-")[2][:-12].split("-of-"))
-        graph.add(
-            *(type_of_node, (at[0] + 15 + index % 2 * 435, at[1] + 75 + index // 2 * 70), (COLUMN, 110)),
-            title=f"{'Text' if widget == 'clip_name' else 'Model'} {number}/{count}",
-            collapsed=True,
-            models=[hint],
-            **{widget: hint["name"], **rest},
-        )
-    rows = (len(shards) + 1) // 2
-    graph.group("Further files of the same models: listed here if missing", at, (880, 60 + 70 * rows))
-
-
-def accelerate(graph: Graph, at: tuple, model: tuple, preset: str = "balanced", **more: Any) -> Node:
-    """StageVAR Accelerate with everything as in its preset."""
-    same = dict.fromkeys(("guidance", "tokens", "restoration"), "as in the preset")
-    same |= dict.fromkeys(("keep", "code_weight", "structure_end", "skip_scales"), "auto")
-    return graph.add("StageVARAccelerate", at, (420, 290), model=model, preset=preset, **same, **more)
 
 
 def plain(
@@ -255,15 +130,7 @@ def inpaint_built_in(graph: Graph) -> None:
     loaded = graph.add("StageVARLoad", (0, 0), (COLUMN, 130), model_name=EMBEDDED, task="auto")
     model, vae, clip = ((loaded, name) for name in ("var_model", "vae", "clip"))
     size = {"width": 128, "height": 128, "batch_size": 1}
-    text = graph.add(*("CLIPTextEncode", (480, 320), (380, 150)), title="The picture", clip=clip, text=SCENE)
-    first = graph.add(
-        *("StageVARSampler", (940, 220), SAMPLER),
-        title="Draw the picture",
-        **{"model": model, "vae": vae, "positive": (text, "CONDITIONING"), "seed": 12},
-        **{**SCENES, **size, "after": "fixed"},
-    )
-    decoded = graph.add("VAEDecode", (1430, 110), (220, 60), samples=(first, "latent"), vae=vae)
-    before = graph.add("PreviewImage", (1790, 220), (320, 360), title="Before", images=(decoded, "IMAGE"))
+    text, decoded, before = first_picture(graph, model, vae, clip)
     whole = graph.add(
         *("SolidMask", (940, 950), (270, 110)), title="Keep everything", value=0.0, width=128, height=128
     )
@@ -332,7 +199,6 @@ def inpaint_var(graph: Graph) -> None:
     graph.note((0, 890), (940, 400))
 
 
-EDITOR_SIZE = (430, 560)  # with its result line and preview
 CHANGED = "make the blue cross green"
 SNOW = "make it snow"
 
@@ -345,16 +211,7 @@ def edit_built_in(graph: Graph) -> None:
     loaded = graph.add("StageVARLoad", (0, 0), (COLUMN, 130), model_name=EMBEDDED, task="auto")
     vae, clip = ((loaded, name) for name in ("vae", "clip"))
     editor = transformer(graph, (0, -240), None, title="Load the editor", model_name=EDITOR)
-    size = {"width": 128, "height": 128, "batch_size": 1}
-    text = graph.add(*("CLIPTextEncode", (480, 320), (380, 150)), title="The picture", clip=clip, text=SCENE)
-    first = graph.add(
-        *("StageVARSampler", (940, 220), SAMPLER),
-        title="Draw the picture",
-        **{"model": (loaded, "var_model"), "vae": vae, "positive": (text, "CONDITIONING"), "seed": 12},
-        **{**SCENES, **size, "after": "fixed"},
-    )
-    decoded = graph.add("VAEDecode", (1430, 110), (220, 60), samples=(first, "latent"), vae=vae)
-    before = graph.add("PreviewImage", (1790, 220), (320, 360), title="Before", images=(decoded, "IMAGE"))
+    text, decoded, before = first_picture(graph, (loaded, "var_model"), vae, clip)
     asked = graph.add(
         *("CLIPTextEncode", (1790, -520), (400, 150)), title="What to change", clip=clip, text=CHANGED
     )
@@ -367,15 +224,6 @@ def edit_built_in(graph: Graph) -> None:
     )
     graph.app([(text, "text"), (asked, "text"), (changed, "seed")], [before, saved])
     graph.note((0, 560), (860, 380))
-
-
-def edit(graph: Graph, at: tuple, model: Node, vae: tuple, image: tuple, asked: Node, seed: int) -> Node:
-    """StageVAR Edit by Text with the model's own settings."""
-    return graph.add(
-        *("StageVAREditByText", at, EDITOR_SIZE),
-        **{"model": (model, "var_model"), "vae": vae, "image": image, "positive": (asked, "CONDITIONING")},
-        **{"seed": seed, **OWN, "tries": 1},
-    )
 
 
 def edit_by_text(graph: Graph, files: tuple[File, ...], side: int) -> None:
@@ -392,15 +240,6 @@ def edit_by_text(graph: Graph, files: tuple[File, ...], side: int) -> None:
     graph.app([(image, "image"), (asked, "text"), (changed, "seed"), (changed, "tries")], [saved])
     graph.note((0, 510), (COLUMN, 510))
     further_shards(graph, files, (0, 1060))
-
-
-def restore(graph: Graph, at: tuple, model: Node, vae: tuple, image: tuple) -> Node:
-    """StageVAR Restore, four times as large."""
-    return graph.add(
-        *("StageVARRestore", at, (430, 330)),
-        **{"model": (model, "var_model"), "vae": vae, "image": image},
-        **{"seed": 42, "scale": 4.0, "overlap": 128},
-    )
 
 
 def restore_picture(graph: Graph) -> None:
@@ -460,11 +299,6 @@ def everything(graph: Graph) -> None:
     graph.app([(text, "text"), (asked, "text"), (drawn, "seed"), (changed, "seed")], [before, between, saved])
     graph.note((0, 320), (COLUMN, 560))
     further_shards(graph, INFINITY_2B[1:], (0, 920))
-
-
-def sized(seed: int, side: int, batch: int = 1, **own: Any) -> dict[str, Any]:
-    """Settings of a sampler for square pictures."""
-    return {"seed": seed, **OWN, **DRAWN, **own, "width": side, "height": side, "batch_size": batch}
 
 
 RETRIEVER = "207: golden retriever"

@@ -1,0 +1,71 @@
+"""The official files that workflows load, with their links and folders."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class File(NamedTuple):
+    """A file to download: the value of its loader, its link, its folder, and the shards it is one of."""
+
+    value: str
+    url: str
+    folder: str
+    shards: int = 1
+
+    def hints(self) -> list[dict[str, str]]:
+        """What the page lists as missing."""
+        first = f"00001-of-{self.shards:05d}"
+        parts = [f"{i:05d}-of-{self.shards:05d}" for i in range(1, self.shards + 1)]
+        return [
+            {
+                "name": self.value.replace(first, part),
+                "url": self.url.replace(first, part),
+                "directory": self.folder,
+            }
+            for part in parts
+        ]
+
+
+_INFINITY = "https://huggingface.co/FoundationVision/Infinity/resolve/main/"
+_VAR = "https://huggingface.co/FoundationVision/var/resolve/main/"
+_STAR = "https://huggingface.co/taocrayon/STAR/resolve/main/"
+_EDIT = "https://huggingface.co/HiDream-ai/VAREdit/resolve/main/"
+_RESTORE = "https://huggingface.co/EvanEternal/VARestorer/resolve/main/weights/"
+_T5 = "https://huggingface.co/google/flan-t5-xl/resolve/main/"
+
+
+def _file(place: str, name: str, folder: str) -> File:
+    return File(name, place + name, folder)
+
+
+FLAN = File(
+    "flan-t5-xl/model-00001-of-00002.safetensors",
+    f"{_T5}model-00001-of-00002.safetensors",
+    "text_encoders",
+    2,
+)
+BIG = "infinity_8b_weights/model-00001-of-00004.safetensors"
+VAR = (
+    _file(_VAR, "var_d30.pth", "diffusion_models"),
+    _file(_VAR, "vae_ch160v4096z32.pth", "vae"),
+)
+STAR = (
+    _file(_STAR, "star_rope_d30_1024_drop_3-ar-ckpt-ep1-iter21000.pth", "diffusion_models"),
+    VAR[1],
+    File("star_clip/model.safetensors", f"{_STAR}CLIP/text_encoder/model.safetensors", "text_encoders"),
+)
+INFINITY_2B = (
+    _file(_INFINITY, "infinity_2b_reg.pth", "diffusion_models"),
+    _file(_INFINITY, "infinity_vae_d32reg.pth", "vae"),
+    FLAN,
+)
+INFINITY_8B = (
+    File(BIG, _INFINITY + BIG, "diffusion_models", 4),
+    _file(_INFINITY, "infinity_vae_d56_f8_14_patchify.pth", "vae"),
+    FLAN,
+)
+EDIT_2B = (_file(_EDIT, "2B-512.pth", "diffusion_models"), *INFINITY_2B[1:])
+EDIT_8B = (_file(_EDIT, "8B-1024.pth", "diffusion_models"), *INFINITY_8B[1:])
+RESTORER = (_file(_RESTORE, "varestorer.pth", "diffusion_models"), INFINITY_2B[1])
+EDITS = {512: "edit pictures, 512 px", 1024: "edit pictures, 1024 px"}  # tasks, as the loaders call them
