@@ -21,6 +21,7 @@ from ...stagevar_core.models.contract import Quantizer
 from ...stagevar_core.sampling.numbers import check_decoded, extremes, finite
 from ...stagevar_core.schedule import ScaleSchedule
 from .bridge import fill, free_memory, host_operations, is_out_of_memory, module_of, wrap
+from .carried import visible
 
 _LOG = logging.getLogger(__name__)
 _NO_WEIGHTS = "No VAE weights detected"
@@ -128,8 +129,11 @@ class TokenizerVAE(comfy.sd.VAE):
         return self._stored(self.features(pixel_samples), schedule, patch)[0]
 
     def decode(self, samples_in: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Images of latents; where memory runs out, in tiles, and where it does so again, in smaller ones."""
-        self._check_latent(samples_in)
+        """Images of latents; where memory runs out, in tiles, and where it does so again, in smaller ones.
+
+        Channels behind those of the tokenizer are not shown; they hold what a run left.
+        """
+        samples_in = self._checked_latent(samples_in)
         try:
             images = super().decode(samples_in, *args, **kwargs)  # falls back to decode_tiled_ on GPUs
             return self._decoded(images, samples_in)
@@ -150,7 +154,7 @@ class TokenizerVAE(comfy.sd.VAE):
 
     def decode_tiled(self, samples: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """As :meth:`decode`, in tiles from the beginning."""
-        self._check_latent(samples)
+        samples = self._checked_latent(samples)
         return self._decoded(super().decode_tiled(samples, *args, **kwargs), samples)
 
     def decode_tiled_(
@@ -280,9 +284,11 @@ class TokenizerVAE(comfy.sd.VAE):
             f"smaller image, or start ComfyUI with --cpu-vae. ({failure[:200]})"
         )
 
-    def _check_latent(self, samples: Tensor) -> None:
-        if samples.dim() == 4 and samples.shape[1] == self.latent_channels and 0 not in samples.shape:
-            return
+    def _checked_latent(self, samples: Tensor) -> Tensor:
+        """The tokenizer's channels, without what a run left behind them."""
+        shown = visible(samples, self.latent_channels)
+        if shown.dim() == 4 and shown.shape[1] == self.latent_channels and 0 not in shown.shape:
+            return shown
         raise ValueError(
             f"samples: the latent has shape {tuple(samples.shape)}; the tokenizer {self.checkpoint.source!r} "
             f"decodes (batch, {self.latent_channels}, height, width). Use the VAE of the model that made it"

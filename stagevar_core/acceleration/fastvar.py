@@ -11,7 +11,7 @@ from torch import Tensor
 from ..checks import number, one_of, whole
 from ..network.tokens import Site, TokenMap
 from ..schedule import SIDES_1024, Scale
-from .policy import DensePolicyRun, RunInfo, ScalePlan
+from .policy import DensePolicyRun, RunInfo, ScalePlan, Selection
 from .reduction import Memory, Reduction, best, watch
 from .scores import History, token_scores
 from .stages import StageBoundaries
@@ -121,6 +121,12 @@ class FastVARRun(DensePolicyRun):
     def pruned(self, site: Site) -> bool:
         """Whether the branch ``site`` is pruned at all."""
         return site.part in self.setting.parts and site.layers.start in self.layers
+
+    def selected(self, taken: Selection) -> "FastVARRun":
+        """The same for other images."""
+        chosen = super().selected(taken)
+        chosen.memory = self.memory.selected(taken)
+        return chosen
 
     def room(self, scale: Scale) -> int:
         """Blocks that are not pruned keep all tokens of the scales that run."""

@@ -4,15 +4,19 @@ A policy holds settings and is safe to share; ``start`` gives the state of one g
 plain Python values, before a scale runs, what of it runs.
 """
 
+import copy
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
 from ..network.local import LocalWindow
 from ..network.tokens import TokenReduction
 from ..schedule import Prefix, Scale, ScaleSchedule
+
+Started = TypeVar("Started", bound="DensePolicyRun")
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,32 @@ class Seen:
     entropy: Callable[[Tensor], Tensor]
 
 
+@dataclass(frozen=True)
+class Selection:
+    """Images of a run that another one goes on from; one may be taken several times.
+
+    ``images``: their places. ``rows``: the same for the rows that run (n,). ``seeds``: of the images from now
+    on. ``device``: where what is remembered goes.
+    """
+
+    images: tuple[int, ...]
+    rows: Tensor
+    seeds: tuple[int, ...]
+    device: torch.device
+
+    def info(self, before: RunInfo) -> RunInfo:
+        """What a policy may know of them."""
+        return replace(before, batch=len(self.images), seeds=self.seeds)
+
+    def of_rows(self, remembered: Tensor) -> Tensor:
+        """(rows, ...) of the new rows."""
+        return remembered[self.rows.to(remembered.device)].to(self.device)
+
+    def of_images(self, remembered: Tensor) -> Tensor:
+        """(B, ...) of the new images."""
+        return remembered[list(self.images)].to(self.device)
+
+
 class PolicyRun(Protocol):
     """State of one generation.
 
@@ -104,6 +134,10 @@ class PolicyRun(Protocol):
     def narrow(self, rows: slice) -> None:
         """Only these of the rows run on; what is remembered loses the others."""
 
+    def selected(self, taken: "Selection") -> "PolicyRun":
+        """The state from which a run of other images goes on; this one stays as it is."""
+        ...
+
 
 class AccelerationPolicy(Protocol):
     """Immutable settings of a method.
@@ -122,6 +156,7 @@ class AccelerationPolicy(Protocol):
         ...
 
 
+@dataclass(frozen=True)
 class DensePolicy:
     """Everything runs: the official computation."""
 
@@ -154,6 +189,12 @@ class DensePolicyRun:
 
     def narrow(self, rows: slice) -> None:
         """Nothing is remembered."""
+
+    def selected(self: Started, taken: Selection) -> Started:
+        """The same for other images."""
+        chosen = copy.copy(self)
+        chosen.info, chosen.notes = taken.info(self.info), list(self.notes)
+        return chosen
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..network.tokens import Site, TokenMap, gather_tokens, resize_tokens
 from ..schedule import Scale
+from .policy import Selection
 
 RESTORATIONS = ("delta", "state", "anchor")
 
@@ -36,6 +37,12 @@ class Memory:
             elif half == kept:
                 left[(start, part, None)] = scale, value
         self._found = left
+
+    def selected(self, taken: Selection) -> "Memory":
+        """The same for other images, of rows that ran together."""
+        chosen = Memory(self.mode)
+        chosen._found = {site: (scale, taken.of_rows(value)) for site, (scale, value) in self._found.items()}
+        return chosen
 
 
 class Reduction:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..network.tokens import Site, resize_tokens
 from ..schedule import Scale
-from .policy import Seen
+from .policy import Seen, Selection
 
 # 1/g and 1/g^2 of the plane's golden ratio g, the real root of g^3 = g + 1: the R2 sequence of M. Roberts,
 # "The Unreasonable Effectiveness of Quasirandom Sequences" (2018).
@@ -31,6 +31,11 @@ class History:
         self.entropy = seen.entropy(seen.guided).unsqueeze(-1)
         codes = F.adaptive_avg_pool2d(seen.change, seen.scale.grid)
         self.codes = detail(codes).square().mean(dim=1).flatten(1).unsqueeze(-1)
+
+    def selected(self, taken: Selection) -> "History":
+        """The same for other images."""
+        found = (None if seen is None else taken.of_images(seen) for seen in (self.entropy, self.codes))
+        return History(self.scale, *found)
 
 
 def detail(grid: Tensor) -> Tensor:

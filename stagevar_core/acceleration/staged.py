@@ -3,6 +3,7 @@
 One set of choices serves our presets and the paper's; see :class:`~.settings.StageSettings`.
 """
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from ..network.tokens import Site, TokenMap
 from ..schedule import Scale
-from .policy import RunInfo, ScalePlan, Seen
+from .policy import RunInfo, ScalePlan, Seen, Selection
 from .reduction import Memory, Reduction, best, random_projection, watch
 from .scores import History, evened, token_scores
 from .settings import StageSettings, share_at
@@ -55,7 +56,7 @@ class StagedRun:
         self.memory, self.history = Memory(settings.tokens.resize), History()
         self.spans = chunks(info.depth, settings.tokens.spans)
         self.regions = len(self.spans)
-        self._generators = [torch.Generator().manual_seed(_derived(seed)) for seed in info.seeds]
+        self._generators = [_seeded(seed) for seed in info.seeds]
         self._chosen: TokenMap | None = None
         if not self.fidelity():
             area = settings.boundaries.structure_end
@@ -166,6 +167,18 @@ class StagedRun:
         """What is remembered loses its other rows together with the cache."""
         self.memory.narrow(rows)
 
+    def selected(self, taken: Selection) -> "StagedRun":
+        """The same for other images; one that keeps its seed goes on with its draws."""
+        chosen, seeds = copy.copy(self), self.info.seeds
+        chosen.info, chosen.notes = taken.info(self.info), list(self.notes)
+        chosen.memory, chosen.history = self.memory.selected(taken), self.history.selected(taken)
+        chosen._generators = [
+            self._generators[image].clone_state() if seed == seeds[image] else _seeded(seed)
+            for image, seed in zip(taken.images, taken.seeds, strict=True)
+        ]
+        chosen._chosen = None
+        return chosen
+
     def _guidance(self, scale: Scale) -> tuple[str, float]:
         """The rows of a scale and the share of guidance that is reused."""
         if self.guided(scale):
@@ -237,6 +250,6 @@ class StagedRun:
         return max(1, round(share * seen))
 
 
-def _derived(seed: int) -> int:
-    """The seed of a policy's own draws, so that they differ from those of the sampling."""
-    return (seed * GOLDEN + STAGE) % 2**64
+def _seeded(seed: int) -> torch.Generator:
+    """A policy's own draws for the seed of an image, other ones than those of the sampling."""
+    return torch.Generator().manual_seed((seed * GOLDEN + STAGE) % 2**64)

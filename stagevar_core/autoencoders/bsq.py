@@ -66,6 +66,10 @@ class BitwiseQuantizer:
 
     def codes(self, bits: Tensor) -> Tensor:
         """Bits {0, 1} on the latent grid (B, dim, H, W) to codes of magnitude ``1 / sqrt(dim)``."""
+        if self.patch == 1:
+            # Bits that were drawn lie this way. A sum over channels rounds by how they lie, so that bits that
+            # were stored would else give other codes in the last bit.
+            bits = bits.contiguous(memory_format=torch.channels_last)
         signs = (bits.to(torch.float32) * 2.0 - 1.0) / math.sqrt(self.dim)
         # The official decode path normalises once more, which only changes the last bits of the mantissa.
         return F.normalize(signs, dim=1)

@@ -1,5 +1,6 @@
 """What a generation is conditioned on, independent of who encoded it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -53,11 +54,20 @@ class TextConditioning:
         """Without negative texts; prompts at most as long as the null text that takes their place."""
         return replace(self, negative=None, features=tuple(text[:longest] for text in self.features))
 
+    def images(self, images: Sequence[int]) -> "TextConditioning":
+        """That of these images of the batch, in this order."""
+        negative = None if self.negative is None else tuple(self.negative[index] for index in images)
+        source = None if self.source is None else self.source[list(images)]
+        return replace(
+            self,
+            features=tuple(self.features[index] for index in images),
+            negative=negative,
+            source=source,
+        )
+
     def image(self, index: int) -> "TextConditioning":
         """That of one image of the batch."""
-        negative = None if self.negative is None else self.negative[index : index + 1]
-        source = None if self.source is None else self.source[index : index + 1]
-        return TextConditioning(self.features[index : index + 1], negative, self.null, source)
+        return self.images([index])
 
 
 @dataclass(frozen=True)
@@ -92,10 +102,14 @@ class ClassConditioning:
         """Without negative labels."""
         return replace(self, negative=None)
 
+    def images(self, images: Sequence[int]) -> "ClassConditioning":
+        """That of these images of the batch, in this order."""
+        negative = None if self.negative is None else tuple(self.negative[index] for index in images)
+        return replace(self, labels=tuple(self.labels[index] for index in images), negative=negative)
+
     def image(self, index: int) -> "ClassConditioning":
         """That of one image of the batch."""
-        negative = None if self.negative is None else self.negative[index : index + 1]
-        return ClassConditioning(self.labels[index : index + 1], negative, self.device)
+        return self.images([index])
 
 
 Conditioning = TextConditioning | ClassConditioning

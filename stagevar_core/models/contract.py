@@ -64,6 +64,10 @@ class Conditioned(Protocol):
         """Only these rows."""
         ...
 
+    def pick(self: State, images: Sequence[int], rows: Tensor) -> State:
+        """That of other images: their places, and those of their rows (n,), in the order wanted."""
+        ...
+
 
 class Noise(Protocol):
     """The draws of a run, one stream per image, so that batch size never changes an image."""

@@ -46,6 +46,13 @@ class TextState:
 
     def narrow(self, rows: slice) -> "TextState":
         """Only these rows."""
+        return self._of(rows)
+
+    def pick(self, images: Sequence[int], rows: Tensor) -> "TextState":
+        """That of other images."""
+        return self._of(rows)
+
+    def _of(self, rows: slice | Tensor) -> "TextState":
         return replace(
             self,
             start=self.start[rows],

@@ -56,6 +56,17 @@ class TextState:
         text = self.sampler_text
         return replace(self, start=self.start[rows], sampler_text=None if text is None else text[rows])
 
+    def pick(self, images: Sequence[int], rows: Tensor) -> "TextState":
+        """That of other images."""
+        places, text = list(images), self.sampler_text
+        return TextState(
+            start=self.start[rows],
+            sampler_text=None if text is None else text[rows],
+            keys_values=[(k[places], v[places]) for k, v in self.keys_values],
+            mask=None if self.mask is None else self.mask[places],
+            images=len(places),
+        )
+
 
 class CrossAttention(nn.Module):
     """Cosine attention to the text of an image, with a scale of its own."""

@@ -114,6 +114,13 @@ class ClassState:
 
     def narrow(self, rows: slice) -> "ClassState":
         """Only these rows."""
+        return self._of(rows)
+
+    def pick(self, images: Sequence[int], rows: Tensor) -> "ClassState":
+        """That of other images."""
+        return self._of(rows)
+
+    def _of(self, rows: slice | Tensor) -> "ClassState":
         return ClassState(self.start[rows], [ada[rows] for ada in self.block_ada], self.head_ada[rows])
 
 

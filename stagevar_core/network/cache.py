@@ -33,6 +33,11 @@ class KVCache:
         return self._lengths[layer]
 
     @property
+    def device(self) -> torch.device:
+        """Where it is used."""
+        return self._device
+
+    @property
     def bytes(self) -> int:
         """Memory held by the cache."""
         return sum(t.numel() * t.element_size() for t in (*self._keys, *self._values, *self._shared))
@@ -133,6 +138,19 @@ class KVCache:
         self._elsewhere = torch.device(device)
         self._keys = [self._empty(0) for _ in self._keys]
         self._values = [self._empty(0) for _ in self._values]
+
+    def selected(self, rows: Tensor, device: torch.device, more: int = 0) -> "KVCache":
+        """A copy of these rows (n,) on a device, with room for ``more`` tokens; a row may be there twice."""
+        heads, head_dim = self._shape
+        layers = len(self._lengths)
+        copy = KVCache(layers, len(rows), heads, head_dim, dtype=self._dtype, device=device)
+        copy._prefix, copy._lengths = self._prefix, list(self._lengths)
+        copy._segments = [list(segments) for segments in self._segments]
+        for layer, length in enumerate(self._lengths):
+            for old, new in ((self._keys, copy._keys), (self._values, copy._values)):
+                new[layer] = copy._empty(length + more)
+                new[layer][:, :, :length] = old[layer][rows.to(old[layer].device), :, :length].to(device)
+        return copy
 
     def narrow(self, rows: slice, more: int = 0) -> "KVCache":
         """Keep only these rows, with room for ``more`` tokens, and free the others at once.

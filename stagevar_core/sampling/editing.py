@@ -3,6 +3,7 @@
 The rules of VAR's demo (demo_zero_shot_edit.ipynb of FoundationVision/VAR); they need nothing of a family.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -14,6 +15,7 @@ from torch import Tensor
 from ..models.contract import Quantizer
 from ..schedule import Scale, ScaleSchedule
 from .numbers import extremes, finite
+from .result import ScaleCodes
 
 WHOLE = 3  # tokens of a scale up to which all of it stays: it is the tone of the picture
 
@@ -44,30 +46,26 @@ def scale_masks(keep: Tensor, schedule: ScaleSchedule, patch: int = 1) -> list[T
 
 
 class Known(NamedTuple):
-    """Codes of one scale that are given, where the mask is True (None: everywhere)."""
+    """Codes of one scale, given where the mask (B or 1, h, w) is True."""
 
     codes: Tensor
-    mask: Tensor | None
+    mask: Tensor
 
     def image(self, index: int) -> "Known":
         """Those of one image."""
-        mask = self.mask
-        if mask is not None and len(mask) > 1:
-            mask = mask[index : index + 1]
+        mask = self.mask[index : index + 1] if len(self.mask) > 1 else self.mask
         return Known(self.codes[index : index + 1], mask)
 
-    def alone(self, quantizer: Quantizer, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    def alone(self, quantizer: Quantizer, device: torch.device) -> tuple[Tensor, Tensor]:
         """The given codes (B, C, h, w) of a scale that does not run, and that they alone count."""
         codes = quantizer.codes(self.codes.to(device))
-        return codes, None if self.mask is None else self.mask.to(codes).unsqueeze(1)
+        return codes, self.mask.to(codes).unsqueeze(1)
 
     def over(
         self, drawn: Tensor, codes: Tensor, weights: Tensor | None, quantizer: Quantizer
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """What was drawn, its codes (B, C, h, w) and their weights, replaced where they are given."""
         given = self.codes.to(device=drawn.device, dtype=drawn.dtype).reshape(drawn.shape)
-        if self.mask is None:
-            return given, quantizer.codes(given), None
         mask = self.mask.to(device=drawn.device, dtype=torch.bool).unsqueeze(1)
         kept = mask.reshape(len(mask), *(1,) * (drawn.dim() - 3), *mask.shape[-2:])
         codes = torch.where(mask, quantizer.codes(given), codes)
@@ -78,8 +76,12 @@ class Known(NamedTuple):
 class Source(Protocol):
     """What is given of the scales in one run."""
 
-    def at(self, scale: Scale, f_hat: Tensor, raw: Tensor | None) -> Known | None:
-        """What is given of a scale; None where nothing is.
+    def settled(self, scale: Scale) -> ScaleCodes | None:
+        """All that a scale adds, where that is given whatever the run computes: nothing of it is drawn."""
+        ...
+
+    def at(self, scale: Scale, f_hat: Tensor, raw: Tensor | None) -> Known | ScaleCodes | None:
+        """What is given of another scale, or of parts of it; None where nothing is.
 
         ``f_hat``: the latent before it (B, C, H, W). ``raw``: the logits (2B, L, V) of both rows of guidance,
         None where not both ran.
@@ -89,6 +91,15 @@ class Source(Protocol):
 
 class Given(Protocol):
     """What a caller gives of pictures, before it is known in which runs they are made."""
+
+    @property
+    def uniform(self) -> bool:
+        """Whether the same is given of all pictures, so that they may be made in one run."""
+        ...
+
+    def lead(self, index: int) -> Sequence[ScaleCodes]:
+        """The first scales of one picture, as far as they are settled."""
+        ...
 
     def image(self, index: int) -> "Given":
         """That of one image."""
@@ -103,18 +114,37 @@ class Given(Protocol):
 class KnownCodes:
     """Codes of the first scales, given before the run: a :class:`Given` and, as it stands, a source."""
 
-    scales: tuple[Known, ...] = ()
+    scales: tuple[Known | ScaleCodes, ...] = ()
+    uniform = True
+
+    def lead(self, index: int) -> tuple[ScaleCodes, ...]:
+        """Those before the first scale of which only a part is given."""
+        settled = itertools.takewhile(lambda scale: isinstance(scale, ScaleCodes), self.scales)
+        return tuple(scale.images([index]) for scale in settled if isinstance(scale, ScaleCodes))
 
     def image(self, index: int) -> "KnownCodes":
         """Those of one image."""
-        return KnownCodes(tuple(known.image(index) for known in self.scales))
+        return KnownCodes(
+            tuple(
+                scale.image(index) if isinstance(scale, Known) else scale.images([index])
+                for scale in self.scales
+            )
+        )
 
     def start(self, quantizer: Quantizer, device: torch.device) -> "KnownCodes":
         """Themselves: nothing of them depends on the run."""
         return self
 
-    def at(self, scale: Scale, f_hat: Tensor, raw: Tensor | None) -> Known | None:
+    def settled(self, scale: Scale) -> ScaleCodes | None:
+        """The codes of a scale, where no mask says that they are a part."""
+        given = self._given(scale)
+        return given if isinstance(given, ScaleCodes) else None
+
+    def at(self, scale: Scale, f_hat: Tensor, raw: Tensor | None) -> Known | ScaleCodes | None:
         """The codes of a scale, None behind the last that is given."""
+        return self._given(scale)
+
+    def _given(self, scale: Scale) -> Known | ScaleCodes | None:
         return self.scales[scale.index] if scale.index < len(self.scales) else None
 
 
@@ -139,7 +169,7 @@ def known_codes(
                     f"the known {what.format(scale.index)} the grid {tuple(tensor.shape[-2:])}; this "
                     f"schedule has {grid} there. Encode the picture, and make its masks, for this schedule"
                 )
-        _check_codes(
+        check_codes(
             given[0], (batch, *((quantizer.dim,) if quantizer.signs else ()), *grid), scale, quantizer
         )
         if masks and (given[1].dim() != 3 or len(given[1]) not in (1, batch)):
@@ -147,10 +177,12 @@ def known_codes(
                 f"the known mask of scale {scale.index} has the shape {tuple(given[1].shape)}; expected "
                 f"{(batch, *grid)}, or one for all images. Make the masks with scale_masks"
             )
-    return KnownCodes(tuple(Known(code, masks[index] if masks else None) for index, code in enumerate(known)))
+    if not masks:
+        return KnownCodes(tuple(map(ScaleCodes, known)))
+    return KnownCodes(tuple(map(Known, known, masks)))
 
 
-def _check_codes(codes: Tensor, expected: tuple[int, ...], scale: Scale, quantizer: Quantizer) -> None:
+def check_codes(codes: Tensor, expected: tuple[int, ...], scale: Scale, quantizer: Quantizer) -> None:
     """``ValueError`` for codes of another tokenizer, or of another number of images."""
     if tuple(codes.shape) != expected:
         raise ValueError(

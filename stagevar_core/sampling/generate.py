@@ -1,22 +1,25 @@
 """One generation: how its images are divided into runs."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..acceleration.policy import AccelerationPolicy, DensePolicy
+from ..checks import whole
 from ..conditioning.types import Conditioning
 from ..models.contract import Noise, Quantizer, Transformer, signed
 from ..network.attention import AttentionFn, attend
 from ..schedule import ScaleSchedule
-from .editing import Given, known_codes
+from .editing import Given, KnownCodes, known_codes
 from .kept import KeptPrefix
 from .loop import Run
+from .passage import Passage
+from .paused import PausedRun, run_key
 from .result import Generation, Monitor
 from .settings import SamplingSettings
-from .trace import joined
+from .state import RunState
 from .word_edit import WordEdit
 
 
@@ -39,6 +42,9 @@ def generate(  # noqa: PLR0913 - independent collaborators, each with one owner
     sequential: bool = False,
     offload: torch.device | str | None = None,
     kept: KeptPrefix | None = None,
+    until: int | None = None,
+    resumed: RunState | None = None,
+    paused: PausedRun | None = None,
 ) -> Generation:
     """Generate one image per prompt or class.
 
@@ -49,11 +55,14 @@ def generate(  # noqa: PLR0913 - independent collaborators, each with one owner
     to run, as weights may be offloaded. ``sequential``: less memory for the same result: every block runs on
     the conditional rows, then on the unconditional ones. ``offload``: where keys and values of the latter
     wait meanwhile; about half of the cache less there. ``kept``: spares the pass over what precedes the
-    scales where an earlier call with it had the same picture, texts and model. Raises ``ValueError`` for
-    settings that cannot be used.
+    scales where an earlier call with it had the same picture, texts and model.
+
+    ``until``: scales after which the run stops; None runs all. ``resumed``: what runs that stopped have added
+    (:class:`RunState`), from which this one goes on, in place of ``known``; with the same settings and seeds
+    it ends where they would have ended. ``paused``: the state of runs that stopped; this one leaves its own
+    there, and finds there what it goes on from, where that is the same in every respect. Scales that several
+    images have in common run once for all of them. Raises ``ValueError`` for settings that cannot be used.
     """
-    if offload is not None and not sequential:
-        raise ValueError(f"offload is {str(offload)!r}, but all rows run together; pass sequential=True, too")
     signed(model).check(schedule)
     settings.validate(len(schedule), model.config.depth)
     if noise is None and not settings.greedy:
@@ -61,24 +70,50 @@ def generate(  # noqa: PLR0913 - independent collaborators, each with one owner
     policy, monitor = policy or DensePolicy(), monitor or Monitor()
     quantizer = quantizer or model.quantizer()
     batch = conditioning.batch
-    given: Given = known_codes(known, masks, schedule, quantizer, batch)
-    if words is not None:
-        if known:
-            raise ValueError("both known codes and words are given; a picture changes in one of the two ways")
-        words.check(conditioning, settings, schedule, quantizer)
-        given = words
+    until = len(schedule) if until is None else whole("until", until, 1, len(schedule))
+    ways: list[Given] = [known_codes(known, masks, schedule, quantizer, batch)] if known else []
+    ways += [way for way in (words, resumed) if way is not None]
+    given = _checked(ways, conditioning, settings, schedule, quantizer)
     images = [_Part(conditioning, noise, given)]
-    if policy.per_image and batch > 1:
+    if batch > 1 and (policy.per_image or not given.uniform):
         monitor.restart(batch)
         images = [images[0].image(index) for index in range(batch)]
-    parts = []
+    parts, key = [], run_key(model, policy, settings, schedule)
+    turns = _turns(sequential, offload)
     for part in images:
-        turns = {"sequential": sequential, "offload": offload}
-        run = Run(model, part.conditioning, schedule, settings, attention, device, **turns)
-        parts.append(run.generate(part.noise, quantizer, policy, monitor, part.given, kept))
+        passage = Passage.of(part.given, part.conditioning, part.seeds, until, key, paused, apart=sequential)
+        run = Run(model, passage.begins, schedule, settings, attention, device, **turns)
+        parts.append(run.generate(part.noise, quantizer, policy, monitor, part.given, passage, kept))
     if kept is not None:
         kept.forget()
-    return parts[0] if len(parts) == 1 else _joined(parts)
+    return parts[0] if len(parts) == 1 else Generation.of(parts)
+
+
+def _turns(sequential: bool, offload: torch.device | str | None) -> dict[str, Any]:
+    """Whether rows run in turn, and where keys and values wait then."""
+    if offload is not None and not sequential:
+        raise ValueError(f"offload is {str(offload)!r}, but all rows run together; pass sequential=True, too")
+    return {"sequential": sequential, "offload": offload}
+
+
+def _checked(
+    ways: Sequence[Given],
+    conditioning: Conditioning,
+    settings: SamplingSettings,
+    schedule: ScaleSchedule,
+    quantizer: Quantizer,
+) -> Given:
+    """The one way in which something is given of the pictures."""
+    if len(ways) > 1:
+        raise ValueError(
+            "known codes, changed words, a run to go on from: more than one is given; choose one of them"
+        )
+    for way in ways:
+        if isinstance(way, WordEdit):
+            way.check(conditioning, settings, schedule, quantizer)
+        elif isinstance(way, RunState):
+            way.check(schedule, quantizer, conditioning.batch)
+    return ways[0] if ways else KnownCodes()
 
 
 class _Part(NamedTuple):
@@ -88,6 +123,11 @@ class _Part(NamedTuple):
     noise: Noise | None
     given: Given
 
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Of the images; what a policy draws needs some without noise, too."""
+        return tuple(range(self.conditioning.batch)) if self.noise is None else tuple(self.noise.seeds)
+
     def image(self, index: int) -> "_Part":
         """The run of one image."""
         return _Part(
@@ -95,14 +135,3 @@ class _Part(NamedTuple):
             self.noise and self.noise.image(index),
             self.given.image(index),
         )
-
-
-def _joined(parts: Sequence[Generation]) -> Generation:
-    """Generations of one image each as one batch; codes only of scales that all of them ran."""
-    scales = zip(*(part.codes for part in parts), strict=True)
-    return Generation(
-        torch.cat([part.f_hat for part in parts]),
-        [None if any(c is None for c in codes) else torch.cat(codes) for codes in scales],
-        parts[0].schedule,
-        joined([part.trace for part in parts]),
-    )

@@ -10,8 +10,9 @@ from .rows import GuidanceRows
 
 
 class Guide:
-    """Guidance of one run; remembers the last output with both rows, for plans that reuse it.
+    """Guidance of one run.
 
+    ``last``: the last scale with both rows and the head's output (2B, L, V), for plans that reuse it.
     ``weights``: ``w`` of ``w * c + (1 - w) * u`` at every scale, 1 is unguided. ``temperature``: likewise.
     ``layers``: of the settings; 0 mixes the logits, negative numbers hidden states after a block.
     """
@@ -20,7 +21,7 @@ class Guide:
         self, weights: tuple[float, ...], temperature: tuple[float, ...], layers: tuple[int, ...]
     ) -> None:
         self.weights, self.temperature, self.layers = weights, temperature, layers
-        self._last: tuple[Scale, Tensor] | None = None
+        self.last: tuple[Scale, Tensor] | None = None
 
     @property
     def guided(self) -> bool:
@@ -36,7 +37,7 @@ class Guide:
         weight = self.weights[scale.index]
         tempered = raw * (1.0 / self.temperature[scale.index])
         if rows.both:
-            self._last = (scale, raw)
+            self.last = (scale, raw)
         if self.mixing(rows, scale) and 0 in self.layers:
             conditional, unconditional = tempered.chunk(2)
             return mix(conditional, unconditional, weight)
@@ -57,15 +58,15 @@ class Guide:
             return f"cfg {self.weights[scale.index]:g}"
         if not rows.conditional:
             return "unconditional"
-        return f"conditional + {plan.reuse:g} reused" if plan.reuse and self._last else "conditional"
+        return f"conditional + {plan.reuse:g} reused" if plan.reuse and self.last else "conditional"
 
     def _steered(
         self, logits: Tensor, rows: GuidanceRows, scale: Scale, plan: ScalePlan, weight: float
     ) -> Tensor:
         """Logits (B, L, V) of one row per image, with the share of the last guidance that the plan reuses."""
-        if not plan.reuse or not rows.conditional or self._last is None:
+        if not plan.reuse or not rows.conditional or self.last is None:
             return logits
-        earlier, raw = self._last
+        earlier, raw = self.last
         conditional, unconditional = (raw / self.temperature[scale.index]).chunk(2)
         reused = resize_tokens(conditional - unconditional, earlier, scale, "bilinear")
         return logits + plan.reuse * (weight - 1.0) * reused

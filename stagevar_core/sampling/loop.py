@@ -3,12 +3,13 @@
 import logging
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from ..acceleration.policy import AccelerationPolicy, PolicyRun, RunInfo, ScalePlan, Seen
+from ..acceleration.policy import AccelerationPolicy, PolicyRun, ScalePlan, Seen
 from ..conditioning.types import Conditioning
 from ..costs import Work, dense_flops
 from ..models.contract import Drawing, Noise, Quantizer, Transformer
@@ -18,17 +19,20 @@ from ..network.attention import AttentionFn
 from ..network.cache import KVCache
 from ..network.context import ScaleContext
 from ..schedule import Prefix, Scale, ScaleSchedule
-from .editing import Given
+from .editing import Given, Known
 from .guidance import Guide
 from .kept import KeptPrefix, prefix_key
 from .numbers import Watch
-from .result import Generation, Monitor
+from .passage import Passage
+from .paused import Left
+from .result import Generation, Monitor, ScaleCodes
 from .rows import Rows
 from .settings import SamplingSettings
 from .trace import Recorder
 
 _LOG = logging.getLogger(__name__)
 REUSED = "the picture's keys and values are those of an earlier run"
+GONE_ON = "they are those of the run that this one goes on from"
 
 
 class Run:
@@ -79,33 +83,56 @@ class Run:
         policy: AccelerationPolicy,
         monitor: Monitor,
         given: Given,
+        passage: Passage,
         kept: KeptPrefix | None = None,
     ) -> Generation:
-        """The codes of every scale that runs, and the latent that they add up to."""
-        policy_run = policy.start(self._info(noise))
+        """What every scale adds, up to where the run stops, and the latent that they add up to."""
+        policy_run = policy.start(
+            passage.info(self.schedule, self.model.config.depth, self.prefix, guided=self.guide.guided)
+        )
         for note in policy_run.notes:
             _LOG.warning("%s: %s", policy.name, note)
-        before = 0 if self.prefix is None else self.prefix.tokens
-        self.rows.cache.reserve(before + self.room(self.schedule[0], policy_run))
         self.quantizer, self.monitor = quantizer, monitor
         self.given = given.start(quantizer, self.device)
         self.noise = None if self.settings.greedy else noise
-        self.recorder = self._recorder(policy)
-        if self.prefix is not None:
-            self.precede(self.prefix, kept)
+        self.first = None if passage.fan is None else passage.fan.first  # the images that run shared scales
+        self.images = passage.conditioning.batch
+        self.recorder = self._recorder(policy, passage)
         f_hat = quantizer.empty(self.rows.batch, self.schedule, self.device)
-        codes: list[Tensor | None] = []
-        for scale in self.schedule:
-            plan = policy_run.plan(scale)
-            if plan.run:
-                f_hat, drawn = self.run_scale(scale, plan, policy_run, f_hat)
-            else:
-                f_hat, drawn = self.skip_scale(scale, plan, f_hat), None
-            codes.append(drawn)
+        scales: list[ScaleCodes] = []
+        if passage.found is not None:
+            policy_run, f_hat = self.go_on(passage, policy_run, scales, f_hat)
+        else:
+            before = 0 if self.prefix is None else self.prefix.tokens
+            self.rows.cache.reserve(before + self.room(self.schedule[0], policy_run))
+            if self.prefix is not None:
+                self.precede(self.prefix, kept)
+        for scale in self.schedule.scales[len(scales) : passage.until]:
+            if passage.fan is not None and scale.index == passage.fan.scales:
+                policy_run, f_hat = self.fan_out(passage, passage.fan.images, scale, policy_run, f_hat)
+                scales = [added.images(passage.fan.images) for added in scales]
+            f_hat, added = self.pass_scale(scale, policy_run, f_hat)
+            scales.append(added)
             # Outside of the scale's function: what it leaves shall not lie beside the blocks of the next one.
             self.recorder.resume()
         self.recorder.trace.notes.extend(policy_run.notes)
-        return Generation(f_hat, codes, self.schedule, self.recorder.trace)
+        if passage.until < len(self.schedule):
+            self.recorder.stopped(passage.until, self.schedule)
+            if isinstance(self.rows.cache, KVCache):
+                passage.leave(self.left(passage.until, policy_run), scales)
+        return Generation(f_hat, scales, self.schedule, self.recorder.trace)
+
+    def pass_scale(self, scale: Scale, policy_run: PolicyRun, f_hat: Tensor) -> tuple[Tensor, ScaleCodes]:
+        """One scale, run or skipped: the latent after it, and what it added."""
+        plan, settled = policy_run.plan(scale), self.given.settled(scale)
+        if settled is not None and settled.drawn is None and plan.run:
+            plan = ScalePlan(run=False, stage=plan.stage, note="skipped, as when its picture was drawn")
+        if settled is not None:
+            settled = settled.to(self.device)
+            settled = settled if self.first is None else settled.images(self.first)
+        if plan.run:
+            return self.run_scale(scale, plan, policy_run, f_hat, settled)
+        return self.skip_scale(scale, plan, f_hat, settled)
 
     def precede(self, prefix: Prefix, kept: KeptPrefix | None) -> None:
         """What precedes the scales runs once and leaves its keys and values, which no plan changes.
@@ -132,10 +159,57 @@ class Run:
         self.rows.cache.precede(prefix)
         self.recorder.preceded(prefix, work, self.rows.cache)
 
+    def go_on(
+        self, passage: Passage, policy_run: PolicyRun, scales: list[ScaleCodes], f_hat: Tensor
+    ) -> tuple[PolicyRun, Tensor]:
+        """Take over what an earlier run left, and put what its scales added into ``scales``."""
+        assert passage.found is not None, "there is a run to go on from"
+        left, images = passage.found
+        own = left.of(images, passage.seeds, self.device, self.room(self.schedule[left.scales], policy_run))
+        self.rows.take_over(own.running, own.cache)
+        self.guide.last = own.last
+        for scale in self.schedule.scales[: left.scales]:
+            settled = self.given.settled(scale)
+            assert settled is not None, "what is left is found by the codes of its scales"
+            f_hat = self.settle(scale, settled, f_hat)
+            self.recorder.skipped(scale, ScalePlan(run=False, note=GONE_ON), self.rows.cache)
+            scales.append(settled)
+        self.recorder.resume()
+        self.recorder.trace.notes.append(f"the first {left.scales} scales: {GONE_ON}")
+        return own.policy, f_hat
+
+    def fan_out(
+        self, passage: Passage, images: Sequence[int], scale: Scale, policy_run: PolicyRun, f_hat: Tensor
+    ) -> tuple[PolicyRun, Tensor]:
+        """From ``scale`` on every image goes its own way; ``images``: from which of those that ran."""
+        left, room = self.left(scale.index, policy_run), self.room(scale, policy_run)
+        own = left.of(images, passage.seeds, self.device, room)
+        self.rows.fan_out(passage.conditioning, images, own.cache)
+        self.guide.last, self.first = own.last, None
+        return own.policy, f_hat[list(images)]
+
+    def left(self, count: int, policy_run: PolicyRun) -> Left:
+        """The state after ``count`` scales."""
+        cache = self.rows.cache
+        assert isinstance(cache, KVCache), "rows that run in turn leave nothing"
+        return Left(count, self.rows.running, cache, policy_run, self.guide.last)
+
+    def settle(self, scale: Scale, settled: ScaleCodes, f_hat: Tensor) -> Tensor:
+        """The latent with what is given of a scale; the draws that it would have made are passed over."""
+        if self.noise is not None:
+            smooth = self.settings.smooth
+            self.head.pass_over(scale, self.images, self.noise, self.device, smooth=smooth)
+        f_hat = settled.add(f_hat, self.quantizer, self.schedule, scale)
+        self.watch.latent(f_hat)
+        return f_hat
+
     def run_scale(
-        self, scale: Scale, plan: ScalePlan, policy_run: PolicyRun, f_hat: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """One scale: the latent (B, C, H, W) with its codes, and what was drawn, on its latent grid."""
+        self, scale: Scale, plan: ScalePlan, policy_run: PolicyRun, f_hat: Tensor, settled: ScaleCodes | None
+    ) -> tuple[Tensor, ScaleCodes]:
+        """One scale: the latent (B, C, H, W) with its codes, and these.
+
+        ``settled``: what it adds where that is given; its tokens run for what follows alone.
+        """
         model, rows, quantizer = self.model, self.rows, self.quantizer
         rows.narrow(plan.rows, self.room(scale, policy_run), policy_run)
         work: Work = defaultdict(float)
@@ -148,16 +222,22 @@ class Run:
         self.watch.logits(raw, guided)
         self.monitor.logits(scale, raw, guided)
 
-        given = self.given.at(scale, f_hat, raw if rows.running.both else None)
-        drawn, added = self.head.draw(self.drawing(plan, ctx, hidden, guided))
-        work["refine"] += rows.running.count * self.head.flops(scale)
-        weights = None if plan.reduction is None else plan.reduction.code_weights()  # (B, L)
-        weights = None if weights is None else quantizer.spread(weights, scale)  # (B, 1, h, w)
-        if given is not None:
-            drawn, added, weights = given.over(drawn, added, weights, quantizer)
-
-        before, f_hat = f_hat, quantizer.add(f_hat, added, self.schedule, scale, weights)
-        self.watch.latent(f_hat)
+        before = f_hat
+        if settled is not None:
+            f_hat, codes = self.settle(scale, settled, f_hat), settled
+        else:
+            given = self.given.at(scale, f_hat, raw if rows.running.both else None)
+            drawn, added = self.head.draw(self.drawing(plan, ctx, hidden, guided))
+            work["refine"] += rows.running.count * self.head.flops(scale)
+            weights = None if plan.reduction is None else plan.reduction.code_weights()  # (B, L)
+            weights = None if weights is None else quantizer.spread(weights, scale)  # (B, 1, h, w)
+            if isinstance(given, ScaleCodes) and given.drawn is not None:
+                drawn, added, weights = given.drawn, quantizer.codes(given.drawn), None
+            elif isinstance(given, Known):
+                drawn, added, weights = given.over(drawn, added, weights, quantizer)
+            f_hat = quantizer.add(f_hat, added, self.schedule, scale, weights)
+            codes = ScaleCodes(drawn, added if self.settings.smooth else None, weights)
+            self.watch.latent(f_hat)
         policy_run.observe(
             Seen(scale, f_hat, f_hat - before, raw, guided, self.head.choices, self.head.entropy)
         )
@@ -165,21 +245,22 @@ class Run:
         self.recorder.ran(scale, plan, work, rows.cache, said)
         self.watch.read(scale.index, len(self.schedule))  # the recorder has waited for the device
         self.monitor.scale(scale, f_hat)
-        return f_hat, drawn
+        return f_hat, codes
 
-    def skip_scale(self, scale: Scale, plan: ScalePlan, f_hat: Tensor) -> Tensor:
+    def skip_scale(
+        self, scale: Scale, plan: ScalePlan, f_hat: Tensor, settled: ScaleCodes | None
+    ) -> tuple[Tensor, ScaleCodes]:
         """A scale that does not run: it draws as well, so that later ones see the draws of the dense run."""
-        if self.noise is not None:
-            smooth = self.settings.smooth
-            self.head.pass_over(scale, self.rows.batch, self.noise, self.device, smooth=smooth)
-        given = self.given.at(scale, f_hat, None)
-        if given is not None:
-            codes, weights = given.alone(self.quantizer, self.device)
-            f_hat = self.quantizer.add(f_hat, codes, self.schedule, scale, weights)
+        given = settled or self.given.at(scale, f_hat, None)
+        codes = given if isinstance(given, ScaleCodes) else ScaleCodes(None)
+        f_hat = self.settle(scale, codes, f_hat)
+        if isinstance(given, Known):
+            added, weights = given.alone(self.quantizer, self.device)
+            f_hat = self.quantizer.add(f_hat, added, self.schedule, scale, weights)
             self.watch.latent(f_hat)
         self.recorder.skipped(scale, plan, self.rows.cache)
         self.watch.read(scale.index, len(self.schedule))
-        return f_hat
+        return f_hat, codes
 
     def tokens(self, scale: Scale, f_hat: Tensor) -> Tensor:
         """What enters the blocks, (rows, L, C): the start tokens, then the latent so far."""
@@ -254,26 +335,15 @@ class Run:
         stored = sum(later.tokens for later in self.schedule.scales[scale.index : -1])
         return min(stored, policy_run.room(scale))
 
-    def _recorder(self, policy: AccelerationPolicy) -> Recorder:
+    def _recorder(self, policy: AccelerationPolicy, passage: Passage) -> Recorder:
         units, images = run_costs(self.model, self.schedule, self.head), self.rows.batch
+        images = images if passage.fan is None else len(passage.fan.images)
         dense = dense_flops(
             units,
             self.schedule,
-            rows=self.rows.running.count,
+            rows=self.rows.running.with_batch(images).count,
             text_tokens=self.conditioning.tokens,
             images=images,
             prefix=self.prefix,
         )
         return Recorder(policy.name, units, dense, images=images, device=self.device, started=self.started)
-
-    def _info(self, noise: Noise | None) -> RunInfo:
-        batch = self.rows.batch
-        return RunInfo(
-            self.schedule,
-            self.model.config.depth,
-            batch,
-            self.guide.guided,
-            self.conditioning.negative is not None,
-            tuple(range(batch)) if noise is None else tuple(noise.seeds),
-            self.prefix,
-        )

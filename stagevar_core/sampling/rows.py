@@ -1,8 +1,10 @@
 """Which rows of guidance run, with all that they own: conditioning, KV cache, what a policy remembers."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from ..acceleration.policy import PolicyRun
 from ..conditioning.types import Conditioning
@@ -34,6 +36,20 @@ class GuidanceRows:
     def both(self) -> bool:
         """Whether every image has two."""
         return self.conditional and self.unconditional
+
+    @property
+    def kept(self) -> str:
+        """Which of the rows of every image there are, a word of :data:`KEPT`."""
+        return next(name for name, rows in KEPT.items() if rows == (self.conditional, self.unconditional))
+
+    def with_batch(self, batch: int) -> "GuidanceRows":
+        """The same rows of other images."""
+        return replace(self, batch=batch)
+
+    def rows_of(self, images: Sequence[int]) -> Tensor:
+        """The places (n,) of the rows of these images, in their order."""
+        halves = range(self.conditional + self.unconditional)
+        return torch.tensor([half * self.batch + image for half in halves for image in images])
 
     def narrow(self, kept: str) -> tuple["GuidanceRows", slice | None]:
         """The rows after ``kept`` ('both', 'conditional', 'unconditional'), and the slice that leaves them.
@@ -93,19 +109,38 @@ class Rows:
         """
         if not self.guided:
             kept = "conditional"
-        self.running, remaining = self.running.narrow(kept)
+        remaining = self._drop(kept)
         if remaining is None:
             return
-        if kept == "unconditional" and self._conditioning.negative is not None:
-            # The other rows followed the negative prompt. The null text goes on from what was drawn for the
-            # prompt, so that the image is never finished under the text that it should avoid.
-            remaining = slice(0, self.batch)
-            self.conditioned = self._null()
-        else:
-            self.conditioned = self.conditioned.narrow(remaining)
         self.turns = []
         self.cache = self.cache.narrow(remaining, room)
         policy_run.narrow(remaining)
+
+    def _drop(self, kept: str) -> slice | None:
+        """Keep these rows and what they are conditioned on; the slice that leaves their keys and values."""
+        self.running, remaining = self.running.narrow(kept)
+        if remaining is not None and kept == "unconditional" and self._conditioning.negative is not None:
+            # The other rows followed the negative prompt. The null text goes on from what was drawn for the
+            # prompt, so that the image is never finished under the text that it should avoid.
+            self.conditioned = self._null()
+            return slice(0, self.batch)
+        if remaining is not None:
+            self.conditioned = self.conditioned.narrow(remaining)
+        return remaining
+
+    def fan_out(self, conditioning: Conditioning, images: Sequence[int], cache: KVCache) -> None:
+        """From now on the rows are those of other images, each of which goes on from one of those that ran.
+
+        ``conditioning``, ``cache``: theirs. ``images``: the one that each goes on from.
+        """
+        rows = self.running.rows_of(images).to(self.device)
+        self._conditioning, self.running = conditioning, self.running.with_batch(len(images))
+        self.conditioned, self.cache = self.conditioned.pick(images, rows), cache
+
+    def take_over(self, running: GuidanceRows, cache: KVCache) -> None:
+        """Go on with the rows of these images that an earlier run left, and their keys and values."""
+        self._drop(running.kept)
+        self.cache = cache
 
     def _null(self) -> Conditioned:
         """The state of the model's own null text or class."""

@@ -12,7 +12,7 @@ from ..acceleration.policy import ScalePlan
 from ..costs import Flops, UnitCosts, Work, counted
 from ..devices import synchronise
 from ..network.cache import CachePair, KVCache
-from ..schedule import Prefix, Scale
+from ..schedule import Prefix, Scale, ScaleSchedule
 
 VERSION = 1
 
@@ -238,6 +238,14 @@ class Recorder:
             kv_length=sum(map(cache.length, range(depth))) / depth,
             kv_bytes=cache.bytes,
             note=plan.note,
+        )
+
+    def stopped(self, count: int, schedule: ScaleSchedule) -> None:
+        """The run ends after its first ``count`` scales; says what that is of the dense picture."""
+        whole, last = sum(flops.total for flops in self._dense.values()), schedule[count - 1]
+        self.trace.notes.append(
+            f"stopped after scale {count} of {len(schedule)} ({last.width}x{last.height} tokens): "
+            f"{self.trace.flops / whole:.1%} of the FLOPs of the whole dense picture"
         )
 
     def resume(self) -> None:

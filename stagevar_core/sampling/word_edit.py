@@ -18,6 +18,7 @@ from ..models.contract import Quantizer
 from ..models.guidance import per_scale
 from ..schedule import Scale, ScaleSchedule
 from .editing import Known
+from .result import ScaleCodes
 from .settings import SamplingSettings
 
 STRENGTH = 0.5
@@ -36,6 +37,15 @@ class WordEdit:
     features: Tensor
     strength: float = STRENGTH
     first: int = 0
+
+    @property
+    def uniform(self) -> bool:
+        """All pictures may be made in one run."""
+        return True
+
+    def lead(self, index: int) -> tuple[()]:
+        """No scale is settled before the run."""
+        return ()
 
     def image(self, index: int) -> "WordEdit":
         """That of one picture."""
@@ -98,7 +108,10 @@ class WordRun:
         self.limit = _BITS * (1.0 - edit.strength)
         self.seen: Tensor | None = None  # (B, 1, h, w), mean disagreement of the bits of a token
 
-    def at(self, scale: Scale, f_hat: Tensor, raw: Tensor | None) -> Known:
+    def settled(self, scale: Scale) -> None:
+        """No scale is: its codes make up for what was drawn before it."""
+
+    def at(self, scale: Scale, f_hat: Tensor, raw: Tensor | None) -> Known | ScaleCodes:
         """The source's codes at a scale, and where they stay.
 
         ``raw``: logits (2B, L, V) of the new prompts and of the sources', None where not both ran.
@@ -109,7 +122,7 @@ class WordRun:
         elif self.seen is not None:
             self.seen = F.interpolate(self.seen, size=scale.grid, mode="bilinear", align_corners=False)
         if self.seen is None or scale.index < self.edit.first:
-            return Known(bits, None)
+            return ScaleCodes(bits)
         drawn = (self.seen >= self.limit).flatten(1).to(f_hat.dtype)
         return Known(bits, self.quantizer.spread(drawn, scale)[:, 0] == 0.0)
 

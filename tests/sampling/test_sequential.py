@@ -23,6 +23,7 @@ from stagevar_core.sampling.editing import KnownCodes
 from stagevar_core.sampling.generate import generate
 from stagevar_core.sampling.loop import Run
 from stagevar_core.sampling.noise import SeededNoise
+from stagevar_core.sampling.passage import Passage
 from stagevar_core.sampling.result import Generation, Monitor
 from stagevar_core.sampling.settings import SamplingSettings
 from stagevar_core.schedule import Scale, ScaleSchedule
@@ -157,7 +158,9 @@ def test_half_of_the_cache_waits_elsewhere() -> None:
 
     model = tiny_infinity(depth=6)
     current = Run(model, prompts(5), SQUARE, GREEDY, sdpa, "cpu", sequential=True, offload="cpu")
-    current.generate(None, model.quantizer(), OFF, Watch(), KnownCodes())
+    given, every = KnownCodes(), len(SQUARE)
+    passage = Passage.of(given, prompts(5), (0,), every, (), None, apart=True)
+    current.generate(None, model.quantizer(), OFF, Watch(), given, passage)
     stored = SQUARE.tokens - SQUARE.final.tokens
     per_token = 2 * model.config.width * 4
     # The keys of the last scale are not stored; they pass through memory that all layers share.

@@ -1,0 +1,49 @@
+"""The state of runs inside core latents, as bytes in channels behind those of the tokenizer.
+
+Core nodes that pick, repeat, join, save and load latents move all channels of a picture together, and drop
+or leave alone whatever else a latent holds. Bytes are whole numbers up to 255, which every dtype of latents
+holds exactly. In front of them is a channel of one number: it stays so where a node scales or cuts the latent,
+whose bytes are then lost and whose picture is still one.
+"""
+
+import torch
+from torch import Tensor
+
+from ...stagevar_core.sampling.state import RunState
+
+_MARK = 85.0
+
+
+def carry(latent: Tensor, state: RunState) -> Tensor:
+    """A latent (B, C, h, w) with as many channels behind it as the state of its images needs."""
+    batch, _, height, width = latent.shape
+    images = [state.to_bytes(index) for index in range(batch)]
+    channels = -(-max(map(len, images)) // (height * width))
+    padded = b"".join(image.ljust(channels * height * width, b"\0") for image in images)
+    behind = torch.frombuffer(bytearray(padded), dtype=torch.uint8).reshape(batch, channels, height, width)
+    mark = torch.full_like(latent[:, :1], _MARK)
+    return torch.cat((latent, mark, behind.to(latent)), dim=1)
+
+
+def visible(samples: Tensor, channels: int) -> Tensor:
+    """The tokenizer's ``channels`` of samples (B, C, h, w), where the others are what a run left."""
+    if samples.dim() != 4 or samples.shape[1] <= channels or 0 in samples.shape:
+        return samples
+    low, high = samples[:, channels].float().aminmax()
+    even = bool(high - low <= 1e-3 * high) and bool(high > 0)
+    return samples[:, :channels] if even else samples
+
+
+def carried(samples: Tensor, channels: int) -> RunState | None:
+    """The state behind the tokenizer's ``channels``; None where there is none, or other nodes changed it.
+
+    ``ValueError`` for the state of a newer version, and for pictures that do not belong together.
+    """
+    if visible(samples, channels) is samples:
+        return None
+    behind = samples[:, channels + 1 :]
+    numbers = behind.float()
+    if not bool(((numbers >= 0) & (numbers <= 255) & (numbers == numbers.round())).all()):
+        return None
+    data = numbers.to(torch.uint8).cpu().contiguous()
+    return RunState.from_bytes([image.numpy().tobytes() for image in data])

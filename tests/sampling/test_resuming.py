@@ -1,0 +1,227 @@
+"""Runs that stop, are picked from and go on end where they would have ended, bit for bit."""
+
+import pytest
+import torch
+
+from stagevar_core.acceleration.presets import PRESETS, preset
+from stagevar_core.sampling.generate import generate
+from stagevar_core.sampling.loop import GONE_ON
+from stagevar_core.sampling.noise import SeededNoise
+from stagevar_core.sampling.paused import PausedRun
+from stagevar_core.sampling.result import Generation, Monitor
+from stagevar_core.sampling.settings import SamplingSettings
+from stagevar_core.sampling.state import RunState
+from stagevar_core.schedule import Scale, ScaleSchedule
+from tests.support.capability import FAMILIES, Family, encoded_texts
+from tests.support.tiny import FAR, tiny_infinity
+
+SETTINGS = SamplingSettings(cfg_scale=3.0, temperature=1.0)
+HALF = Family(
+    "infinity in bfloat16",
+    lambda schedule: tiny_infinity(spread=FAR, dtype=torch.bfloat16),
+    encoded_texts,
+)
+BY_NAME = {family.name: family for family in (*FAMILIES, HALF)}
+PICKED = ["infinity", "infinity in bfloat16", "infinity that edits", "var", "star with its sampler"]
+SEED, BATCH = 11, 3
+
+
+class Draws:
+    """One family on its first schedule."""
+
+    def __init__(self, family: Family, name: str = "off", settings: SamplingSettings = SETTINGS) -> None:
+        self.schedule = ScaleSchedule.of(family.grids[0])
+        self.model, self.quantizer = family.build(self.schedule), family.quantizer(self.schedule)
+        self.texts, self.policy, self.settings = family.condition(BATCH), preset(name), settings
+
+    def __call__(self, images=range(BATCH), seeds=None, **options) -> Generation:
+        """A run of these images with their own seeds, or with others."""
+        options.setdefault("policy", self.policy)
+        settings, noise = options.pop("settings", self.settings), SeededNoise(SEED, BATCH)
+        noise = noise_of(seeds or [noise.seeds[image] for image in images])
+        asked = (self.model, options.pop("texts", self.texts).images(list(images)), self.schedule, settings)
+        return generate(*asked, noise=noise, quantizer=self.quantizer, **options)
+
+    def state(self, generation: Generation) -> RunState:
+        """What a stopped run handed on, written and read as bytes."""
+        state = RunState.of(generation, SeededNoise(SEED, BATCH).seeds, self.settings, model="m")
+        read = RunState.from_bytes([state.to_bytes(index) + b"\0\0" for index in range(BATCH)])
+        assert read is not None
+        return read
+
+
+class noise_of(SeededNoise):  # noqa: N801 - reads as what it makes
+    """Draws for any seeds, not only for those that follow each other."""
+
+    def __init__(self, seeds) -> None:
+        super().__init__(0, len(seeds))
+        self.seeds = tuple(seeds)
+        for generators in (self._generators, self._second):
+            for generator, seed in zip(generators, seeds, strict=True):
+                generator.manual_seed(seed)
+
+
+def same(found: Generation, whole: Generation, images=range(BATCH)) -> bool:
+    """Whether the images have the same latents and the same codes, bit for bit."""
+    if not torch.equal(found.f_hat, whole.f_hat[list(images)]):
+        return False
+    pairs = [(found.image(at), whole.image(image)) for at, image in enumerate(images)]
+    return all(
+        (a is None and b is None) or (a is not None and b is not None and torch.equal(a, b))
+        for first, second in pairs
+        for one, other in zip(first, second, strict=True)
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+@pytest.mark.parametrize("family", BY_NAME.values(), ids=lambda family: family.name)
+def test_a_stopped_run_goes_on_to_the_same_end(family: Family, name: str) -> None:
+    """At every scale, from its codes alone and from its kept keys and values."""
+    draws = Draws(family, name)
+    whole = draws()
+    for until in range(1, len(draws.schedule)):
+        paused = PausedRun()
+        draft = draws(until=until, paused=paused)
+        assert len(draft.scales) == until and len(draft.trace.scales) == until
+        state = draws.state(draft)
+        assert same(draws(resumed=state), whole), f"{until} scales, from codes"
+        kept = draws(resumed=state, paused=paused)
+        assert same(kept, whole), f"{until} scales, kept"
+        assert all(not scale.ran and scale.note == GONE_ON for scale in kept.trace.scales[:until])
+        assert kept.trace.flops < whole.trace.flops
+
+
+@pytest.mark.parametrize("images", [(1,), (2, 0), (1, 1), (0, 1, 2, 1)], ids=str)
+@pytest.mark.parametrize("name", ["off", "balanced", "paper", "auto", "skipvar"])
+@pytest.mark.parametrize(
+    "family", ["infinity", "infinity in bfloat16", "infinity that edits", "var", "star with its sampler"]
+)
+def test_picked_images_go_on_as_in_their_batch(family: str, name: str, images: tuple[int, ...]) -> None:
+    """Their codes to the bit; the convolution of a codebook's tokenizer rounds by the number of images."""
+    draws, until = Draws(BY_NAME[family], name), 4
+    whole, paused = draws(), PausedRun()
+    state = draws.state(draws(until=until, paused=paused)).pick(images)
+    for found in (draws(images, resumed=state), draws(images, resumed=state, paused=paused)):
+        for place, image in enumerate(images):
+            for one, other in zip(found.image(place), whole.image(image), strict=True):
+                assert one.drawn is other.drawn is None or torch.equal(one.drawn, other.drawn)
+        assert torch.allclose(found.f_hat, whole.f_hat[list(images)], rtol=0, atol=1e-6)
+
+
+def test_two_stops_lead_to_the_same_end() -> None:
+    draws, paused = Draws(BY_NAME["infinity"], "balanced"), PausedRun()
+    first = draws.state(draws(until=2, paused=paused))
+    second = draws.state(draws(until=4, resumed=first, paused=paused))
+    assert second.scales == 4 and same(draws(resumed=second, paused=paused), draws())
+
+
+@pytest.mark.parametrize("changed", ["preset", "prompt", "cfg", "model"])
+def test_what_is_kept_of_another_run_is_not_used(changed: str) -> None:
+    """The scales run again on their codes, and the result does not depend on what was kept."""
+    draws, paused = Draws(BY_NAME["infinity"], "balanced"), PausedRun()
+    state = draws.state(draws(until=4, paused=paused))
+    options = {
+        "preset": {"policy": preset("off")},
+        "prompt": {"texts": BY_NAME["infinity"].condition(BATCH, negative=True)},
+        "cfg": {"settings": SamplingSettings(cfg_scale=2.0, temperature=1.0)},
+        "model": {},
+    }[changed]
+    if changed == "model":
+        draws.model = BY_NAME["infinity"].build(draws.schedule)
+    kept, again = draws(resumed=state, paused=paused, **options), draws(resumed=state, **options)
+    assert same(kept, again) and all(scale.note != GONE_ON for scale in kept.trace.scales)
+    assert all(torch.equal(a, b.drawn) for a, b in zip(again.codes[:4], state.joined(), strict=True))
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_variations_of_one_picture_run_its_first_scales_once(family: Family) -> None:
+    draws, until, images, seeds = Draws(family), 3, (0, 0, 1, 0, 1), (5, 6, 7, 8, 9)
+    state = draws.state(draws()).first(until).pick(images)
+    together = draws(images, seeds, resumed=state)
+    rows = [scale.rows for scale in together.trace.scales]
+    assert rows == [2 * 2] * until + [2 * 5] * (len(rows) - until)
+    for place, (image, seed) in enumerate(zip(images, seeds, strict=True)):
+        alone = draws([image], [seed], resumed=state.pick([place]))
+        assert all(
+            torch.equal(a.drawn[0], b.drawn[place])
+            for a, b in zip(alone.scales, together.scales, strict=True)
+        )
+        # The convolution of a codebook's tokenizer rounds by the number of images.
+        assert torch.allclose(alone.f_hat[0], together.f_hat[place], rtol=0, atol=1e-6)
+    late = sum(scale.flops.total for scale in together.trace.scales[until:])
+    assert sum(scale.flops.total for scale in together.trace.scales) - late < 0.5 * sum(
+        scale.dense.total for scale in together.trace.scales[:until]
+    )
+
+
+def test_a_scale_that_was_skipped_stays_skipped() -> None:
+    """`balanced` skips scales; going on with `off` behind them must not draw them after all."""
+    draws = Draws(BY_NAME["infinity"], "turbo")
+    whole = draws()
+    skipped = [scale.drawn is None for scale in whole.scales]
+    assert any(skipped), "this preset skips a scale here"
+    until = skipped.index(True) + 1
+    found = draws(resumed=draws.state(draws(until=until)), policy=preset("off"))
+    assert [code is None for code in found.codes[:until]] == skipped[:until]
+
+
+def test_smooth_mixtures_go_on_bit_for_bit() -> None:
+    settings = SamplingSettings(cfg_scale=3.0, temperature=1.0, smooth=True)
+    draws = Draws(BY_NAME["var"], "off", settings)
+    assert same(draws(resumed=draws.state(draws(until=3))), draws())
+
+
+def test_a_run_that_stopped_says_what_it_cost() -> None:
+    draws = Draws(BY_NAME["infinity"])
+    draft, whole = draws(until=4), draws()
+    share = draft.trace.flops / whole.trace.dense_flops
+    assert any(f"{share:.1%} of the FLOPs of the whole dense picture" in note for note in draft.trace.notes)
+
+
+def test_nothing_of_a_stopped_run_stays_without_a_place_for_it() -> None:
+    draws, blocks = Draws(BY_NAME["infinity"]), []
+
+    class Count(Monitor):
+        def block(self, scale: Scale, layer: int) -> None:
+            blocks.append(scale.index)
+
+    state = draws.state(draws(until=3))
+    draws(resumed=state, monitor=Count())
+    assert set(blocks) == set(range(len(draws.schedule)))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda data: data[:-8], "damaged"),
+        (lambda data: data[:40] + bytes([data[40] ^ 1]) + data[41:], "damaged"),
+        (lambda data: data[:8] + b"\xff\0" + data[10:], "update"),
+    ],
+    ids=["cut", "changed", "newer"],
+)
+def test_damaged_states_are_refused(damage, message: str) -> None:
+    draws = Draws(BY_NAME["infinity"])
+    state = RunState.of(draws(until=3), (1, 2, 3), SETTINGS)
+    with pytest.raises(ValueError, match=message):
+        RunState.from_bytes([damage(state.to_bytes(0))])
+
+
+def test_other_bytes_are_no_state() -> None:
+    assert RunState.from_bytes([b"\0" * 100]) is None and RunState.from_bytes([b""]) is None
+
+
+def test_states_of_other_runs_are_refused_by_name() -> None:
+    draws = Draws(BY_NAME["infinity"])
+    state = draws.state(draws(until=3))
+    other = Draws(BY_NAME["infinity patchified"])
+    with pytest.raises(ValueError, match="codes of scale 0 have the shape"):
+        other(resumed=state)
+    with pytest.raises(ValueError, match="3 images are to go on with 2 prompts"):
+        draws((0, 1), resumed=state)
+    with pytest.raises(ValueError, match="choose at most 3"):
+        state.first(4)
+    with pytest.raises(ValueError, match="one model, size and scale"):
+        RunState.from_bytes([state.to_bytes(0), state.first(2).to_bytes(1)])
+    with pytest.raises(ValueError, match="until"):
+        draws(until=0)
