@@ -2,8 +2,8 @@
 
 Core nodes that pick, repeat, join, save and load latents move all channels of a picture together, and drop
 or leave alone whatever else a latent holds. Bytes are whole numbers up to 255, which every dtype of latents
-holds exactly. In front of them is a channel of one number: it stays so where a node scales or cuts the latent,
-whose bytes are then lost and whose picture is still one.
+holds exactly. In front of them is a channel of one number. It stays so where a node scales or cuts the
+latent, whose bytes are then lost and whose picture is still one.
 """
 
 import torch

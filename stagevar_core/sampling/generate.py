@@ -48,20 +48,18 @@ def generate(  # noqa: PLR0913 - independent collaborators, each with one owner
 ) -> Generation:
     """Generate one image per prompt or class.
 
-    ``noise`` may be None for greedy sampling. ``quantizer`` defaults to the model's own; it is the
-    tokenizer's where that has a codebook. ``known``: codes of the first scales on the latent grid, which
-    replace the sampled ones (the sampler still draws for them). ``masks``: where they do, (B or 1, h, w)
-    booleans of as many scales. ``words``: pictures whose prompt changes, in place of both. ``device``: where
-    to run, as weights may be offloaded. ``sequential``: less memory for the same result: every block runs on
+    ``noise``: None for greedy sampling. ``quantizer``: the model's own, or the tokenizer's where that has a
+    codebook. ``known``: codes of the first scales on the latent grid; their draws are passed over. ``masks``:
+    where they count, (B or 1, h, w) booleans of as many scales. ``words``: pictures whose prompt changes, in
+    place of both. ``device``: where to run. ``sequential``: less memory for the same result: every block runs on
     the conditional rows, then on the unconditional ones. ``offload``: where keys and values of the latter
     wait meanwhile; about half of the cache less there. ``kept``: spares the pass over what precedes the
     scales where an earlier call with it had the same picture, texts and model.
 
-    ``until``: scales after which the run stops; None runs all. ``resumed``: what runs that stopped have added
-    (:class:`RunState`), from which this one goes on, in place of ``known``; with the same settings and seeds
-    it ends where they would have ended. ``paused``: the state of runs that stopped; this one leaves its own
-    there, and finds there what it goes on from, where that is the same in every respect. Scales that several
-    images have in common run once for all of them. Raises ``ValueError`` for settings that cannot be used.
+    ``until``: scales after which the run stops; None runs all. ``resumed``: what runs that stopped have added,
+    from which this one goes on; with the same settings and seeds it ends where they would have ended.
+    ``paused``: their state, where that is the same in every respect; a run that stops leaves its own there.
+    Scales that several images have in common run once for all of them. Raises ``ValueError`` for settings that cannot be used.
     """
     signed(model).check(schedule)
     settings.validate(len(schedule), model.config.depth)
@@ -71,7 +69,7 @@ def generate(  # noqa: PLR0913 - independent collaborators, each with one owner
     quantizer = quantizer or model.quantizer()
     batch = conditioning.batch
     until = len(schedule) if until is None else whole("until", until, 1, len(schedule))
-    ways: list[Given] = [known_codes(known, masks, schedule, quantizer, batch)] if known else []
+    ways: list[Given] = [known_codes(known, masks, schedule, quantizer, batch)] if known or masks else []
     ways += [way for way in (words, resumed) if way is not None]
     given = _checked(ways, conditioning, settings, schedule, quantizer)
     images = [_Part(conditioning, noise, given)]
