@@ -46,20 +46,19 @@ def generate(  # noqa: PLR0913 - independent collaborators, each with one owner
     resumed: RunState | None = None,
     paused: PausedRun | None = None,
 ) -> Generation:
-    """Generate one image per prompt or class.
+    """Generate one image per prompt or class; ``ValueError`` for settings that cannot be used.
 
     ``noise``: None for greedy sampling. ``quantizer``: the model's own, or the tokenizer's where that has a
     codebook. ``known``: codes of the first scales on the latent grid; their draws are passed over. ``masks``:
     where they count, (B or 1, h, w) booleans of as many scales. ``words``: pictures whose prompt changes, in
-    place of both. ``device``: where to run. ``sequential``: less memory for the same result: every block runs on
-    the conditional rows, then on the unconditional ones. ``offload``: where keys and values of the latter
-    wait meanwhile; about half of the cache less there. ``kept``: spares the pass over what precedes the
-    scales where an earlier call with it had the same picture, texts and model.
+    place of both. ``device``: where to run. ``sequential``: less memory for the same result: every block runs
+    on the conditional rows, then on the others. ``offload``: where keys and values of the latter wait
+    meanwhile. ``kept``: spares the pass over what precedes the scales where an earlier call had the same.
 
-    ``until``: scales after which the run stops; None runs all. ``resumed``: what runs that stopped have added,
-    from which this one goes on; with the same settings and seeds it ends where they would have ended.
+    ``until``: scales after which the run stops; None runs all. ``resumed``: what runs that stopped have
+    added, from which this one goes on; with the same settings and seeds it ends where they would have ended.
     ``paused``: their state, where that is the same in every respect; a run that stops leaves its own there.
-    Scales that several images have in common run once for all of them. Raises ``ValueError`` for settings that cannot be used.
+    Scales that several images have in common run once for all of them.
     """
     signed(model).check(schedule)
     settings.validate(len(schedule), model.config.depth)
