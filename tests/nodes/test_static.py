@@ -29,6 +29,10 @@ CORE = {
     "PreviewImage": (["images"], 0),
     "SolidMask": ([], 3),
     "MaskComposite": (["destination", "source"], 3),
+    "VAEEncode": (["pixels", "vae"], 0),
+    "SetLatentNoiseMask": (["samples", "mask"], 0),
+    "ImageCrop": (["image"], 4),
+    "ImagePadForOutpaint": (["image"], 5),
 }
 NOTES = {"Note", "MarkdownNote", "Reroute"}  # the page's own, which run nothing
 HUBS = (
@@ -101,6 +105,8 @@ def schemas() -> dict[str, tuple[list[str], int]]:
         "StageVARRestore": schema_of("restoring.py"),
         "StageVARClassLabel": schema_of("labels.py"),
         "StageVAREdit": schema_of("editing.py"),
+        "StageVARMaskPreview": schema_of("mask_preview.py"),
+        "StageVARPasteBack": schema_of("paste_back.py"),
         "StageVARAccelerate": schema_of("acceleration.py"),
         "StageVARStageSchedule": schema_of("schedules.py"),
         "StageVARStageReport": schema_of("report.py"),
