@@ -80,17 +80,17 @@ def inpaint_latent(graph: Graph) -> None:
 
 
 def outpaint(graph: Graph) -> None:
-    """The left half of a picture, continued to the right."""
+    """The left part of a picture, continued to the right."""
     loaded, text, decoded, _ = begun(graph)
     cut = graph.add(
         *("ImageCrop", (1720, -760), (270, 150)),
         title="The picture to extend",
-        **{"image": (decoded, "IMAGE"), "width": 64, "height": 128, "x": 0, "y": 0},
+        **{"image": (decoded, "IMAGE"), "width": 72, "height": 128, "x": 0, "y": 0},
     )
     padded = graph.add(
         *("ImagePadForOutpaint", (2070, -760), (310, 180)),
         title="How far it is extended",
-        **{"image": (cut, "IMAGE"), "left": 0, "top": 0, "right": 64, "bottom": 0, "feathering": 0},
+        **{"image": (cut, "IMAGE"), "left": 0, "top": 0, "right": 56, "bottom": 0, "feathering": 28},
     )
     asked, sampler, pasted, saved = drawn_anew(
         graph, 2580, loaded, (padded, "IMAGE"), (padded, "MASK"), seed=3
