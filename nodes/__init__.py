@@ -9,6 +9,8 @@ from .editing import EditNode
 from .labels import ClassLabel
 from .load import Load
 from .loaders import LoadModel, LoadTextEncoder, LoadTokenizer
+from .mask_preview import MaskPreview
+from .paste_back import PasteBack
 from .report import Report
 from .restoring import Restore
 from .rewording import ChangeWords
@@ -24,7 +26,7 @@ class StageVARExtension(ComfyExtension):
         register_folder()
         loaders = [Load, LoadModel, LoadTokenizer, LoadTextEncoder]
         compilers = [Compile, CompileVAE]
-        makers = [EditNode, ChangeWords, Sampler, EditByText, Restore]
+        makers = [EditNode, MaskPreview, ChangeWords, Sampler, PasteBack, EditByText, Restore]
         return [*loaders, ClassLabel, Accelerate, Schedule, *compilers, *makers, Report]
 
 

@@ -5,13 +5,10 @@ import logging
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..stagevar_core.checks import inside
-from ..stagevar_core.sampling.editing import scale_masks
 from .host import sockets
 from .host.attached import Patcher
-from .host.edit import Edit
+from .host.inpainting import image_edit
 from .host.pairing import checked_pair
-from .host.pictures import fitted, fitted_mask
 from .host.schema import CATEGORY, Node, Schema, StageEditType, VarModel, describe
 from .host.vae import TokenizerVAE
 
@@ -62,29 +59,12 @@ class EditNode(Node):
 
     @classmethod
     def execute(cls, model: Patcher, vae: TokenizerVAE, image: Tensor, mask: Tensor) -> io.NodeOutput:
-        """An :class:`Edit` of images (B, H, W, C) in 0..1 and a mask, 1 where they are drawn anew.
+        """The edit of images (B, H, W, C) in 0..1 and a mask, 1 where they are drawn anew.
 
         Raises ``ValueError`` naming the input for models that do not belong together.
         """
         pair = checked_pair(model, vae)
-        image, mask = sockets.image("image", image), sockets.mask("mask", mask)
-        with inside("image: its "):
-            schedule = pair.trained.snap(*image.shape[1:3])
-        size, patch = pair.trained.image_size(schedule), pair.network.config.patch
-        codes = pair.vae.codes(fitted(image, size), schedule, patch)
-        masks = scale_masks(1.0 - fitted_mask(mask, image, size), schedule, patch)
-        notes = _notes(masks[-1])
-        for note in notes:
+        edit = image_edit(pair, sockets.image("image", image), sockets.mask("mask", mask))
+        for note in edit.notes:
             _LOG.warning("StageVAR: %s", note)
-        edit = Edit(schedule, tuple(codes), tuple(masks), size, pair.vae.checkpoint.source, notes)
         return io.NodeOutput(edit)
-
-
-def _notes(kept: Tensor) -> tuple[str, ...]:
-    """That a mask selects nothing, from where the last scale stays (pictures or 1, h, w)."""
-    empty = [str(number) for number, mask in enumerate(kept, 1) if bool(mask.all())]
-    if not empty:
-        return ()
-    if len(empty) == len(kept):
-        return ("the mask selects nothing; the picture stays as it is",)
-    return (f"the mask selects nothing of picture {', '.join(empty)}, which stays as it is",)

@@ -6,13 +6,15 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..stagevar_core.checks import inside
 from ..stagevar_core.models.star_sampler import MODES
 from .host import sockets
 from .host.attached import Patcher, policy_of
 from .host.conditioning import HostConditioning, conditioning_of
 from .host.drawing import draw, drawing_inputs, report_output, settings_of
 from .host.edit import Edit
-from .host.pairing import checked_pair
+from .host.inpainting import Start, latent_start
+from .host.pairing import Pair, checked_pair
 from .host.running import Job
 from .host.schema import CATEGORY, Node, Schema, StageEditType, VarModel, describe
 from .host.vae import TokenizerVAE
@@ -67,6 +69,7 @@ class Sampler(Node):
         positive: HostConditioning,
         negative: HostConditioning | None = None,
         edit: Edit | None = None,
+        latent: Mapping[str, Any] | None = None,
         **values: Any,
     ) -> io.NodeOutput:
         """The latent (batch, C, h, w), the report of a run, and on the node what it did.
@@ -76,26 +79,48 @@ class Sampler(Node):
         """
         wanted = checked(_inputs(), _mended(values))
         pair = checked_pair(model, vae)
-        network, asked, batch = pair.network, (wanted["height"], wanted["width"]), wanted["batch_size"]
+        network = pair.network
         for field, given in (("positive", positive), ("negative", negative)):
             if field == "positive" or given is not None:
                 sockets.conditioning(field, given)
         against = negative
-        if edit is not None:
-            sockets.edit("edit", edit).check(pair.vae.checkpoint.source, pair.trained)
-            asked, against = edit.size, edit.prompt or negative
-        schedule = pair.trained.snap(*asked)
+        start = _start(pair, wanted, edit, latent)
+        against = (start.edit.prompt if start.edit else None) or negative
+        with inside("latent: its " if latent is not None else ""):
+            schedule = pair.trained.snap(*start.size)
         settings = settings_of(network, wanted)
         settings.validate(len(schedule), network.config.depth)
-        conditioning, notes = conditioning_of(network, positive, against, batch)
+        conditioning, notes = conditioning_of(network, positive, against, start.batch)
         if negative is not None and against is not negative:
             notes = (*notes, _ASIDE)
         size = pair.trained.image_size(schedule)
-        made = _made(size, asked, batch)
+        made = _made(size, start.size, start.batch)
         policy = policy_of(pair.model.model_options)
-        job = Job(pair.model, pair.vae, conditioning, schedule, settings, wanted["seed"], policy, edit)
-        drawn = draw(job, size, made, (*notes, *(edit.notes if edit else ())))
+        job = Job(pair.model, pair.vae, conditioning, schedule, settings, wanted["seed"], policy, start.edit)
+        drawn = draw(job, size, made, (*notes, *start.notes))
         return io.NodeOutput(drawn.latent, drawn.report, ui={"text": drawn.lines})
+
+
+def _start(pair: Pair, wanted: Mapping[str, Any], edit: object, latent: object) -> Start:
+    """Size, number and kept parts of the pictures; ``ValueError`` where two inputs say them."""
+    if edit is not None and latent is not None:
+        raise ValueError(
+            "edit and latent: both are connected, and each says what is kept and how large the picture is; "
+            "connect one of them"
+        )
+    asked, batch = (wanted["height"], wanted["width"]), wanted["batch_size"]
+    if edit is not None:
+        given = sockets.edit("edit", edit)
+        given.check(pair.vae.checkpoint.source, pair.trained)
+        return Start(given.size, batch, given, given.notes)
+    if latent is None:
+        return Start(asked, batch)
+    start = latent_start(pair, latent, batch, _MAX_BATCH)
+    notes = start.notes if start.edit is None else (*start.notes, *start.edit.notes)
+    if start.size != asked:
+        size = f"{start.size[1]} x {start.size[0]}"
+        notes = (f"width and height are set aside: the latent is {size}", *notes)
+    return start._replace(notes=notes)
 
 
 def _inputs() -> list[io.Input]:
@@ -179,6 +204,14 @@ def _way_inputs() -> list[io.Input]:
             optional=True,
             tooltip="From StageVAR Inpaint: a picture of which a part is drawn anew; or from StageVAR Change "
             "Words. Width and height are then those of the picture.",
+        ),
+        describe(
+            io.Latent.Input,
+            "latent",
+            optional=True,
+            tooltip="In place of width and height: a latent, whose pictures are as many. From VAE Encode and "
+            "Set Latent Noise Mask the part under the mask is drawn anew and the rest stays; without a mask "
+            "only its size counts.",
         ),
     ]
 

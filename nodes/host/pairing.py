@@ -32,23 +32,35 @@ def checked_pair(model: object, vae: object, *, restores: bool = False, edits: b
 
     Raises ``ValueError`` naming the input that does not fit.
     """
-    patcher, tokenizer = sockets.model("model", model), sockets.vae("vae", vae)
+    patcher, tokenizer = checked_model(model, restores=restores, edits=edits), sockets.vae("vae", vae)
     checkpoint = patcher.model.checkpoint
-    try:
-        check_restores(checkpoint, restores)
-        check_edits(checkpoint, edits)
-    except CheckpointError as error:
-        raise ValueError(f"model: {error}") from error
     try:
         check_pairing(checkpoint, tokenizer.checkpoint)
     except CheckpointError as error:
         raise ValueError(_wrong_vae(checkpoint, tokenizer.checkpoint) or f"vae: {error}") from error
+    return Pair(patcher, tokenizer, trained_of(patcher))
+
+
+def checked_model(model: object, *, restores: bool = False, edits: bool = False) -> Patcher:
+    """A VAR_MODEL that makes pictures, or ``restores`` or ``edits`` them; ``ValueError`` for another."""
+    patcher = sockets.model("model", model)
+    try:
+        check_restores(patcher.model.checkpoint, restores)
+        check_edits(patcher.model.checkpoint, edits)
+    except CheckpointError as error:
+        raise ValueError(f"model: {error}") from error
+    return patcher
+
+
+def trained_of(model: Patcher) -> AspectTable:
+    """The sizes that a model was trained on; ``ValueError`` where nothing says them."""
+    checkpoint = model.model.checkpoint
     if checkpoint.trained is None:
         raise ValueError(
             f"model: {checkpoint.source} does not say which sizes it was trained on, and its number "
             "of scales is not that of a published model. Convert it with its settings"
         )
-    return Pair(patcher, tokenizer, checkpoint.trained)
+    return checkpoint.trained
 
 
 def _wrong_vae(model: Checkpoint, vae: Checkpoint) -> str:

@@ -126,7 +126,7 @@ class TokenizerVAE(comfy.sd.VAE):
 
     def codes(self, pixel_samples: Tensor, schedule: ScaleSchedule, patch: int = 1) -> list[Tensor]:
         """What a run of ``schedule`` would draw for an image (B, H, W, 3) in 0..1, scale by scale."""
-        return self._stored(self.features(pixel_samples), schedule, patch)[0]
+        return self.stored(self.features(pixel_samples), schedule, patch)[0]
 
     def decode(self, samples_in: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Images of latents; where memory runs out, in tiles, and where it does so again, in smaller ones.
@@ -223,9 +223,9 @@ class TokenizerVAE(comfy.sd.VAE):
         if schedule is None:
             _LOG.warning("StageVAR: %s", self._other_size(height, width))
             return features
-        return self._stored(features, schedule)[1]
+        return self.stored(features, schedule)[1]
 
-    def _stored(
+    def stored(
         self, features: Tensor, schedule: ScaleSchedule, patch: int = 1
     ) -> tuple[list[Tensor], Tensor]:
         """What is drawn at every scale for these features, and the latent that it adds up to."""

@@ -46,13 +46,19 @@ KINDS = {
     "StageVARSampler": Kind(
         {
             **{"model": "VAR_MODEL", "vae": "VAE", "positive": "CONDITIONING"},
-            **{"negative": "CONDITIONING?", "edit": "STAGE_EDIT?"},
+            **{"negative": "CONDITIONING?", "edit": "STAGE_EDIT?", "latent": "LATENT?"},
         },
         (
             *("seed", "cfg", "temperature", "top_k", "top_p", "width", "height", "batch_size"),
             *("refine", "smooth"),
         ),
         {"latent": "LATENT", "report": "STAGE_REPORT"},
+    ),
+    "StageVARMaskPreview": Kind(
+        {"model": "VAR_MODEL", "image": "IMAGE", "mask": "MASK"}, (), {"mask": "MASK", "tokens": "IMAGE"}
+    ),
+    "StageVARPasteBack": Kind(
+        {"original": "IMAGE", "drawn": "IMAGE", "mask": "MASK"}, ("feather",), {"image": "IMAGE"}
     ),
     "StageVAREditByText": Kind(
         {
@@ -73,6 +79,14 @@ KINDS = {
     "StageVARStageReport": Kind({"report": "STAGE_REPORT"}, (), {"plot": "IMAGE", "json": "STRING"}),
     "CLIPTextEncode": Kind({"clip": "CLIP"}, ("text",), {"CONDITIONING": "CONDITIONING"}),
     "VAEDecode": Kind({"samples": "LATENT", "vae": "VAE"}, (), {"IMAGE": "IMAGE"}),
+    "VAEEncode": Kind({"pixels": "IMAGE", "vae": "VAE"}, (), {"LATENT": "LATENT"}),
+    "SetLatentNoiseMask": Kind({"samples": "LATENT", "mask": "MASK"}, (), {"LATENT": "LATENT"}),
+    "ImageCrop": Kind({"image": "IMAGE"}, ("width", "height", "x", "y"), {"IMAGE": "IMAGE"}),
+    "ImagePadForOutpaint": Kind(
+        {"image": "IMAGE"},
+        ("left", "top", "right", "bottom", "feathering"),
+        {"IMAGE": "IMAGE", "MASK": "MASK"},
+    ),
     "SaveImage": Kind({"images": "IMAGE"}, ("filename_prefix",), {}),
     "PreviewImage": Kind({"images": "IMAGE"}, (), {}),
     "LoadImage": Kind({}, ("image",), {"IMAGE": "IMAGE", "MASK": "MASK"}),
@@ -264,11 +278,17 @@ TITLES = {
     "StageVARAccelerate": "StageVAR Accelerate",
     "StageVAREdit": "StageVAR Inpaint",
     "StageVARSampler": "StageVAR Sampler",
+    "StageVARMaskPreview": "StageVAR Mask Preview",
+    "StageVARPasteBack": "StageVAR Paste Back",
     "StageVAREditByText": "StageVAR Edit by Text",
     "StageVARRestore": "StageVAR Restore",
     "StageVARStageReport": "Stage Report",
     "CLIPTextEncode": "CLIP Text Encode (Prompt)",
     "VAEDecode": "VAE Decode",
+    "VAEEncode": "VAE Encode",
+    "SetLatentNoiseMask": "Set Latent Noise Mask",
+    "ImageCrop": "Image Crop",
+    "ImagePadForOutpaint": "Pad Image for Outpainting",
     "SaveImage": "Save Image",
     "PreviewImage": "Preview Image",
     "LoadImage": "Load Image",

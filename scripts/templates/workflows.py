@@ -7,6 +7,7 @@ from typing import Any
 
 from .files import EDIT_2B, EDIT_8B, EDITS, INFINITY_2B, INFINITY_8B, RESTORER, STAR, VAR, File
 from .graph import COLUMN, Graph
+from .painting import inpaint_latent, outpaint
 from .parts import (
     DRAWN,
     EDITOR,
@@ -327,6 +328,8 @@ DRAW: dict[str, Callable[[Graph], None]] = {
     "14_edit_by_text_VAREdit_8B": lambda g: edit_by_text(g, EDIT_8B, 1024),
     "15_restore_VARestorer": restore_picture,
     "16_generate_edit_restore_2B": everything,
+    "21_inpaint_latent_no_download": inpaint_latent,
+    "22_outpaint_no_download": outpaint,
 }
 
 

@@ -411,3 +411,19 @@ def test_a_picture_is_edited_and_the_second_try_is_said(page: Page, artifacts: P
     reused = f"() => ({SAID})().StageVAREditByText?.some(line => line.includes('of an earlier run'))"
     page.wait_for_function(reused, timeout=5 * MINUTE)
     assert not page.locator(".p-toast-message-error").all_inner_texts()
+
+
+@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])
+@pytest.mark.parametrize("name", ["21_inpaint_latent_no_download", "22_outpaint_no_download"])
+def test_a_part_is_drawn_anew_and_its_tokens_are_shown(
+    page: Page, artifacts: Path, name: str, vue: bool
+) -> None:
+    """Core's latent nodes end in a picture and a preview; nothing lies on top of another."""
+    set_renderer(page, vue)
+    drop(page, name, 4761 + vue)
+    page.keyboard.press("Control+Enter")
+    page.wait_for_function(SHOWN_IMAGE, timeout=5 * MINUTE)
+    assert page.evaluate(SHOWN_IMAGE) == page.evaluate(SHOWN_IMAGE, "PreviewImage") == [128, 128]
+    screenshot(page, artifacts / f"browser_{name[:2]}_{'vue' if vue else 'canvas'}.png")
+    assert page.evaluate(OVERLAPS) == []
+    assert not page.locator(".p-toast-message-error").all_inner_texts()

@@ -12,6 +12,7 @@ NODES = (
     *("StageVARLoadModel", "StageVARLoadTokenizer", "StageVARLoadTextEncoder", "StageVARSampler"),
     *("StageVARAccelerate", "StageVARStageSchedule", "StageVARStageReport"),
     *("StageVARClassLabel", "StageVAREdit", "StageVARChangeWords", "StageVARCompile", "StageVARCompileVAE"),
+    *("StageVARMaskPreview", "StageVARPasteBack"),
 )
 
 
@@ -64,6 +65,8 @@ WORDS = {
     "StageVARSampler": ("StageVAR", "Sampler", "Infinity", "VAR", "STAR"),
     "StageVARAccelerate": ("StageVAR", "Accelerate", "faster"),
     "StageVAREdit": ("StageVAR", "Inpaint"),
+    "StageVARMaskPreview": ("StageVAR", "Mask", "Preview"),
+    "StageVARPasteBack": ("StageVAR", "Paste Back"),
     "StageVARChangeWords": ("StageVAR", "Change Words"),
     "StageVARStageSchedule": ("StageVAR", "Stage Schedule", "token"),
     "StageVARStageReport": ("StageVAR", "Stage Report", "time"),
@@ -84,4 +87,5 @@ def test_workflow_templates_are_offered(comfy_server: ComfyServer) -> None:
     wanted = {"01_text_to_image_no_download", "02_faster_no_download", "04_compare_presets_no_download"}
     wanted |= {"10_class_to_image_VAR", "11_faster_VAR", "12_inpaint_VAR"}
     wanted |= {"08_text_to_image_STAR", "09_faster_STAR"}
+    wanted |= {"21_inpaint_latent_no_download", "22_outpaint_no_download"}
     assert wanted <= set(offered[PACK_NAME])

@@ -29,6 +29,10 @@ CORE = {
     "PreviewImage": (["images"], 0),
     "SolidMask": ([], 3),
     "MaskComposite": (["destination", "source"], 3),
+    "VAEEncode": (["pixels", "vae"], 0),
+    "SetLatentNoiseMask": (["samples", "mask"], 0),
+    "ImageCrop": (["image"], 4),
+    "ImagePadForOutpaint": (["image"], 5),
 }
 NOTES = {"Note", "MarkdownNote", "Reroute"}  # the page's own, which run nothing
 HUBS = (
@@ -101,6 +105,8 @@ def schemas() -> dict[str, tuple[list[str], int]]:
         "StageVARRestore": schema_of("restoring.py"),
         "StageVARClassLabel": schema_of("labels.py"),
         "StageVAREdit": schema_of("editing.py"),
+        "StageVARMaskPreview": schema_of("mask_preview.py"),
+        "StageVARPasteBack": schema_of("paste_back.py"),
         "StageVARAccelerate": schema_of("acceleration.py"),
         "StageVARStageSchedule": schema_of("schedules.py"),
         "StageVARStageReport": schema_of("report.py"),
@@ -169,11 +175,13 @@ def test_every_node_has_a_prefixed_id_and_a_help_page(schemas: dict) -> None:
 
 def test_sockets_stay_in_their_order(schemas: dict) -> None:
     """Stored workflows know sockets and widget values by position: new ones go to the end."""
-    assert schemas["StageVARSampler"] == (["model", "vae", "positive", "negative", "edit"], 11)
+    assert schemas["StageVARSampler"] == (["model", "vae", "positive", "negative", "edit", "latent"], 11)
     assert schemas["StageVAREditByText"] == (["model", "vae", "image", "positive", "negative"], 7)
     assert schemas["StageVARRestore"] == (["model", "vae", "image", "positive", "upscale_model"], 4)
     assert schemas["StageVARClassLabel"] == ([], 2)
     assert schemas["StageVAREdit"] == (["model", "vae", "image", "mask"], 0)
+    assert schemas["StageVARMaskPreview"] == (["model", "image", "mask"], 0)
+    assert schemas["StageVARPasteBack"] == (["original", "drawn", "mask"], 1)
     assert schemas["StageVARAccelerate"] == (["model", "schedule"], 8)
     assert schemas["StageVARStageSchedule"] == ([], 6)
     assert schemas["StageVARStageReport"] == (["report"], 0)
