@@ -9,6 +9,7 @@ from .editing import EditNode
 from .labels import ClassLabel
 from .load import Load
 from .loaders import LoadModel, LoadTextEncoder, LoadTokenizer
+from .lora import LoadLora
 from .report import Report
 from .restoring import Restore
 from .rewording import ChangeWords
@@ -25,7 +26,7 @@ class StageVARExtension(ComfyExtension):
         loaders = [Load, LoadModel, LoadTokenizer, LoadTextEncoder]
         compilers = [Compile, CompileVAE]
         makers = [EditNode, ChangeWords, Sampler, EditByText, Restore]
-        return [*loaders, ClassLabel, Accelerate, Schedule, *compilers, *makers, Report]
+        return [*loaders, LoadLora, ClassLabel, Accelerate, Schedule, *compilers, *makers, Report]
 
 
 async def comfy_entrypoint() -> StageVARExtension:

@@ -22,7 +22,7 @@ from stagevar_core.checkpoints import (  # noqa: E402
     Checkpoint,
     CheckpointError,
     RawCheckpoint,
-    merged,
+    merge,
     prepare,
     read,
     read_lora,
@@ -110,7 +110,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"{out} is the checkpoint itself; choose another name with --out")
     try:
         checkpoint = with_task(prepare(*read_tensors(source), kind=options.kind), options.task)
-        checkpoint = _with_loras(checkpoint, options.lora, DTYPES.get(options.dtype))
+        _add_loras(checkpoint, options.lora, DTYPES.get(options.dtype))
         header = replace(checkpoint.header(), title=options.title or checkpoint.title)
         if checkpoint.kind == "text_encoder" and header.tokenizer_json is None:
             header = replace(header, tokenizer_json=_vocabulary(checkpoint.family, source))
@@ -125,14 +125,12 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _with_loras(
-    checkpoint: Checkpoint, files: list[tuple[Path, float]], dtype: torch.dtype | None
-) -> Checkpoint:
-    """The same model with LoRAs merged into it, and a line about each; their sums are held in memory."""
+def _add_loras(checkpoint: Checkpoint, files: list[tuple[Path, float]], dtype: torch.dtype | None) -> None:
+    """Merge LoRAs into a model, with a line about each; the sums are held in memory."""
     loras = [(read_lora(file, checkpoint), strength) for file, strength in files]
     for lora, strength in loras:
         print(f"merged:  {lora.source} at {strength:g}: {lora.summary()}")
-    return merged(checkpoint, loras, dtype)
+    merge(checkpoint, loras, dtype)
 
 
 def _beside(source: Path) -> Path:

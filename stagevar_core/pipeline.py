@@ -15,7 +15,7 @@ from .acceleration.policy import AccelerationPolicy
 from .checkpoints.files import read
 from .checkpoints.load import build, check_pairing, load_text_encoder, prepare
 from .checkpoints.lora_files import read_lora
-from .checkpoints.lora_layers import merged
+from .checkpoints.lora_layers import merge
 from .checkpoints.restoring import check_restores
 from .checkpoints.tasks import AUTO, with_task
 from .conditioning.labels import class_index, spread_classes
@@ -110,7 +110,7 @@ class Pipeline:
                 raise ValueError(f"{transformer} takes text; give the text encoder that belongs to it")
             encoder = load_text_encoder(text_encoder, device=device)
         blocks, decoder = (dtype or default_dtype(device, part.parameters) for part in (model, codes))
-        model = merged(model, [(read_lora(path, model), strength) for path, strength in loras], blocks)
+        merge(model, [(read_lora(path, model), strength) for path, strength in loras], blocks)
         return cls(
             signed(pack(build(model, dtype=blocks, device=device))),
             cast(Tokenizer, build(codes, dtype=decoder, device=device)),

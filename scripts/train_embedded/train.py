@@ -5,8 +5,8 @@
     python scripts/train_embedded/train.py --out DIR --phase lora
 
 Every phase resumes from its checkpoint in DIR. Editing starts from the models of DIR, or from those that
-ship; ``--score`` and ``--export`` take its last checkpoint, also while it trains. The LoRA takes minutes, so it
-begins anew; it is for the transformer that ships, as assets/lora_red.safetensors, and trained again with it.
+ship; ``--score`` and ``--export`` take its last checkpoint, also while it trains. The LoRA takes
+minutes and begins anew; it is for the transformer that ships, as assets/lora_red.safetensors, and trained after it.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from .load import (
     state_dict,
 )
 from .lora_files import read_lora
-from .lora_layers import Lora, merged
+from .lora_layers import Lora, merge
 from .restoring import as_restoring, check_restores
 from .save import save
 
@@ -33,7 +33,7 @@ __all__ = [
     "load_text_encoder",
     "load_tokenizer",
     "load_transformer",
-    "merged",
+    "merge",
     "prepare",
     "read",
     "read_lora",

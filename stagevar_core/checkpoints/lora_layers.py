@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -89,25 +89,23 @@ def targets(checkpoint: Checkpoint, keys: Iterable[str], source: str) -> dict[st
     return found
 
 
-def merged(
+def merge(
     checkpoint: Checkpoint, loras: Sequence[tuple[Lora, float]], dtype: torch.dtype | None = None
-) -> Checkpoint:
-    """The same model with LoRAs of these strengths in its weights; those of strength 0 change nothing.
+) -> None:
+    """Put LoRAs of these strengths into the weights of ``checkpoint``; those of strength 0 change nothing.
 
     Sums are made in float32. ``dtype``: what the weights are for; sums stay in it, or in a wider one that the
     weights have. None: they stay in that of the weights. ``ValueError`` for a strength that is no number.
     """
-    tensors: dict[str, Tensor] = dict(checkpoint.tensors)
     for lora, strength in loras:
         number(f"the strength of {lora.source}", strength)
     for key in dict.fromkeys(key for lora, strength in loras if strength for key in lora.layers):
-        base = tensors[key]
+        base = checkpoint.tensors[key]
         weight = base.float()
         for lora, strength in loras:
             if strength and key in lora.layers:
                 weight = lora.layers[key].changed(weight, strength)
-        tensors[key] = weight.to(_wider(base.dtype, dtype))
-    return replace(checkpoint, tensors=tensors)
+        checkpoint.tensors[key] = weight.to(_wider(base.dtype, dtype))
 
 
 def _wider(own: torch.dtype, wanted: torch.dtype | None) -> torch.dtype:
