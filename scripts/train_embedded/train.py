@@ -5,8 +5,8 @@
     python scripts/train_embedded/train.py --out DIR --phase lora
 
 Every phase resumes from its checkpoint in DIR. Editing starts from the models of DIR, or from those that
-ship; ``--score`` and ``--export`` take its last checkpoint, also while it trains. The LoRA takes
-minutes and begins anew; it is for the transformer that ships, as assets/lora_red.safetensors, and trained after it.
+ship; ``--score`` and ``--export`` take its last checkpoint, also while it trains. The LoRA takes minutes and
+begins anew; it is for the transformer that ships, is shipped as lora_red.safetensors, and follows it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def run_phase(phase: str, out: Path) -> None:
 
         train_editing(out)
     elif phase == "lora":
-        from lora import train_lora
+        from colour_lora import train_lora
 
         train_lora(out)
     else:

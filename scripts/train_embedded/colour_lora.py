@@ -165,8 +165,6 @@ def train_lora(out: Path, s: LoraTraining | None = None) -> None:
         torch.manual_seed(s.seed)
         layers = add_lora(model, s)
         trained = [p for layer in layers.values() for p in (layer.lora_down.weight, layer.lora_up.weight)]
-        for p in trained:
-            p.requires_grad_(True)
         optimizer = torch.optim.AdamW(trained, s.lr, betas=(0.9, 0.98), weight_decay=0.0)
         started = time.time()
         for step, loss in enumerate(Scenes(pipeline, s).steps(model)):
