@@ -316,7 +316,7 @@ def lora_built_in(graph: Graph) -> None:
     for of, top, name in (((lora, "var_model"), 0, "With the LoRA"), (model, 860, "Without")):
         sampler = graph.add(
             *("StageVARSampler", (960, top), SAMPLER),
-            title=f"StageVAR Sampler: {name.lower()}",
+            title=f"StageVAR Sampler: {name[0].lower()}{name[1:]}",
             **{"model": of, "vae": vae, "positive": (text, "CONDITIONING"), "seed": 12},
             **{**SCENES, "width": 128, "height": 128, "batch_size": 1, "after": "fixed"},
         )

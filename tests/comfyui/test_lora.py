@@ -66,7 +66,7 @@ def test_the_shipped_workflow_paints_one_picture_red_and_not_the_other(
     entry["inputs"]["strength"] = 0.0
     assert colours(comfy_server, prompt) == [{"blue", "green"}] * 2
     entry["inputs"]["strength"] = 0.5
-    entry["inputs"]["model"] = [add_node(prompt, "StageVARLoadLora", **entry["inputs"]), 0]
+    entry["inputs"]["model"] = add_node(prompt, "StageVARLoadLora", **entry["inputs"])
     assert sorted(map(sorted, colours(comfy_server, prompt))) == [["blue", "green"], ["red"]]
 
 
