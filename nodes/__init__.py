@@ -9,6 +9,7 @@ from .editing import EditNode
 from .labels import ClassLabel
 from .load import Load
 from .loaders import LoadModel, LoadTextEncoder, LoadTokenizer
+from .lora import LoadLora
 from .mask_preview import MaskPreview
 from .paste_back import PasteBack
 from .report import Report
@@ -27,7 +28,7 @@ class StageVARExtension(ComfyExtension):
         loaders = [Load, LoadModel, LoadTokenizer, LoadTextEncoder]
         compilers = [Compile, CompileVAE]
         makers = [EditNode, MaskPreview, ChangeWords, Sampler, PasteBack, EditByText, Restore]
-        return [*loaders, ClassLabel, Accelerate, Schedule, *compilers, *makers, Report]
+        return [*loaders, LoadLora, ClassLabel, Accelerate, Schedule, *compilers, *makers, Report]
 
 
 async def comfy_entrypoint() -> StageVARExtension:

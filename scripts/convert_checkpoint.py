@@ -18,11 +18,21 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from stagevar_core.checkpoints import CheckpointError, RawCheckpoint, prepare, read, save  # noqa: E402
+from stagevar_core.checkpoints import (  # noqa: E402
+    Checkpoint,
+    CheckpointError,
+    RawCheckpoint,
+    merge,
+    prepare,
+    read,
+    read_lora,
+    save,
+)
 from stagevar_core.checkpoints.errors import NeedsCodeError  # noqa: E402
 from stagevar_core.checkpoints.load import read_vocabulary  # noqa: E402
 from stagevar_core.checkpoints.shards import parts_of  # noqa: E402
 from stagevar_core.checkpoints.tasks import AUTO, TASKS, with_task  # noqa: E402
+from stagevar_core.commands.options import add_lora_option  # noqa: E402
 from stagevar_core.devices import DTYPES  # noqa: E402
 
 KINDS = ("transformer", "tokenizer", "text_encoder")
@@ -90,6 +100,7 @@ def main(arguments: list[str] | None = None) -> int:
         default=AUTO,
         help="what an Infinity transformer is for, which no tensor tells",
     )
+    add_lora_option(parser)
     options = parser.parse_args(arguments)
     source: Path = options.checkpoint
     out = options.out or _beside(source)
@@ -99,6 +110,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"{out} is the checkpoint itself; choose another name with --out")
     try:
         checkpoint = with_task(prepare(*read_tensors(source), kind=options.kind), options.task)
+        _add_loras(checkpoint, options.lora, DTYPES.get(options.dtype))
         header = replace(checkpoint.header(), title=options.title or checkpoint.title)
         if checkpoint.kind == "text_encoder" and header.tokenizer_json is None:
             header = replace(header, tokenizer_json=_vocabulary(checkpoint.family, source))
@@ -111,6 +123,14 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"kind:    {checkpoint.kind}\nfamily:  {checkpoint.family}\nconfig:  {checkpoint.config}")
     print(f"size:    {size / 1e6:,.1f} MB, {checkpoint.parameters / 1e6:,.1f} M parameters\nwritten: {out}")
     return 0
+
+
+def _add_loras(checkpoint: Checkpoint, files: list[tuple[Path, float]], dtype: torch.dtype | None) -> None:
+    """Merge LoRAs into a model, with a line about each; the sums are held in memory."""
+    loras = [(read_lora(file, checkpoint), strength) for file, strength in files]
+    for lora, strength in loras:
+        print(f"merged:  {lora.source} at {strength:g}: {lora.summary()}")
+    merge(checkpoint, loras, dtype)
 
 
 def _beside(source: Path) -> Path:

@@ -14,6 +14,8 @@ from torch import Tensor
 from .acceleration.policy import AccelerationPolicy
 from .checkpoints.files import read
 from .checkpoints.load import build, check_pairing, load_text_encoder, prepare
+from .checkpoints.lora_files import read_lora
+from .checkpoints.lora_layers import merge
 from .checkpoints.restoring import check_restores
 from .checkpoints.tasks import AUTO, with_task
 from .conditioning.labels import class_index, spread_classes
@@ -83,12 +85,14 @@ class Pipeline:
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         task: str = AUTO,
+        loras: Sequence[tuple[Path | str, float]] = (),
     ) -> "Pipeline":
         """Load three checkpoints. ``dtype`` is that of the transformer's blocks and the tokenizer.
 
         Without one it goes by the device and the size of the networks. The text encoder runs in bfloat16 or
         float32 by the device, never in float16; it is not read for a transformer that takes class labels.
-        ``task``: what the transformer is for where its metadata does not say.
+        ``task``: what the transformer is for where its metadata does not say. ``loras``: files that change
+        it, each with its strength.
         """
         device = torch.device(device) if device is not None else default_device()
         model = with_task(prepare(*read(transformer), kind="transformer"), task)
@@ -106,6 +110,7 @@ class Pipeline:
                 raise ValueError(f"{transformer} takes text; give the text encoder that belongs to it")
             encoder = load_text_encoder(text_encoder, device=device)
         blocks, decoder = (dtype or default_dtype(device, part.parameters) for part in (model, codes))
+        merge(model, [(read_lora(path, model), strength) for path, strength in loras], blocks)
         return cls(
             signed(pack(build(model, dtype=blocks, device=device))),
             cast(Tokenizer, build(codes, dtype=decoder, device=device)),

@@ -1,6 +1,6 @@
 """A VAR_MODEL, and what nodes leave on it for the sampler: a policy, a compiler."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -44,6 +44,10 @@ class Patcher(Protocol):
 
     def clone(self) -> "Patcher":
         """Another patcher of the same transformer, with options of its own."""
+        ...
+
+    def add_patches(self, patches: Mapping[str, Any], strength_patch: float = 1.0) -> Sequence[str]:
+        """Changes of weights by their names, applied when the host loads the model; the names it took."""
         ...
 
     def model_size(self) -> int:

@@ -22,7 +22,7 @@ _ASSETS = Path(stagevar_core.__file__).parent / "assets"
 
 @dataclass(frozen=True)
 class Part:
-    """One of the three kinds of model files."""
+    """One of the kinds of model files."""
 
     kind: str  # as checkpoints name it
     field: str  # the loader's input
@@ -141,10 +141,10 @@ def _unknown(part: Part, name: str) -> str:
     known = choices(part)
     same = next((choice for choice in known if _bare(choice) == _bare(name)), None)
     choice = f"{same!r}, which has that name" if same else f"one of {some(known)}"
-    folders = ", ".join(folder_paths.get_folder_paths(part.folder))
+    folders, own = ", ".join(folder_paths.get_folder_paths(part.folder)), next(iter(part.assets))
     return (
         f"{part.field}: {shown(name)} is not in the {part.folder!r} folder ({folders}). Get {part.title} "
-        f"from {part.source}, put it there and refresh; or choose {choice}. {EMBEDDED!r} needs no download"
+        f"from {part.source}, put it there and refresh; or choose {choice}. {own!r} needs no download"
     )
 
 

@@ -31,6 +31,7 @@ KINDS = {
     "StageVARLoadModel": Kind({}, ("model_name", "weight_dtype", "task"), {"var_model": "VAR_MODEL"}),
     "StageVARLoadTokenizer": Kind({}, ("vae_name",), {"vae": "VAE"}),
     "StageVARLoadTextEncoder": Kind({}, ("text_encoder_name", "weight_dtype"), {"clip": "CLIP"}),
+    "StageVARLoadLora": Kind({"model": "VAR_MODEL"}, ("lora_name", "strength"), {"var_model": "VAR_MODEL"}),
     "StageVARClassLabel": Kind({}, ("class_name", "label"), {"conditioning": "CONDITIONING"}),
     "StageVARAccelerate": Kind(
         {"model": "VAR_MODEL", "schedule": "STAGE_SCHEDULE?"},
@@ -274,6 +275,7 @@ TITLES = {
     "StageVARLoadModel": "Load Model",
     "StageVARLoadTokenizer": "Load Tokenizer (VAE)",
     "StageVARLoadTextEncoder": "Load Text Encoder (CLIP)",
+    "StageVARLoadLora": "StageVAR Load LoRA",
     "StageVARClassLabel": "StageVAR Class Label",
     "StageVARAccelerate": "StageVAR Accelerate",
     "StageVAREdit": "StageVAR Inpaint",

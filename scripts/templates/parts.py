@@ -9,6 +9,7 @@ from .graph import COLUMN, Graph, Node
 
 EMBEDDED = "embedded/StageVAR-scenes (built in)"
 EDITOR = "embedded/StageVAR-scenes editor (built in)"
+RED = "embedded/StageVAR-scenes all in red (built in)"
 OWN = {"cfg": "auto", "temperature": "auto", "top_k": "auto", "top_p": "auto"}
 DRAWN = {"refine": "auto", "smooth": False}
 SCENES = {"cfg": 2.0, "temperature": 0.7, "top_k": 900, "top_p": 0.97, **DRAWN}

@@ -13,6 +13,7 @@ from .parts import (
     EDITOR,
     EMBEDDED,
     OWN,
+    RED,
     SAMPLER,
     SCENE,
     SCENES,
@@ -302,6 +303,41 @@ def everything(graph: Graph) -> None:
     further_shards(graph, INFINITY_2B[1:], (0, 920))
 
 
+COLOURFUL = "a striped green ring to the left of a blue cross on a white background"
+
+
+def lora_built_in(graph: Graph) -> None:
+    """One prompt and seed with a LoRA and without; what both use runs between the two samplers."""
+    loaded = graph.add("StageVARLoad", (0, 150), (COLUMN, 130), model_name=EMBEDDED, task="auto")
+    model, vae, clip = ((loaded, name) for name in ("var_model", "vae", "clip"))
+    lora = graph.add("StageVARLoadLora", (480, -220), (COLUMN, 130), model=model, lora_name=RED, strength=1.0)
+    text = graph.add("CLIPTextEncode", (480, 1000), (400, 170), clip=clip, text=COLOURFUL)
+    decoding = graph.reroute((960, 720), loaded, "vae")
+    shown = []
+    for of, top, name in (((lora, "var_model"), 0, "With the LoRA"), (model, 860, "Without")):
+        sampler = graph.add(
+            *("StageVARSampler", (960, top), SAMPLER),
+            title=f"StageVAR Sampler: {name[0].lower()}{name[1:]}",
+            **{"model": of, "vae": vae, "positive": (text, "CONDITIONING"), "seed": 12},
+            **{**SCENES, "width": 128, "height": 128, "batch_size": 1, "after": "fixed"},
+        )
+        decoded = graph.add(
+            *("VAEDecode", (1560, 760 if top else 640), (220, 60)),
+            samples=(sampler, "latent"),
+            vae=decoding,
+        )
+        shown.append(
+            graph.add(
+                *("SaveImage", (1860, top), (420, 460)),
+                title=name,
+                images=(decoded, "IMAGE"),
+                filename_prefix="StageVAR_lora",
+            )
+        )
+    graph.app([(text, "text"), (lora, "lora_name"), (lora, "strength")], shown)
+    graph.note((0, 420), (COLUMN, 620))
+
+
 RETRIEVER = "207: golden retriever"
 BUILT_IN = {"seed": 7, **SCENES, "width": 128, "height": 128, "batch_size": 1}
 DRAW: dict[str, Callable[[Graph], None]] = {
@@ -330,6 +366,7 @@ DRAW: dict[str, Callable[[Graph], None]] = {
     "16_generate_edit_restore_2B": everything,
     "21_inpaint_latent_no_download": inpaint_latent,
     "22_outpaint_no_download": outpaint,
+    "25_lora_no_download": lora_built_in,
 }
 
 

@@ -1,10 +1,12 @@
-"""Trains the embedded model: text encoder, image tokenizer, transformer, export; then the one that edits.
+"""Trains the embedded model: text encoder, image tokenizer, transformer, export; the one that edits; a LoRA.
 
     python scripts/train_embedded/train.py --out DIR [--phase text|tokenizer|transformer|export|all]
     python scripts/train_embedded/train.py --out DIR --phase editing [--score N | --export]
+    python scripts/train_embedded/train.py --out DIR --phase lora
 
 Every phase resumes from its checkpoint in DIR. Editing starts from the models of DIR, or from those that
-ship; ``--score`` and ``--export`` take its last checkpoint, also while it trains.
+ship; ``--score`` and ``--export`` take its last checkpoint, also while it trains. The LoRA takes minutes and
+begins anew; it is for the transformer that ships, is shipped as lora_red.safetensors, and follows it.
 """
 
 from __future__ import annotations
@@ -38,6 +40,10 @@ def run_phase(phase: str, out: Path) -> None:
         from editing import train_editing
 
         train_editing(out)
+    elif phase == "lora":
+        from colour_lora import train_lora
+
+        train_lora(out)
     else:
         from export import export
 
@@ -64,7 +70,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, help="working folder for checkpoints and logs")
-    parser.add_argument("--phase", choices=(*PHASES, "editing", "all"), default="all")
+    parser.add_argument("--phase", choices=(*PHASES, "editing", "lora", "all"), default="all")
     parser.add_argument("--score", type=int, metavar="N", help="of --phase editing: score N unseen edits")
     parser.add_argument("--export", action="store_true", help="of --phase editing: write the file that ships")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

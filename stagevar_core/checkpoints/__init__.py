@@ -14,6 +14,8 @@ from .load import (
     prepare,
     state_dict,
 )
+from .lora_files import read_lora
+from .lora_layers import Lora, merge
 from .restoring import as_restoring, check_restores
 from .save import save
 
@@ -22,6 +24,7 @@ __all__ = [
     "CheckpointError",
     "Header",
     "Loaded",
+    "Lora",
     "RawCheckpoint",
     "as_restoring",
     "build",
@@ -30,8 +33,10 @@ __all__ = [
     "load_text_encoder",
     "load_tokenizer",
     "load_transformer",
+    "merge",
     "prepare",
     "read",
+    "read_lora",
     "save",
     "state_dict",
 ]

@@ -80,6 +80,14 @@ T5_KEYS = KeyMap(
 )
 
 
+_LINEARS = (
+    *(f"blocks.{{}}.{name}" for name in ("sa.mat_qkv", "sa.proj", "ca.mat_q", "ca.mat_kv", "ca.proj")),
+    *("blocks.{}.ffn.fc1", "blocks.{}.ffn.fc2", "shared_ada_lin.1", "head_nm.ada_lin.1"),
+    *("text_proj_for_sos.ca.mat_kv", "text_proj_for_sos.ca.proj", "text_proj_for_ca.0", "text_proj_for_ca.2"),
+    *("word_embed", "head"),
+)
+
+
 def infinity_config(shapes: Shapes) -> InfinityConfig:
     """Patchify is not stored: 56 bits are the 14 of the stride-8 tokenizer times 2 x 2, others are plain."""
     bits = shapes.ratio("the number of bits", shapes.size("head.weight"), 2)
@@ -196,6 +204,7 @@ TRANSFORMER = FamilySpec(
     ),
     unseen=("patch", "edits", "moved_source", "restores"),
     sizes=infinity_sizes,
+    linears=_LINEARS,
 )
 RESTORER = replace(
     TRANSFORMER,

@@ -171,6 +171,11 @@ TRANSFORMER = FamilySpec(
     check=check_star,
     sizes=star_sizes,
     defaults={"cfg": 4.0, "temperature": 1.0, "top_k": 600, "top_p": 0.8},  # of the official demo
+    linears=(
+        *(f"blocks.{{}}.{name}" for name in ("attn.mat_qkv", "attn.proj", "ffn.fc1", "ffn.fc2")),
+        *(f"blocks.{{}}.cross_attn.{name}" for name in ("mat_q", "mat_kv", "proj")),
+        *("encoder_proj", "word_embed", "head_logits"),
+    ),
     tokenizer="var",
     pairs=CODEBOOK,
 )

@@ -129,6 +129,10 @@ TRANSFORMER = FamilySpec(
     check=check_var,
     sizes=var_sizes,
     defaults={"cfg": 4.0, "temperature": 1.0, "top_k": 900, "top_p": 0.95},  # of the official demo
+    linears=(
+        *(f"blocks.{{}}.{name}" for name in ("attn.mat_qkv", "attn.proj", "ffn.fc1", "ffn.fc2", "ada_lin.1")),
+        *("shared_ada_lin.1", "head_nm.ada_lin.1", "word_embed", "head"),
+    ),
     pairs=CODEBOOK,
 )
 TOKENIZER = FamilySpec(

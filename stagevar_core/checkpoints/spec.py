@@ -102,6 +102,8 @@ class FamilySpec(Generic[Config]):
     ``merged``: takes (tensors, source) of a file that comes in
     parts and gives plain ones, which all but ``keys_required`` and ``keys_forbidden`` is about.
 
+    ``linears``: official names of the linear layers, on which LoRA files are trained; ``{}`` is the block.
+
     Transformers: ``tokenizer`` is the family of their tokenizers, their own when empty; ``pairs`` are fields
     of the config that a tokenizer must share, with what they count. Text encoders: ``encoder`` takes (config,
     tensors, vocabulary, dtype=, device=); ``vocabulary`` reads the ``tokenizers`` JSON of a file or raises
@@ -126,6 +128,7 @@ class FamilySpec(Generic[Config]):
     check: Callable[[Config], None] | None = None
     sizes: Callable[[Config], AspectTable | None] | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    linears: tuple[str, ...] = ()
     tokenizer: str = ""
     pairs: tuple[tuple[str, str], ...] = CODEBOOK[:1]
     encoder: Callable[..., TextEncoder] | None = None

@@ -9,12 +9,13 @@ from ..acceleration.policy import AccelerationPolicy
 from ..acceleration.presets import preset
 from ..acceleration.schedule_file import StageSchedule
 from ..checkpoints.tasks import AUTO, TASKS
-from ..checks import whole
+from ..checks import number, whole
 from ..devices import DTYPES
 from ..pipeline import EDITOR, EMBEDDED, MAX_BATCH, MAX_SEED, Pipeline
 from ..sampling.settings import SamplingSettings
 from .output import first_line
 
+MAX_STRENGTH = 100.0  # of a LoRA, to either side, as of ComfyUI's loader
 Commands = argparse._SubParsersAction  # what a parser's ``add_subparsers`` returns; it has no public name
 MAX_SIDE = 16384  # pixels, as of the aspect tables
 MAX_THREADS = 1024
@@ -28,6 +29,30 @@ def numbers(text: str) -> float | list[float]:
         message = f"got {text!r}, expected a number or one per scale such as 4,3,2"
         raise argparse.ArgumentTypeError(message) from None
     return values[0] if len(values) == 1 else values
+
+
+def lora(text: str) -> tuple[Path, float]:
+    """A LoRA's file and its strength, ``FILE`` or ``FILE:STRENGTH``; 1 where it says none."""
+    file, colon, strength = text.rpartition(":")
+    if not colon or Path(text).exists():
+        return Path(text), 1.0
+    try:
+        return Path(file), number("the strength", float(strength), -MAX_STRENGTH, MAX_STRENGTH)
+    except ValueError:
+        message = f"got {text!r}, expected FILE or FILE:STRENGTH with a number from -100 to 100"
+        raise argparse.ArgumentTypeError(message) from None
+
+
+def add_lora_option(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """LoRA files for the transformer."""
+    parser.add_argument(
+        "--lora",
+        type=lora,
+        action="append",
+        default=[],
+        metavar="FILE[:STRENGTH]",
+        help="a LoRA for the transformer, merged into it as it is loaded; may be given several times",
+    )
 
 
 def add_size_options(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +69,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--task", choices=TASKS, default=AUTO, help="of the transformer, where its file does not say"
     )
+    add_lora_option(group)
     add_device_options(group)
     group = parser.add_argument_group("sampling (default: the model's own)")
     group.add_argument("--cfg", type=numbers, help="guidance, one number or one per scale; 1 is off")
@@ -86,7 +112,9 @@ def load_pipeline(arguments: argparse.Namespace, *, edits: bool = False) -> Pipe
     paths = {name: getattr(arguments, name) for name in EMBEDDED}
     if edits and paths["transformer"] == EMBEDDED["transformer"]:
         paths["transformer"] = EDITOR
-    return Pipeline.load(*paths.values(), dtype=dtype, device=device, task=arguments.task)
+    return Pipeline.load(
+        *paths.values(), dtype=dtype, device=device, task=arguments.task, loras=arguments.lora
+    )
 
 
 def settings_of(pipeline: Pipeline, arguments: argparse.Namespace) -> SamplingSettings:

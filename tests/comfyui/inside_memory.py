@@ -362,6 +362,30 @@ def check_offloading(vae: Any) -> None:
     clip.patcher.load_device = model.load_device = torch.device("cpu")
 
 
+def check_lora(vae: Any) -> None:
+    """Weights that are patched as they are used, as they do not fit, give the picture of patched ones."""
+    import comfy.model_management as mm
+    import torch
+    from pack.nodes.host import running
+    from pack.nodes.lora import LoadLora
+
+    model, _ = loaded()
+    clone = LoadLora.execute(model).args[0]
+    expected, plain = (running.run(job(each, vae, 1), SIZE)[0] for each in (clone, model))
+    assert not torch.allclose(plain, expected, atol=0.1)
+    work, weights = job(clone, vae, 1), model.model_size()
+    for state, share in ((mm.VRAMState.NORMAL_VRAM, 0.55), (mm.VRAMState.NO_VRAM, 0.1)):
+        room = work.memory(1).total + 0.5 * weights
+        with small_card(lambda room=room: room) as card, replaced(mm, vram_state=state):
+            clone.load_device = card
+            latents, _ = running.run(work, SIZE)
+            assert clone.loaded_size() <= share * weights, clone.loaded_size() / weights
+            lazy = sum(len(getattr(module, "weight_function", ())) for module in clone.model.modules())
+            assert 0 < lazy <= 30 and torch.allclose(latents, expected, atol=1e-4), lazy
+    clone.load_device = torch.device("cpu")
+    assert torch.equal(running.run(job(model, vae, 1), SIZE)[0], plain), "the patches are off again"
+
+
 def main() -> None:
     load_pack(PACK)
     import torch
@@ -376,6 +400,7 @@ def main() -> None:
             "text in fp8": check_narrow_text,
             "weights in fp8": lambda: check_narrow_weights(vae),
             "offloading": lambda: check_offloading(vae),
+            "lora": lambda: check_lora(vae),
         }
         for name, check in checks.items():
             check()

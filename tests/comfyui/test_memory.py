@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.testbed import Bed, run_inside
 
-CHECKS = ("ladder", "failure", "choice", "decoding", "text in fp8", "weights in fp8", "offloading")
+CHECKS = ("ladder", "failure", "choice", "decoding", "text in fp8", "weights in fp8", "offloading", "lora")
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from testbed.comfy_server import PACK_NAME, ComfyServer, Json
 
 NODES = (
     *("StageVARLoadModel", "StageVARLoadTokenizer", "StageVARLoadTextEncoder", "StageVARSampler"),
-    *("StageVARAccelerate", "StageVARStageSchedule", "StageVARStageReport"),
+    *("StageVARLoadLora", "StageVARAccelerate", "StageVARStageSchedule", "StageVARStageReport"),
     *("StageVARClassLabel", "StageVAREdit", "StageVARChangeWords", "StageVARCompile", "StageVARCompileVAE"),
     *("StageVARMaskPreview", "StageVARPasteBack"),
 )
@@ -64,6 +64,7 @@ def test_every_input_has_a_tooltip_and_floats_keep_their_value(comfy_server: Com
 WORDS = {
     "StageVARSampler": ("StageVAR", "Sampler", "Infinity", "VAR", "STAR"),
     "StageVARAccelerate": ("StageVAR", "Accelerate", "faster"),
+    "StageVARLoadLora": ("StageVAR", "Load LoRA", "Infinity"),
     "StageVAREdit": ("StageVAR", "Inpaint"),
     "StageVARMaskPreview": ("StageVAR", "Mask", "Preview"),
     "StageVARPasteBack": ("StageVAR", "Paste Back"),

@@ -25,6 +25,7 @@ from tests.support.events import Watcher, add_node, saved_images
 NEEDED = {
     "StageVARSampler": {"model", "vae", "positive"},
     "StageVARAccelerate": {"model"},
+    "StageVARLoadLora": {"model"},
     "StageVARStageSchedule": set(),
     "StageVARCompile": {"model"},
     "StageVARCompileVAE": {"vae"},
@@ -188,6 +189,7 @@ def test_linked_numbers_are_checked(comfy_server: ComfyServer, prompt: Json) -> 
 SOCKETS = {
     "StageVARSampler": ("model", "vae", "positive", "negative", "edit"),
     "StageVARAccelerate": ("model", "schedule"),
+    "StageVARLoadLora": ("model",),
     "StageVARCompile": ("model",),
     "StageVARCompileVAE": ("vae",),
     "StageVARStageReport": ("report",),

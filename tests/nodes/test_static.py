@@ -100,6 +100,7 @@ def schemas() -> dict[str, tuple[list[str], int]]:
         "StageVARLoadModel": ([], 3),
         "StageVARLoadTokenizer": ([], 1),
         "StageVARLoadTextEncoder": ([], 2),
+        "StageVARLoadLora": (["model"], 2),
         "StageVARSampler": drawn("sampling.py"),
         "StageVAREditByText": drawn("edit_by_text.py"),
         "StageVARRestore": schema_of("restoring.py"),
@@ -327,8 +328,8 @@ def test_workflow_has_a_thumbnail_and_says_where_its_files_are(path: Path) -> No
     kinds = [node["type"] for node in loaders]
     # Classes and what is only restored need no text encoder, and one node loads all three.
     whole, wordless = "StageVARLoad" in kinds, path.stem.endswith(("_VAR", "_VARestorer"))
-    further = {"05_edit_by_text_no_download": 1, "16_generate_edit_restore_2B": 2}.get(path.stem, 0)
-    assert len(loaders) == (1 if whole else 2 if wordless else 3) + further
+    further = {"05_edit_by_text_no_download": 1, "16_generate_edit_restore_2B": 2, "25_lora_no_download": 1}
+    assert len(loaders) == (1 if whole else 2 if wordless else 3) + further.get(path.stem, 0)
     for node in loaders:
         hints = node["properties"].get("models", [])
         assert bool(hints) != node["widgets_values"][0].startswith("embedded/"), node["type"]

@@ -7,7 +7,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from stagevar_core.checkpoints import merge, prepare, read, read_lora
 from stagevar_core.models.infinity import Infinity, InfinityConfig
+from stagevar_core.pipeline import EMBEDDED, Pipeline
 from stagevar_core.schedule import ScaleSchedule
 
 FOLDER = Path(__file__).parents[2] / "scripts" / "train_embedded"
@@ -71,3 +73,35 @@ def test_an_editing_step_learns_from_pairs_that_depend_on_its_number_alone(monke
     assert losses[0].shape == (len(SCHEDULE),) and losses[-1].sum() < losses[0].sum()
     kinds = {edit[0] for edit in pairs.edits}
     assert len(kinds) >= 4 and len(pairs) >= 12
+
+
+def test_a_lora_step_trains_its_layers_alone_and_the_file_fits_the_model(monkeypatch, tmp_path) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    training = importlib.import_module("colour_lora")
+    settings = training.LoraTraining(steps=4, scenes=8, batch=6, every=2, rank=2, alpha=4.0)
+    pipeline = Pipeline.embedded(dtype=torch.float32, device="cpu")
+    model, before = pipeline.transformer, Pipeline.embedded(dtype=torch.float32, device="cpu").transformer
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers = training.add_lora(model, settings)
+        trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        assert len(trained) == 2 * len(layers) == 60 and all(".lora_" in name for name in trained)
+        for loss in training.Scenes(pipeline, settings).steps(model):
+            loss.backward()
+    with torch.no_grad():
+        for layer in layers.values():
+            assert layer.lora_up.weight.grad.abs().max() > 0
+            layer.lora_up.weight.add_(0.01)
+    training.save_lora(layers, settings.alpha, tmp_path / "lora.safetensors")
+    checkpoint = prepare(*read(EMBEDDED["transformer"]))
+    merge(checkpoint, [(read_lora(tmp_path / "lora.safetensors", checkpoint), 1.0)], torch.float32)
+    x = torch.randn(3, 256)
+    for index, block in enumerate(model.blocks):
+        found = F.linear(
+            x, checkpoint.tensors[f"blocks.{index}.cross_attn.kv.weight"], block.cross_attn.kv.linear.bias
+        )
+        assert torch.allclose(found, block.cross_attn.kv(x), atol=2e-3)
+    assert all(
+        torch.equal(b.ffn.fc1.weight, a.ffn.fc1.weight)
+        for a, b in zip(before.blocks, model.blocks, strict=True)
+    )
