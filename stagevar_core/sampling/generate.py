@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..acceleration.policy import AccelerationPolicy, DensePolicy
-from ..conditioning.types import Conditioning
+from ..conditioning.changing import RunConditioning
 from ..models.contract import Noise, Quantizer, Transformer, signed
 from ..network.attention import AttentionFn, attend
 from ..schedule import ScaleSchedule
@@ -23,7 +23,7 @@ from .word_edit import WordEdit
 @torch.inference_mode()
 def generate(  # noqa: PLR0913 - independent collaborators, each with one owner
     model: Transformer,
-    conditioning: Conditioning,
+    conditioning: RunConditioning,
     schedule: ScaleSchedule,
     settings: SamplingSettings,
     *,
@@ -84,7 +84,7 @@ def generate(  # noqa: PLR0913 - independent collaborators, each with one owner
 class _Part(NamedTuple):
     """What differs between the runs of a generation."""
 
-    conditioning: Conditioning
+    conditioning: RunConditioning
     noise: Noise | None
     given: Given
 

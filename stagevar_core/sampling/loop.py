@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..acceleration.policy import AccelerationPolicy, PolicyRun, RunInfo, ScalePlan, Seen
-from ..conditioning.types import Conditioning
+from ..conditioning.changing import RunConditioning, tokens_of
 from ..costs import Work, dense_flops
 from ..models.contract import Drawing, Noise, Quantizer, Transformer
 from ..models.draws import run_costs
@@ -41,7 +41,7 @@ class Run:
     def __init__(
         self,
         model: Transformer,
-        conditioning: Conditioning,
+        conditioning: RunConditioning,
         schedule: ScaleSchedule,
         settings: SamplingSettings,
         attention: AttentionFn,
@@ -60,7 +60,7 @@ class Run:
             per_scale("temperature", settings.temperature, len(schedule)),
             settings.cfg_layers,
         )
-        self.conditioning, self.prefix = conditioning, model.prefix(conditioning, schedule)
+        self.conditioning, self.prefix = conditioning, model.prefix(conditioning.at(0), schedule)
         self.rows = Rows(
             model,
             conditioning,
@@ -114,12 +114,12 @@ class Run:
         """
         key = ()
         if kept is not None:
-            key = prefix_key(self.model, self.conditioning, prefix, guided=self.guide.guided)
+            key = prefix_key(self.model, self.conditioning.at(0), prefix, guided=self.guide.guided)
             if kept.fill(key, prefix, self.rows.cache):
                 self.recorder.trace.notes.append(REUSED)
                 return
         work: Work = defaultdict(float)
-        x = self.model.prefix_tokens(self.conditioning, prefix, self.device)  # (B, L, C)
+        x = self.model.prefix_tokens(self.conditioning.at(0), prefix, self.device)  # (B, L, C)
 
         def after_block(layer: int, x: Tensor) -> Tensor:
             self.monitor.block(self.schedule[0], layer)
@@ -137,6 +137,7 @@ class Run:
     ) -> tuple[Tensor, Tensor]:
         """One scale: the latent (B, C, H, W) with its codes, and what was drawn, on its latent grid."""
         model, rows, quantizer = self.model, self.rows, self.quantizer
+        rows.turn_to(scale.index)
         rows.narrow(plan.rows, self.room(scale, policy_run), policy_run)
         work: Work = defaultdict(float)
 
@@ -221,6 +222,7 @@ class Run:
             turns=rows.turns,
             images=rows.batch,
             per_image=self.model.config.unit_costs.per_image,
+            sight=rows.conditioned.seen(scale),
         )
 
     def drawing(self, plan: ScalePlan, ctx: ScaleContext, hidden: Tensor, guided: Tensor) -> Drawing:
@@ -260,7 +262,7 @@ class Run:
             units,
             self.schedule,
             rows=self.rows.running.count,
-            text_tokens=self.conditioning.tokens,
+            text_tokens=tokens_of(self.conditioning, len(self.schedule)),
             images=images,
             prefix=self.prefix,
         )

@@ -1,11 +1,12 @@
 """Which rows of guidance run, with all that they own: conditioning, KV cache, what a policy remembers."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from ..acceleration.policy import PolicyRun
-from ..conditioning.types import Conditioning
+from ..conditioning.changing import RunConditioning
 from ..models.contract import Conditioned, Transformer
 from ..network.attention import AttentionFn
 from ..network.cache import CachePair, KVCache
@@ -62,7 +63,7 @@ class Rows:
     def __init__(
         self,
         model: Transformer,
-        conditioning: Conditioning,
+        conditioning: RunConditioning,
         device: torch.device,
         attention: AttentionFn,
         *,
@@ -73,7 +74,8 @@ class Rows:
         self.guided, self.device = guided, device
         self.running = GuidanceRows(conditioning.batch, unconditional=guided)
         self._model, self._conditioning, self._attention = model, conditioning, attention
-        self.conditioned: Conditioned = model.condition(conditioning, guided, device, attention)
+        self._holding, self._nulled = conditioning.at(0), False
+        self.conditioned: Conditioned = self._state()
         self.turns: list[Turn] = []
         self.cache: KVCache | CachePair
         if sequential and guided:
@@ -85,6 +87,16 @@ class Rows:
     def batch(self) -> int:
         """Images."""
         return self.running.batch
+
+    def turn_to(self, scale: int) -> None:
+        """Take what the conditioning holds at a scale; keys and values of earlier scales stay."""
+        holding = self._conditioning.at(scale)
+        if holding is self._holding:
+            return
+        self._holding = holding
+        self.conditioned = self._null() if self._nulled else self._state()
+        if self.turns:
+            self.turns = self._turns([turn.cache for turn in self.turns])
 
     def narrow(self, kept: str, room: int, policy_run: PolicyRun) -> None:
         """Drop the rows that a plan no longer wants, with their share of the cache and of what is remembered.
@@ -99,7 +111,7 @@ class Rows:
         if kept == "unconditional" and self._conditioning.negative is not None:
             # The other rows followed the negative prompt. The null text goes on from what was drawn for the
             # prompt, so that the image is never finished under the text that it should avoid.
-            remaining = slice(0, self.batch)
+            remaining, self._nulled = slice(0, self.batch), True
             self.conditioned = self._null()
         else:
             self.conditioned = self.conditioned.narrow(remaining)
@@ -107,9 +119,16 @@ class Rows:
         self.cache = self.cache.narrow(remaining, room)
         policy_run.narrow(remaining)
 
+    def _state(self) -> Conditioned:
+        """That of what holds now, for the rows that run."""
+        state = self._model.condition(self._holding, self.guided, self.device, self._attention)
+        if self.running.both or not self.guided:
+            return state
+        return state.narrow(slice(0, self.batch) if self.running.conditional else slice(self.batch, None))
+
     def _null(self) -> Conditioned:
         """The state of the model's own null text or class."""
-        nulled = self._conditioning.nulled(self._model.longest_text)
+        nulled = self._holding.nulled(self._model.longest_text)
         state = self._model.condition(nulled, True, self.device, self._attention)
         return state.narrow(slice(self.batch, None))
 
@@ -119,8 +138,10 @@ class Rows:
         caches = [self._model.new_cache(batch, self.device) for _ in range(2)]
         if offload is not None:
             caches[1].keep_on(offload)
-        rows = slice(0, batch), slice(batch, 2 * batch)
-        self.turns = [
-            Turn(self.conditioned.narrow(half), cache) for half, cache in zip(rows, caches, strict=True)
-        ]
+        self.turns = self._turns(caches)
         return CachePair(*caches)
+
+    def _turns(self, caches: Sequence[KVCache]) -> list[Turn]:
+        """Conditional and unconditional rows, each with its cache."""
+        rows = slice(0, self.batch), slice(self.batch, 2 * self.batch)
+        return [Turn(self.conditioned.narrow(half), cache) for half, cache in zip(rows, caches, strict=True)]
