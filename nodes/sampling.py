@@ -9,12 +9,13 @@ from comfy_api.latest import io
 from ..stagevar_core.models.star_sampler import MODES
 from .host import sockets
 from .host.attached import Patcher, policy_of
-from .host.conditioning import HostConditioning, conditioning_of
+from .host.conditioning import HostConditioning, scheduled_of
 from .host.drawing import draw, drawing_inputs, report_output, settings_of
 from .host.edit import Edit
 from .host.pairing import checked_pair
 from .host.running import Job
 from .host.schema import CATEGORY, Node, Schema, StageEditType, VarModel, describe
+from .host.steering import Frame
 from .host.vae import TokenizerVAE
 from .host.values import check_given, checked
 
@@ -87,10 +88,10 @@ class Sampler(Node):
         schedule = pair.trained.snap(*asked)
         settings = settings_of(network, wanted)
         settings.validate(len(schedule), network.config.depth)
-        conditioning, notes = conditioning_of(network, positive, against, batch)
+        size = pair.trained.image_size(schedule)
+        conditioning, notes = scheduled_of(network, positive, against, batch, Frame(schedule, size))
         if negative is not None and against is not negative:
             notes = (*notes, _ASIDE)
-        size = pair.trained.image_size(schedule)
         made = _made(size, asked, batch)
         policy = policy_of(pair.model.model_options)
         job = Job(pair.model, pair.vae, conditioning, schedule, settings, wanted["seed"], policy, edit)

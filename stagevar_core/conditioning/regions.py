@@ -25,12 +25,11 @@ class Region:
     mask: Tensor | None = None
     strength: float = 1.0
 
-    def weights(self, scale: Scale) -> Tensor:
-        """How much it counts for every token of a scale, (L,): the share of the token that it covers."""
+    def cover(self, scale: Scale) -> Tensor:
+        """The share of every token of a scale that it covers, (L,)."""
         if self.mask is None:
-            return torch.full((scale.tokens,), float(self.strength))
-        cover = F.interpolate(self.mask[None, None].float(), size=scale.grid, mode="area")
-        return self.strength * cover.flatten().cpu()
+            return torch.ones(scale.tokens)
+        return F.interpolate(self.mask[None, None].float(), size=scale.grid, mode="area").flatten().cpu()
 
 
 Regions = tuple[Region, ...]
@@ -108,10 +107,10 @@ def _weights(regions: Regions, scale: Scale) -> Tensor:
 
     Prompts that hold everywhere count where no region does; where nothing does, all count.
     """
-    weights = torch.stack([region.weights(scale) for region in regions])
+    cover = torch.stack([region.cover(scale) for region in regions])
     limited = torch.tensor([region.mask is not None for region in regions])
-    covered = weights[limited].sum(0) > 0.0
-    weights[~limited] = torch.where(covered, 0.0, weights[~limited])
+    cover[~limited] *= 1.0 - cover[limited].sum(0).clamp(max=1.0)
+    weights = torch.tensor([float(region.strength) for region in regions])[:, None] * cover
     return torch.where(weights.sum(0) > 0.0, weights, 1.0)
 
 
