@@ -86,7 +86,7 @@ class Sampler(Node):
             sockets.edit("edit", edit).check(pair.vae.checkpoint.source, pair.trained)
             asked, against = edit.size, edit.prompt or negative
         schedule = pair.trained.snap(*asked)
-        settings = settings_of(network, wanted)
+        settings = settings_of(network, wanted).on(schedule)
         settings.validate(len(schedule), network.config.depth)
         size = pair.trained.image_size(schedule)
         conditioning, notes = scheduled_of(network, positive, against, batch, Frame(schedule, size))

@@ -56,6 +56,7 @@ def generate(  # noqa: PLR0913 - independent collaborators, each with one owner
         raise ValueError(f"offload is {str(offload)!r}, but all rows run together; pass sequential=True, too")
     signed(model).check(schedule)
     settings.validate(len(schedule), model.config.depth)
+    settings = settings.on(schedule)
     if noise is None and not settings.greedy:
         raise ValueError("sampling needs a noise source; pass one, or settings with greedy=True")
     policy, monitor = policy or DensePolicy(), monitor or Monitor()

@@ -254,9 +254,8 @@ def check_regions() -> None:
         assert "the area of a prompt is" in refused(read, [[one[0][0], {**one[0][1], "area": bad}]])
     latent, report = sample(model, vae, core.ConditioningCombine().combine(left, right)[0], negative=right)
     assert torch.isfinite(latent).all()
-    assert len(report["notes"]) == 1 and "negative: no prompt holds in 50%" in report["notes"][0], report[
-        "notes"
-    ]
+    assert report["notes"][0] == "negative: the strength of an area ignored, which this model cannot follow"
+    assert "negative: no prompt holds in 50%" in report["notes"][1] and len(report["notes"]) == 2
 
 
 def check_ranges() -> None:
