@@ -88,7 +88,7 @@ class EditByText(Node):
                 sockets.conditioning(field, given)
         network, tries, side = pair.network, wanted["tries"], side_of(pair.trained)
         schedule = pair.trained.snap(side, side)
-        settings = settings_of(network, wanted)
+        settings = settings_of(network, wanted).on(schedule)
         settings.validate(len(schedule), network.config.depth)
         asked, left_out = conditioning_of(network, positive, negative, len(pictures))
         if asked.tokens <= 1:

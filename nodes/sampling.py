@@ -10,13 +10,14 @@ from ..stagevar_core.checks import inside
 from ..stagevar_core.models.star_sampler import MODES
 from .host import sockets
 from .host.attached import Patcher, policy_of
-from .host.conditioning import HostConditioning, conditioning_of
+from .host.conditioning import HostConditioning, scheduled_of
 from .host.drawing import draw, drawing_inputs, report_output, settings_of
 from .host.edit import Edit
 from .host.inpainting import Start, latent_start
 from .host.pairing import Pair, checked_pair
 from .host.running import Job
 from .host.schema import CATEGORY, Node, Schema, StageEditType, VarModel, describe
+from .host.steering import Frame
 from .host.vae import TokenizerVAE
 from .host.values import check_given, checked
 
@@ -83,17 +84,16 @@ class Sampler(Node):
         for field, given in (("positive", positive), ("negative", negative)):
             if field == "positive" or given is not None:
                 sockets.conditioning(field, given)
-        against = negative
         start = _start(pair, wanted, edit, latent)
         against = (start.edit.prompt if start.edit else None) or negative
         with inside("latent: its " if latent is not None else ""):
             schedule = pair.trained.snap(*start.size)
-        settings = settings_of(network, wanted)
+        settings = settings_of(network, wanted).on(schedule)
         settings.validate(len(schedule), network.config.depth)
-        conditioning, notes = conditioning_of(network, positive, against, start.batch)
+        size = pair.trained.image_size(schedule)
+        conditioning, notes = scheduled_of(network, positive, against, start.batch, Frame(schedule, size))
         if negative is not None and against is not negative:
             notes = (*notes, _ASIDE)
-        size = pair.trained.image_size(schedule)
         made = _made(size, start.size, start.batch)
         policy = policy_of(pair.model.model_options)
         job = Job(pair.model, pair.vae, conditioning, schedule, settings, wanted["seed"], policy, start.edit)

@@ -4,11 +4,14 @@ Only matrix products count. Norms, rotary positions and sampling are memory-boun
 """
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from .schedule import Prefix, Scale, ScaleSchedule
+
+TextTokens = int | Sequence[int]
+"""Tokens of the text that a token of the picture attends to: the same at all scales, or one per scale."""
 
 Work = defaultdict[str, float]
 """Counted units: tokens of every branch, 'pairs', 'text pairs', 'head'; FLOPs of 'reduction' and 'refine'."""
@@ -101,12 +104,19 @@ def scale_flops(
     return counted(units, work)
 
 
+def texts_at(text_tokens: TextTokens, scale: Scale) -> int:
+    """Those of one scale; what precedes the scales reads what the first one does."""
+    if isinstance(text_tokens, int):
+        return text_tokens
+    return text_tokens[0 if isinstance(scale, Prefix) else scale.index]
+
+
 def schedule_flops(
     units: UnitCosts,
     schedule: ScaleSchedule,
     *,
     rows: int = 2,
-    text_tokens: int = 64,
+    text_tokens: TextTokens = 64,
     images: int | None = None,
     prefix: Prefix | None = None,
 ) -> list[Flops]:
@@ -114,10 +124,11 @@ def schedule_flops(
 
     That of the pass over a ``prefix`` itself is :func:`prefix_flops`.
     """
-    costs, visible, every = [], 0, {"rows": rows, "text_tokens": text_tokens, "images": images}
+    costs, visible = [], 0
     for scale in schedule:
         visible += scale.tokens
         before = 0 if prefix is None else prefix.keys(scale, units.depth)
+        every = {"rows": rows, "text_tokens": texts_at(text_tokens, scale), "images": images}
         cost = scale_flops(units, scale.tokens, visible, **every, before=before)
         costs.append(cost + units.refining(scale, rows))
     return costs
@@ -128,12 +139,12 @@ def dense_flops(
     schedule: ScaleSchedule,
     *,
     rows: int,
-    text_tokens: int,
+    text_tokens: TextTokens,
     images: int,
     prefix: Prefix | None,
 ) -> dict[Scale, Flops]:
     """The dense cost of every pass through the blocks, that of a prefix among them."""
-    ways = {"rows": rows, "text_tokens": text_tokens, "images": images}
+    ways: dict[str, Any] = {"rows": rows, "text_tokens": text_tokens, "images": images}
     costs: dict[Scale, Flops] = {}
     if prefix is not None:
         costs[prefix] = prefix_flops(units, prefix, **ways)
@@ -145,12 +156,13 @@ def prefix_flops(
     prefix: Prefix,
     *,
     rows: int = 2,
-    text_tokens: int = 64,
+    text_tokens: TextTokens = 64,
     images: int | None = None,
 ) -> Flops:
     """The cost of the pass over what precedes the scales: it sees itself and has no logits."""
     seen = prefix.tokens
-    cost = scale_flops(units, seen, seen, rows=rows, text_tokens=text_tokens, images=images)
+    texts = texts_at(text_tokens, prefix)
+    cost = scale_flops(units, seen, seen, rows=rows, text_tokens=texts, images=images)
     return replace(cost, head=0.0)
 
 

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from .acceleration.policy import AccelerationPolicy
+from .acceleration.stages import StageBoundaries
 from .checkpoints.files import read
 from .checkpoints.load import build, check_pairing, load_text_encoder, prepare
 from .checkpoints.lora_files import read_lora
 from .checkpoints.lora_layers import merge
 from .checkpoints.restoring import check_restores
 from .checkpoints.tasks import AUTO, with_task
+from .conditioning.changing import from_stages
 from .conditioning.labels import class_index, spread_classes
 from .conditioning.picture import encoder_input, from_square, stretched, to_square
 from .conditioning.t5 import MAX_TOKENS
@@ -271,12 +273,14 @@ class Pipeline:
         policy: AccelerationPolicy | None = None,
         picture: np.ndarray | None = None,
         caption: str | None = None,
+        later: Mapping[str, str] | None = None,
     ) -> Pictures:
         """``batch`` images of every prompt; image ``i`` of the call has the seed ``seed + i``.
 
         The same seed and prompt give the same picture in any batch. ``steps`` also decodes every scale.
         ``picture``: what editing weights change as the prompts say, (H, W, 3) in bytes, at its size; with its
-        ``caption``, others change where the prompts differ. ``ValueError`` for what cannot be generated.
+        ``caption``, others change where the prompts differ. ``later``: prompts of all images from a stage on,
+        by its name. ``ValueError`` for what cannot be generated.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         check_request(len(prompts), batch, seed)
@@ -285,12 +289,15 @@ class Pipeline:
         schedule, settings = self.schedule(width, height), settings or self.settings()
         settings.validate(len(schedule), self.transformer.config.depth)
         started = time.perf_counter()
-        conditioning = self.encode([text for text in prompts for _ in range(batch)], negative)
-        words = None
+        texts = [text for text in prompts for _ in range(batch)]
+        conditioning, words = self.encode(texts, negative), None
         if picture is not None and caption is not None:
             conditioning, words = self.reworded(conditioning, picture, caption, schedule)
         elif picture is not None:
             conditioning = self.pictured(conditioning, picture, schedule)
+        if later:
+            parts = {stage: self.encode([text] * len(texts), negative) for stage, text in later.items()}
+            conditioning = from_stages(conditioning, parts, StageBoundaries().stages(schedule))
         synchronise(self.device)
         seconds: dict[str, Any] = {"text": time.perf_counter() - started}
         clock = Clock(self.device, steps, monitor)

@@ -146,8 +146,10 @@ def attention_for(transformer_options: dict[str, Any]) -> AttentionFn:
         if mask is not None:
             # Some fast kernels take no mask, and not all take a boolean one.
             function = host_attention.optimized_attention_for_device(q.device, mask=True)
-            hidden = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, -torch.finfo(q.dtype).max)
-            mask = hidden.expand(-1, -1, q.shape[2], -1)
+            hidden, lowest = mask, -torch.finfo(q.dtype).max
+            if mask.dtype == torch.bool:
+                hidden = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, lowest)
+            mask = hidden.to(q.dtype).clamp(min=lowest).expand(-1, -1, q.shape[2], -1)
         return function(
             q,
             k,

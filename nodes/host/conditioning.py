@@ -1,14 +1,20 @@
 """ComfyUI conditioning to what the core takes: text features or class labels, one per image."""
 
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from ...stagevar_core.conditioning.changing import ChangingConditioning, RunConditioning
 from ...stagevar_core.conditioning.labels import class_index
+from ...stagevar_core.conditioning.regions import Region, Regions
 from ...stagevar_core.conditioning.types import ClassConditioning, Conditioning, TextConditioning
 from ...stagevar_core.models.contract import Transformer
+from .steering import Frame, held, holding, masks_of, number_of
 
 _LOG = logging.getLogger(__name__)
 # Entries of a conditioning's dictionary.
@@ -34,6 +40,9 @@ _STEERING = {
     "reference_latents": "reference latents",
     "guidance": "a guidance value",
 }
+_WHERE = ("area", "mask")
+_STRENGTHS = ("strength", "mask_strength")
+_WHEN = ("start_percent", "end_percent")
 _NEUTRAL = {"strength": 1.0, "mask_strength": 1.0, "start_percent": 0.0, "end_percent": 1.0}
 # Of core nodes: pairs of features (prompts, tokens, width) and a dictionary of what else is known.
 HostConditioning = Sequence[Sequence[Any]]
@@ -70,45 +79,123 @@ class Prompted(NamedTuple):
     notes: tuple[str, ...]
 
 
+class Scheduled(NamedTuple):
+    """The same where it may change from scale to scale."""
+
+    conditioning: RunConditioning
+    notes: tuple[str, ...]
+
+
 def conditioning_of(
     network: Transformer, positive: HostConditioning, negative: HostConditioning | None, batch: int
 ) -> Prompted:
     """What ``batch`` images of a transformer are conditioned on; raises ``ValueError`` where it is the other.
 
     Without ``negative`` the model's own null text or class takes its place, or the encoded empty prompt where
-    it learned none.
+    it learned none. Of combined conditionings the first one is used, wherever and whenever it holds.
     """
-    given = [("positive", positive), *([] if negative is None else [("negative", negative)])]
     notes: list[str] = []
-    entries = [_entry(field, conditioning, notes) for field, conditioning in given]
-    if network.classes is None:
-        conditioning = _texts(network, entries, batch, notes)
-    else:
-        conditioning = _classes(network.family, network.classes, entries, batch)
+    entries = {field: [_entry(field, given, notes)] for field, given in _given(positive, negative)}
+    conditioning = _part(network, entries["positive"], entries.get("negative", []), batch, notes)
+    return Prompted(conditioning, _said(notes))
+
+
+def scheduled_of(
+    network: Transformer,
+    positive: HostConditioning,
+    negative: HostConditioning | None,
+    batch: int,
+    frame: Frame,
+) -> Scheduled:
+    """The same with all combined conditionings: each where and at the scales where core nodes say it holds.
+
+    Classes hold for the whole picture, and one at a time. A scale without a prompt takes the nearest one, a
+    scale without a negative one the model's own null text or class.
+    """
+    notes: list[str] = []
+    classes = network.classes is not None
+    followed = (*_WHEN, *(() if classes else (*_WHERE, *_STRENGTHS)))
+    entries: dict[str, list[Entry]] = {}
+    turns: dict[str, list[tuple[int, ...]]] = {"negative": [()] * len(frame.schedule)}
+    for field, given in _given(positive, negative):
+        entries[field] = _entries(field, given, followed, notes)
+        turns[field] = holding([entry.extra for entry in entries[field]], frame.schedule)
+    missing = sum(not which for which in turns["positive"])
+    if missing:
+        notes.append(
+            f"positive: no prompt holds at {missing} of {len(frame.schedule)} scales; the nearest one does "
+            "there. Ranges are shares of the final area"
+        )
+        turns["positive"] = held(turns["positive"])
+    known: dict[tuple[tuple[int, ...], tuple[int, ...]], Conditioning] = {}
+    for turn in zip(turns["positive"], turns["negative"], strict=True):
+        if turn not in known:
+            asked = [entries["positive"][index] for index in turn[0]]
+            against = [entries["negative"][index] for index in turn[1]]
+            known[turn] = _part(network, asked, against, batch, notes, frame)
+    holds = [known[turn] for turn in zip(turns["positive"], turns["negative"], strict=True)]
+    return Scheduled(ChangingConditioning.of(holds), _said(notes))
+
+
+def _given(
+    positive: HostConditioning, negative: HostConditioning | None
+) -> list[tuple[str, HostConditioning]]:
+    """The inputs that are connected, by name."""
+    return [("positive", positive), *([] if negative is None else [("negative", negative)])]
+
+
+def _said(notes: list[str]) -> tuple[str, ...]:
+    """Every note once, in the log as well."""
     said = tuple(dict.fromkeys(notes))
     for note in said:
         _LOG.warning("StageVAR: %s", note)
-    return Prompted(conditioning, said)
+    return said
+
+
+def _part(
+    network: Transformer,
+    positive: list[Entry],
+    negative: list[Entry],
+    batch: int,
+    notes: list[str],
+    frame: Frame | None = None,
+) -> Conditioning:
+    """What images are conditioned on where these hold at once."""
+    if network.classes is None:
+        return _texts(network, positive, negative, batch, notes, frame)
+    return _classes(network.family, network.classes, positive, negative, batch, notes)
 
 
 def _entry(field: str, conditioning: HostConditioning, notes: list[str]) -> Entry:
     """The first conditioning of an input."""
+    first, *others = _entries(field, conditioning, (), notes)
+    if others:
+        notes.insert(
+            0,
+            f"{field} holds {len(conditioning)} conditionings; the first one is used, combined or scheduled "
+            "ones are not",
+        )
+    return first
+
+
+def _entries(
+    field: str, conditioning: HostConditioning, followed: Sequence[str], notes: list[str]
+) -> list[Entry]:
+    """All conditionings of an input; notes what none of the keys ``followed`` covers."""
     if not conditioning:
         raise ValueError(f"{field}: the conditioning is empty; connect CLIP Text Encode or Class Label")
-    if len(conditioning) > 1:
-        notes.append(
-            f"{field} holds {len(conditioning)} conditionings; the first one is used, combined or scheduled "
-            "ones are not"
-        )
+    several = len(conditioning) > 1
     steered = dict.fromkeys(
         words
         for _, extra in (each[:2] for each in conditioning)
         for key, words in _STEERING.items()
-        if extra.get(key) is not None and not _neutral(key, extra[key])
+        if extra.get(key) is not None
+        and not _neutral(key, extra[key])
+        and (key not in followed or (key in _STRENGTHS and not several))
     )
     if steered:
         notes.append(f"{field}: {', '.join(steered)} ignored, which this model cannot follow")
-    return Entry(field, *conditioning[0][:2])
+    return [Entry(field, *each[:2]) for each in conditioning]
 
 
 def _neutral(key: str, value: object) -> bool:
@@ -116,30 +203,95 @@ def _neutral(key: str, value: object) -> bool:
     return key in _NEUTRAL and value == _NEUTRAL[key]
 
 
-def _classes(family: str, classes: int, entries: list[Entry], batch: int) -> ClassConditioning:
+def _classes(
+    family: str,
+    classes: int,
+    positive: list[Entry],
+    negative: list[Entry],
+    batch: int,
+    notes: list[str],
+) -> ClassConditioning:
     labels = []
-    for field, _, extra in entries:
-        if CLASS_LABEL not in extra:
-            raise ValueError(
-                f"{field}: found a text; this {family.upper()} model is conditioned on a class. "
-                "Connect Class Label instead of CLIP Text Encode"
+    for entries in (positive, negative):
+        if len(entries) > 1:
+            notes.append(
+                f"{entries[0].field}: {len(entries)} classes hold at once; this model draws one, the first. "
+                "Give each a range of its own with Set Timestep Range"
             )
-        try:
-            labels.append((class_index(extra[CLASS_LABEL], classes),) * batch)
-        except ValueError as error:
-            raise ValueError(f"{field}: {error}") from error
+        for field, _, extra in entries[:1]:
+            if CLASS_LABEL not in extra:
+                raise ValueError(
+                    f"{field}: found a text; this {family.upper()} model is conditioned on a class. "
+                    "Connect Class Label instead of CLIP Text Encode"
+                )
+            try:
+                labels.append((class_index(extra[CLASS_LABEL], classes),) * batch)
+            except ValueError as error:
+                raise ValueError(f"{field}: {error}") from error
     return ClassConditioning(*labels)
 
 
-def _texts(network: Transformer, entries: list[Entry], batch: int, notes: list[str]) -> TextConditioning:
-    for field, _, extra in entries:
+def _texts(
+    network: Transformer,
+    positive: list[Entry],
+    negative: list[Entry],
+    batch: int,
+    notes: list[str],
+    frame: Frame | None,
+) -> TextConditioning:
+    for field, _, extra in (*positive, *negative):
         if CLASS_LABEL in extra:
             raise ValueError(
                 f"{field}: found a class label; this {network.family} model is conditioned on text. Connect "
                 "CLIP Text Encode instead of Class Label"
             )
-    null = None if network.learned_null else _null_text(network, entries[0])
-    return TextConditioning(*(_prompts(network, entry, batch, notes) for entry in entries), null=null)
+    null = None if network.learned_null else _null_text(network, positive[0])
+    features, regions = _placed(network, positive, batch, notes, frame)
+    against, their_regions = _placed(network, negative, batch, notes, frame) if negative else (None, ())
+    return TextConditioning(features, against, null, regions=regions, negative_regions=their_regions)
+
+
+def _placed(
+    network: Transformer, entries: list[Entry], batch: int, notes: list[str], frame: Frame | None
+) -> tuple[tuple[Tensor, ...], tuple[Regions, ...]]:
+    """The texts of ``batch`` images, and of which prompts they are made where each holds in a region.
+
+    Without regions and others beside it, a prompt is the whole text.
+    """
+    prompts = [_prompts(network, entry, batch, notes) for entry in entries]
+    if frame is None:
+        return prompts[0], ()
+    masks = [masks_of(entry.field, entry.extra, frame.size, batch) for entry in entries]
+    if len(entries) == 1 and masks[0] is None:
+        return prompts[0], ()
+    strengths = [
+        math.prod(max(0.0, number_of(entry.extra, key, 1.0)) for key in _STRENGTHS) for entry in entries
+    ]
+    field, limited = entries[0].field, [each for each in masks if each is not None]
+    for number, each in enumerate(masks, start=1):
+        if each is not None and not any(mask.any() for mask in each):
+            notes.append(f"{field}: the area or mask of prompt {number} covers nothing of the picture")
+    if len(limited) == len(masks) and _uncovered(limited):
+        notes.append(
+            f"{field}: no prompt holds in {_uncovered(limited):.0%} of the picture; all of them count there. "
+            "Combine them with one for the whole picture"
+        )
+    rows = [
+        tuple(
+            Region(len(texts[index]), None if each is None else each[index], strength)
+            for texts, each, strength in zip(prompts, masks, strengths, strict=True)
+        )
+        for index in range(batch)
+    ]
+    texts = tuple(torch.cat([texts[index] for texts in prompts]) for index in range(batch))
+    return texts, tuple(rows)
+
+
+def _uncovered(masks: Sequence[Sequence[Tensor]]) -> float:
+    """The share of the first picture that no mask covers."""
+    grid = (64, 64)
+    each = torch.stack([F.interpolate(mask[0][None, None], size=grid, mode="area")[0, 0] for mask in masks])
+    return float((each.sum(0) <= 0.0).float().mean())
 
 
 def _null_text(network: Transformer, entry: Entry) -> Tensor:

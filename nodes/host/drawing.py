@@ -20,6 +20,7 @@ from .values import OwnNumber
 _LOG = logging.getLogger(__name__)
 _NOTES = 6  # on the node, which is small
 _OWN_TEXT = "auto: the model's own"
+_BY_STAGE = "Three with commas, such as 4, 3, 2: for the semantic, structure and fidelity stage."
 
 
 class Drawn(NamedTuple):
@@ -56,15 +57,17 @@ def drawing_inputs() -> list[io.Input]:
         OwnNumber(
             "cfg",
             high=30.0,
+            stages=True,
             tooltip="Guidance: how closely the image follows the prompt or class. Infinity: 3 to 4, VAREdit: "
             "3, 1 is unguided and twice as fast. VAR and STAR: 4 at the last scale, 0 is unguided. "
-            f"{_OWN_TEXT}.",
+            f"{_BY_STAGE} {_OWN_TEXT}.",
         ),
         OwnNumber(
             "temperature",
             high=10.0,
+            stages=True,
             tooltip="Below 1 the likely codes are favoured: calmer images. Infinity 2B: 0.5, VAREdit: 0.1, "
-            f"others: 1. {_OWN_TEXT}.",
+            f"others: 1. {_BY_STAGE} {_OWN_TEXT}.",
         ),
         OwnNumber(
             "top_k",

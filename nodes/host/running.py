@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...stagevar_core.acceleration.policy import AccelerationPolicy, RunInfo
-from ...stagevar_core.conditioning.types import Conditioning
+from ...stagevar_core.conditioning.changing import RunConditioning, tokens_of
 from ...stagevar_core.costs import kv_bytes
 from ...stagevar_core.models.draws import run_costs
 from ...stagevar_core.sampling.forecast import Forecast, forecast
@@ -41,7 +41,7 @@ class Job:
 
     model: Patcher
     vae: TokenizerVAE
-    conditioning: Conditioning
+    conditioning: RunConditioning
     schedule: ScaleSchedule
     settings: SamplingSettings
     seed: int
@@ -70,11 +70,12 @@ class Job:
             self.guided,
             self.conditioning.negative is not None,
             SeededNoise(self.seed, images).seeds,
-            self.network.prefix(self.conditioning, self.schedule),
+            self.network.prefix(self.conditioning.at(0), self.schedule),
         )
         units = run_costs(self.network, self.schedule, self.network.drawing_head(self.settings.refine))
         rows = {"sequential": sequential, "offload": self.offload is not None}
-        return forecast(self.policy, info, units, self.conditioning.tokens, **rows)
+        texts = tokens_of(self.conditioning, len(self.schedule))
+        return forecast(self.policy, info, units, texts, **rows)
 
     def memory(self, batch: int, sequential: bool = False) -> MemoryEstimate:
         """What ``batch`` images need beside the weights."""
@@ -85,7 +86,7 @@ class Job:
     @property
     def keeps(self) -> bool:
         """Whether what precedes the scales may wait in the host's memory for another run: there is room."""
-        prefix = self.network.prefix(self.conditioning, self.schedule)
+        prefix = self.network.prefix(self.conditioning.at(0), self.schedule)
         if prefix is None:
             return False
         rows = self.conditioning.batch * (2 if self.guided else 1)

@@ -5,6 +5,7 @@ from typing import Any, TypeGuard
 
 from comfy_api.latest import io
 
+from ...stagevar_core.acceleration.stages import STAGES
 from ...stagevar_core.checks import number, one_of, refuse, whole
 from .schema import describe
 
@@ -17,20 +18,34 @@ _OWN = -1  # said it before: files of that time hold it, as whole number and as 
 class OwnNumber(io.MultiType.Input):
     """A number from 0 to ``high``, or ``auto``; numbers and texts can be linked to it.
 
-    The page shows a text field, in which people type either.
+    The page shows a text field, in which people type either. ``stages``: or three numbers with commas, one
+    per stage.
     """
 
-    def __init__(self, name: str, *, high: float, tooltip: str, whole: bool = False, advanced: bool = False):
+    def __init__(
+        self,
+        name: str,
+        *,
+        high: float,
+        tooltip: str,
+        whole: bool = False,
+        advanced: bool = False,
+        stages: bool = False,
+    ):
         text = describe(
             io.String.Input, name, default=AUTO, optional=True, tooltip=tooltip, advanced=advanced or None
         )
         super().__init__(text, [io.Int] if whole else [io.Float, io.Int])
-        self.default, self.high, self.whole = AUTO, high, whole
+        self.default, self.high, self.whole, self.stages = AUTO, high, whole, stages
 
-    def read(self, value: object) -> float | int | None:
-        """The number, None for the own one; raises ``ValueError`` for anything else."""
+    def read(self, value: object) -> float | int | tuple[float, ...] | None:
+        """The number or numbers, None for the own one; raises ``ValueError`` for anything else."""
         kind = "a whole number" if self.whole else "a number"
         expected = f"{AUTO!r}, or {kind} from 0 to {self.high:g}"
+        if self.stages:
+            expected += f", or three with commas, one per stage ({', '.join(STAGES)})"
+            if isinstance(value, str) and "," in value:
+                return self._of_stages(value, expected)
         given = _typed(value)
         if isinstance(given, int | float) and given == _OWN:
             return None
@@ -40,6 +55,14 @@ class OwnNumber(io.MultiType.Input):
             return (whole if self.whole else number)(self.id, given, 0, self.high)
         except ValueError:
             refuse(self.id, value, expected)
+
+    def _of_stages(self, value: str, expected: str) -> tuple[float, ...]:
+        """One number per stage from a text."""
+        try:
+            numbers = tuple(number(self.id, float(part), 0, self.high) for part in value.split(","))
+        except ValueError:
+            refuse(self.id, value, expected)
+        return numbers if len(numbers) == len(STAGES) else refuse(self.id, value, expected)
 
 
 def checked(inputs: list[io.Input], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Semantic, structure and fidelity stages of a schedule, by area."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..checks import number
@@ -42,3 +43,19 @@ class StageBoundaries:
     def stages(self, schedule: ScaleSchedule) -> list[str]:
         """The stage of every scale."""
         return [self.stage(schedule, scale) for scale in schedule]
+
+
+def holds(schedule: ScaleSchedule, scale: Scale, start: float, end: float) -> bool:
+    """Whether a scale lies in a range of area fractions, beyond ``start`` and up to ``end``.
+
+    Both give way by 5%, as the boundaries of stages do; ranges that meet share no scale and leave none out.
+    """
+    area = schedule.area_fraction(scale)
+    return (start <= 0.0 or area > start * ROUNDING) and (end >= 1.0 or area <= end * ROUNDING)
+
+
+def per_stage(values: Sequence[float], schedule: ScaleSchedule) -> tuple[float, ...]:
+    """One number per scale from one per stage; ``ValueError`` where there are not three."""
+    if len(values) != len(STAGES):
+        raise ValueError(f"got {len(values)} numbers; expected one per stage: {', '.join(STAGES)}")
+    return tuple(values[STAGES.index(stage)] for stage in StageBoundaries().stages(schedule))

@@ -11,6 +11,7 @@ from PIL import Image
 
 from ..acceleration.presets import PRESETS
 from ..acceleration.schedule_file import identity
+from ..acceleration.stages import STAGES
 from ..pipeline import Pictures
 from ..plots.timeline import timeline
 from .options import (
@@ -33,6 +34,13 @@ def add_parser(commands: Commands) -> None:
     generate = commands.add_parser("generate", help="make images from a prompt")
     generate.add_argument("--prompt", required=True, help="what to draw; may be empty")
     generate.add_argument("--negative", help="what not to draw (default: the model's null text)")
+    generate.add_argument(
+        "--stage-prompt",
+        action="append",
+        default=[],
+        metavar="STAGE=TEXT",
+        help=f"another prompt from a stage on: {', '.join(STAGES[1:])}; may be repeated",
+    )
     generate.add_argument(
         "--edit",
         type=Path,
@@ -91,6 +99,7 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.steps_out.mkdir(parents=True, exist_ok=True)
     if arguments.report_out is not None:
         output_file(arguments.report_out)
+    later = stage_prompts(arguments)
     policy, stages = policy_of(arguments)
     pipeline = load_pipeline(arguments, edits=arguments.edit is not None)
     if stages is not None:
@@ -108,6 +117,7 @@ def run(arguments: argparse.Namespace) -> None:
         policy=policy,
         picture=picture,
         caption=arguments.caption,
+        later=later,
     )
     files, steps = save_pictures(found, arguments)
     width, height = found.size
@@ -126,6 +136,22 @@ def run(arguments: argparse.Namespace) -> None:
         asked = {name: getattr(arguments, name) for name in ("prompt", "negative", "seed")}
         made = {"seconds": seconds, "files": files, "steps": steps, "report": trace.to_dict()}
         print(json.dumps({**asked, **described(found), **made}))
+
+
+def stage_prompts(arguments: argparse.Namespace) -> dict[str, str]:
+    """The prompts by the stage that they begin at; ``ValueError`` for other stages and beside a picture."""
+    found: dict[str, str] = {}
+    for given in arguments.stage_prompt:
+        stage, equals, text = given.partition("=")
+        if stage not in STAGES[1:] or not equals or stage in found:
+            raise ValueError(
+                f"--stage-prompt is {given!r}; expected each of {' and '.join(STAGES[1:])} once at most, as "
+                "structure=TEXT. The first stage has --prompt"
+            )
+        found[stage] = text
+    if found and (arguments.edit is not None or arguments.change is not None):
+        raise ValueError("--stage-prompt does not go with --edit and --change; leave it out")
+    return found
 
 
 def picture_to_edit(arguments: argparse.Namespace) -> np.ndarray | None:

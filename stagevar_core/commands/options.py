@@ -22,11 +22,11 @@ MAX_THREADS = 1024
 
 
 def numbers(text: str) -> float | list[float]:
-    """A number, or a comma-separated list with one per scale."""
+    """A number, or a comma-separated list with one per stage or per scale."""
     try:
         values = [float(part) for part in text.split(",")]
     except ValueError:
-        message = f"got {text!r}, expected a number or one per scale such as 4,3,2"
+        message = f"got {text!r}, expected a number, or one per stage such as 4,3,2"
         raise argparse.ArgumentTypeError(message) from None
     return values[0] if len(values) == 1 else values
 
@@ -72,8 +72,10 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add_lora_option(group)
     add_device_options(group)
     group = parser.add_argument_group("sampling (default: the model's own)")
-    group.add_argument("--cfg", type=numbers, help="guidance, one number or one per scale; 1 is off")
-    group.add_argument("--temperature", type=numbers, help="one number or one per scale")
+    group.add_argument(
+        "--cfg", type=numbers, help="guidance: one number, three by stage, or one per scale; 1 is off"
+    )
+    group.add_argument("--temperature", type=numbers, help="one number, three by stage, or one per scale")
     group.add_argument("--top-k", type=int, help="0 is off")
     group.add_argument("--top-p", type=float, help="0 is off")
     group.add_argument("--seed", type=int, default=0, help="image number i has the seed SEED + i")

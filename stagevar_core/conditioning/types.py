@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .regions import Regions, check_regions
+
 
 @dataclass(frozen=True)
 class TextConditioning:
@@ -15,12 +17,16 @@ class TextConditioning:
     ``negative`` replaces the null text in the unconditional rows; None keeps it. ``null``: the encoded empty
     prompt (tokens, width), for models without a learned null text. ``source``: the pictures to edit, one per
     image, as the tokenizer's features before quantization (B, dim, h, w); None where nothing is edited.
+    ``regions``: per image where the prompts hold that its text is made of, None: its text is one prompt,
+    which holds everywhere. ``negative_regions``: the same of ``negative``.
     """
 
     features: tuple[Tensor, ...]
     negative: tuple[Tensor, ...] | None = None
     null: Tensor | None = None
     source: Tensor | None = None
+    regions: tuple[Regions | None, ...] = ()
+    negative_regions: tuple[Regions | None, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.features:
@@ -34,6 +40,8 @@ class TextConditioning:
                 f"the features of the pictures to edit have the shape {list(self.source.shape)}; expected "
                 f"({len(self.features)}, channels, height, width), one picture for each prompt"
             )
+        check_regions(self.features, self.regions)
+        check_regions(self.negative or (), self.negative_regions)
 
     @property
     def batch(self) -> int:
@@ -50,9 +58,24 @@ class TextConditioning:
         """Tokens of the longest text."""
         return max(len(text) for text in (*self.features, *(self.negative or ())))
 
+    def at(self, scale: int) -> "TextConditioning":
+        """What holds at the scale of that number: the same at all."""
+        return self
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens of every text; of one with regions those of its longest prompt."""
+        regions = self.regions or (None,) * self.batch
+        return tuple(
+            max(region.tokens for region in found) if found else len(text)
+            for text, found in zip(self.features, regions, strict=True)
+        )
+
     def nulled(self, longest: int | None) -> "TextConditioning":
         """Without negative texts; prompts at most as long as the null text that takes their place."""
-        return replace(self, negative=None, features=tuple(text[:longest] for text in self.features))
+        lengths = (length if longest is None else min(length, longest) for length in self.lengths)
+        features = tuple(text[:length] for text, length in zip(self.features, lengths, strict=True))
+        return replace(self, negative=None, features=features, regions=(), negative_regions=())
 
     def images(self, images: Sequence[int]) -> "TextConditioning":
         """That of these images of the batch, in this order."""
@@ -63,6 +86,10 @@ class TextConditioning:
             features=tuple(self.features[index] for index in images),
             negative=negative,
             source=source,
+            regions=tuple(self.regions[index] for index in images) if self.regions else (),
+            negative_regions=tuple(self.negative_regions[index] for index in images)
+            if self.negative_regions
+            else (),
         )
 
     def image(self, index: int) -> "TextConditioning":
@@ -97,6 +124,10 @@ class ClassConditioning:
     def batch(self) -> int:
         """Images."""
         return len(self.labels)
+
+    def at(self, scale: int) -> "ClassConditioning":
+        """What holds at the scale of that number: the same at all."""
+        return self
 
     def nulled(self, longest: int | None) -> "ClassConditioning":
         """Without negative labels."""

@@ -60,6 +60,13 @@ class Config(Protocol):
 class Conditioned(Protocol):
     """What a family's blocks need of the conditioning, computed once per run; the fields are its own."""
 
+    def seen(self, scale: Scale) -> Tensor | None:
+        """What is added to the scores of the text at a scale, (rows, 1, L, T); None: all tokens see it all.
+
+        Of rows that share the text of their image there is one.
+        """
+        ...
+
     def narrow(self: State, rows: slice) -> State:
         """Only these rows."""
         ...

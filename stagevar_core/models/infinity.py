@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..autoencoders.bsq import BitwiseQuantizer
+from ..conditioning.regions import Sight
 from ..conditioning.types import TextConditioning, check_task, pad_rows, require
 from ..network.attention import AttentionFn
 from ..network.cache import KVCache
@@ -43,6 +44,11 @@ class TextState:
     head_ada: Tensor  # (rows, 1, 2, C)
     keys_values: list[tuple[Tensor, Tensor]]  # per block (rows, heads, T, head_dim)
     mask: Tensor | None  # (rows, 1, 1, T), True = a token of the row's text; None when all texts are as long
+    regions: Sight | None = None  # where the prompts hold that the texts are made of
+
+    def seen(self, scale: Scale) -> Tensor | None:
+        """What is added to the scores of the text at a scale, (rows, 1, L, T); None: all see it all."""
+        return None if self.regions is None else self.regions.at(scale, self.keys_values[0][0])
 
     def narrow(self, rows: slice) -> "TextState":
         """Only these rows."""
@@ -60,6 +66,7 @@ class TextState:
             head_ada=self.head_ada[rows],
             keys_values=[(k[rows], v[rows]) for k, v in self.keys_values],
             mask=None if self.mask is None else self.mask[rows],
+            regions=None if self.regions is None else self.regions.narrow(rows),
         )
 
 
@@ -107,10 +114,11 @@ class Block(nn.Module):
                 lambda part: modulated_norm(part, scale1, shift1).to(ctx.dtype),
             )
 
-        def attend_text(h: Tensor, angles: Tensor | None) -> Tensor:
+        def attend_text(h: Tensor, seen: Tensor | None) -> Tensor:
             state = ctx.conditioned
             text = self.cross_norm(h.float()).to(ctx.dtype)
-            return self.cross_attn(text, *state.keys_values[layer], state.mask, ctx.attend_text)
+            mask = state.mask if seen is None else seen
+            return self.cross_attn(text, *state.keys_values[layer], mask, ctx.attend_text)
 
         def feed_forward(h: Tensor, angles: Tensor | None) -> Tensor:
             return self.ffn(modulated_norm(h, scale2, shift2).to(ctx.dtype))
@@ -223,18 +231,21 @@ class Infinity(nn.Module):
         texts = [text.to(device=device, dtype=torch.float32) for text in conditioning.features]
         # Only the null text has a fixed number of rows; like the official code, this takes longer texts where
         # it is not used: without guidance, and with a negative text.
-        nulled = guided and conditioning.negative is None
-        self._check_texts(texts, longest=self.config.null_rows if nulled else None)
+        nulled, lengths = guided and conditioning.negative is None, conditioning.lengths
+        self._check_texts(texts, lengths, longest=self.config.null_rows if nulled else None)
+        regions = list(conditioning.regions or (None,) * len(texts))
         if guided and conditioning.negative is not None:
             negative = [text.to(device=device, dtype=torch.float32) for text in conditioning.negative]
-            self._check_texts(negative)
+            self._check_texts(negative, [len(text) for text in negative])
             texts = texts + negative
+            regions += conditioning.negative_regions or (None,) * len(negative)
         elif guided:
             null = self.null_text.to(device=device, dtype=torch.float32)
-            texts = texts + [null[: len(text)] for text in texts]
+            texts = texts + [null[:length] for length in lengths]
+            regions += [None] * len(lengths)
         padded, mask = pad_rows(texts)
-        text = rms_norm(padded, self.text_norm)
-        pooled = self.text_pool(text, mask, attention)
+        text, sight = rms_norm(padded, self.text_norm), Sight.of(texts, regions)
+        pooled = self._pooled(text, mask, sight, attention)
         projected = self.text_mlp(text).to(self.compute_dtype)
         shared = self.block_ada(F.silu(pooled)).unflatten(-1, (1, 6, -1))
         return TextState(
@@ -243,6 +254,7 @@ class Infinity(nn.Module):
             head_ada=self.head_ada(F.silu(pooled)).unflatten(-1, (1, 2, -1)),
             keys_values=[block.cross_attn.keys_values(projected) for block in self.blocks],
             mask=mask,
+            regions=sight,
         )
 
     def prefix(self, conditioning: TextConditioning, schedule: ScaleSchedule) -> Prefix | None:
@@ -304,14 +316,23 @@ class Infinity(nn.Module):
         scale, shift = state.head_ada.unbind(dim=2)
         return self.head(modulated_norm(x, scale, shift))
 
-    def _check_texts(self, texts: list[Tensor], longest: int | None = None) -> None:
-        for text in texts:
+    def _pooled(
+        self, text: Tensor, mask: Tensor | None, sight: Sight | None, attention: AttentionFn
+    ) -> Tensor:
+        """The texts (rows, T, text) as one vector each, (rows, C); with regions the mean of their prompts."""
+        if sight is None:
+            return self.text_pool(text, mask, attention)
+        prompts = sight.prompts(list(text))
+        return sight.pooled(self.text_pool(*pad_rows(prompts), attention))
+
+    def _check_texts(self, texts: list[Tensor], lengths: Sequence[int], longest: int | None = None) -> None:
+        for text, length in zip(texts, lengths, strict=True):
             if text.dim() != 2 or text.shape[1] != self.config.text_width:
                 raise ValueError(
                     f"the text features have shape {tuple(text.shape)}; this transformer was trained on "
                     f"(tokens, {self.config.text_width}). Load the text encoder that belongs to it"
                 )
-            if len(text) < 1 or (longest is not None and len(text) > longest):
+            if len(text) < 1 or (longest is not None and length > longest):
                 raise ValueError(
-                    f"the text has {len(text)} tokens; this transformer takes 1 to {self.config.null_rows}"
+                    f"the text has {length} tokens; this transformer takes 1 to {self.config.null_rows}"
                 )

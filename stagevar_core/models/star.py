@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..autoencoders.vq import VectorQuantizer
+from ..conditioning.regions import Sight
 from ..conditioning.types import TextConditioning, pad_rows, require
 from ..network.attention import AttentionFn
 from ..network.cache import KVCache
@@ -50,6 +51,11 @@ class TextState:
     keys_values: list[tuple[Tensor, Tensor]]  # per block (images, heads, T, head_dim), keys of unit length
     mask: Tensor | None  # (images, 1, 1, T), True = a token of the text; None when all texts are as long
     images: int
+    regions: Sight | None = None  # where the prompts hold that the texts are made of, of every image
+
+    def seen(self, scale: Scale) -> Tensor | None:
+        """What is added to the scores of the text at a scale, (images, 1, L, T); None: all see it all."""
+        return None if self.regions is None else self.regions.at(scale, self.keys_values[0][0])
 
     def narrow(self, rows: slice) -> "TextState":
         """Only these rows."""
@@ -59,12 +65,14 @@ class TextState:
     def pick(self, images: Sequence[int], rows: Tensor) -> "TextState":
         """That of other images."""
         places, text = list(images), self.sampler_text
-        return TextState(
+        return replace(
+            self,
             start=self.start[rows],
             sampler_text=None if text is None else text[rows],
             keys_values=[(k[places], v[places]) for k, v in self.keys_values],
             mask=None if self.mask is None else self.mask[places],
             images=len(places),
+            regions=None if self.regions is None else self.regions.narrow(torch.tensor(places)),
         )
 
 
@@ -109,11 +117,12 @@ class Block(nn.Module):
                 h, ctx.attending(layer), angles, lambda part: plain_norm(part).to(ctx.dtype)
             )
 
-        def attend_text(h: Tensor, angles: Tensor | None) -> Tensor:
+        def attend_text(h: Tensor, seen: Tensor | None) -> Tensor:
             state = ctx.conditioned
             # The conditional rows come first; where they stopped running, the others read the prompt.
             first = plain_norm(h[: state.images]).to(ctx.dtype)
-            return self.cross_attn(first, *state.keys_values[layer], state.mask, ctx.attend_text)
+            mask = state.mask if seen is None else seen
+            return self.cross_attn(first, *state.keys_values[layer], mask, ctx.attend_text)
 
         def feed_forward(h: Tensor, angles: Tensor | None) -> Tensor:
             return self.ffn(plain_norm(h).to(ctx.dtype))
@@ -181,9 +190,12 @@ class STAR(NoPrefix, nn.Module):
         """
         require(conditioning, TextConditioning, "STAR")
         texts = self._checked(conditioning.features, device)
-        pooled = self.pooled(texts)
+        sight = Sight.of(texts, conditioning.regions or (None,) * len(texts))
+        pooled = self.pooled(texts, sight)
         if guided:
-            pooled = torch.cat((pooled, self.pooled(self._checked(self._counterparts(conditioning), device))))
+            against = self._checked(self._counterparts(conditioning), device)
+            regions = conditioning.negative_regions or (None,) * len(against)
+            pooled = torch.cat((pooled, self.pooled(against, Sight.of(against, regions))))
         padded, mask = pad_rows(texts)
         padded = padded.to(self.compute_dtype)
         return TextState(
@@ -192,11 +204,17 @@ class STAR(NoPrefix, nn.Module):
             keys_values=[block.cross_attn.keys_values(padded) for block in self.blocks],
             mask=mask,
             images=len(texts),
+            regions=sight,
         )
 
-    def pooled(self, texts: Sequence[Tensor]) -> Tensor:
-        """Texts as one vector each, (rows, text_width): the features of the end token, which comes last."""
-        return torch.stack([text[-1] for text in texts])
+    def pooled(self, texts: Sequence[Tensor], sight: Sight | None = None) -> Tensor:
+        """Texts as one vector each, (rows, text_width): the features of the end token, which comes last.
+
+        Those of regions as the mean of their prompts.
+        """
+        if sight is None:
+            return torch.stack([text[-1] for text in texts])
+        return sight.pooled(torch.stack([prompt[-1] for prompt in sight.prompts(texts)]))
 
     def positions(
         self, schedule: ScaleSchedule, scale: Scale, device: torch.device, prefix: Prefix | None = None

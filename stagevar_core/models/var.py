@@ -112,6 +112,9 @@ class ClassState:
     block_ada: list[Tensor]  # per block (rows, 1, 6, C)
     head_ada: Tensor  # (rows, 1, 2, C)
 
+    def seen(self, scale: Scale) -> None:
+        """None: a class is no text."""
+
     def narrow(self, rows: slice) -> "ClassState":
         """Only these rows."""
         return self._of(rows)

@@ -27,8 +27,8 @@ class Attend(Protocol):
 class AttentionFn(Protocol):
     """Attention over (rows, heads, length, head_dim).
 
-    ``scale`` multiplies the scores (None: ``head_dim ** -0.5``), ``mask`` is boolean, True = visible,
-    broadcastable to (rows, heads, queries, keys).
+    ``scale`` multiplies the scores (None: ``head_dim ** -0.5``). ``mask`` is broadcastable to (rows, heads,
+    queries, keys): boolean, True = visible, or numbers in the dtype of ``q`` that are added to the scores.
     """
 
     def __call__(
@@ -89,8 +89,11 @@ def blocked(
             scores = buffer[: asked.shape[0] * asked.shape[1] * keys].view(*asked.shape[:2], keys)
             torch.baddbmm(scores, asked, seen.mT, beta=0, alpha=factor, out=scores)
             if mask is not None:
-                hidden = ~mask.expand(rows, heads, queries, keys)[block]
-                scores.unflatten(0, shape).masked_fill_(hidden, -torch.inf)
+                seen_by = mask.expand(rows, heads, queries, keys)[block]
+                if mask.dtype == torch.bool:
+                    scores.unflatten(0, shape).masked_fill_(~seen_by, -torch.inf)
+                else:
+                    scores.unflatten(0, shape).add_(seen_by)
             torch.softmax(scores, -1, out=scores)
             mixed[block] = (scores @ v_part).unflatten(0, shape)
     return mixed

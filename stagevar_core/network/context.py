@@ -17,7 +17,10 @@ from .local import LocalWindow, WindowTable, local_attention
 from .tokens import Site, TokenMap, TokenReduction, in_parts
 
 Branch = Callable[[Tensor, Tensor | None], Tensor]
-"""A residual branch: tokens (rows, L, C) and their rotary positions to what is added, (rows, L, C)."""
+"""A residual branch: tokens (rows, L, C) and their rotary positions to what is added, (rows, L, C).
+
+Cross-attention has no positions; it gets what the tokens see of the text, (rows, 1, L, T).
+"""
 
 
 class Turn(NamedTuple):
@@ -38,7 +41,8 @@ class ScaleContext:
     ``turns``: the conditional and the unconditional rows, where every block runs the one after the other;
     empty: all rows together. ``half``: which of them this is, None is all rows. ``images``: rows of one kind.
     ``per_image``: branches that run for the conditional rows alone and serve both, on the same tokens;
-    through ``given`` and ``kept`` where rows run in turn.
+    through ``given`` and ``kept`` where rows run in turn. ``sight``: what is added to the scores where the
+    tokens of these rows or images do not see the same of the text, (rows, 1, L, T).
     """
 
     scale: Scale
@@ -59,6 +63,7 @@ class ScaleContext:
     half: int | None = None
     images: int = 1
     per_image: tuple[str, ...] = ()
+    sight: Tensor | None = None
     given: dict[str, Tensor] = field(default_factory=dict)
     kept: dict[str, TokenMap | None] = field(default_factory=dict)
 
@@ -68,8 +73,9 @@ class ScaleContext:
             return self._blocks(blocks, range(len(blocks)), x)
         for span in self.reduction.spans:
 
-            def compute(h: Tensor, positions: Tensor | None, span: range = span) -> Tensor:
-                return replace(self, positions=positions, reduction=None)._blocks(blocks, span, h)
+            def compute(h: Tensor, tokens: TokenMap | None, span: range = span) -> Tensor:
+                along = {"positions": self._positions(tokens), "sight": self._sight(tokens)}
+                return replace(self, **along, reduction=None)._blocks(blocks, span, h)
 
             x = self._reduced(x, compute, Site(self.scale, span, "blocks"))
         return x
@@ -85,13 +91,15 @@ class ScaleContext:
         """``x + gate * branch(x, positions)``; a block knows acceleration only here.
 
         A branch that computes the rows of the images alone, (images, L, C), adds its output to both of each.
-        All branches but 'self' look at every token alone.
+        All branches but 'self' look at every token alone. 'cross' gets what its tokens see of the text in
+        place of their positions.
         """
 
-        def compute(h: Tensor, positions: Tensor | None) -> Tensor:
+        def compute(h: Tensor, tokens: TokenMap | None) -> Tensor:
             y = self.given.pop(part, None) if self.half == 1 else None
             if y is None:
-                y = branch(h, positions) if part == "self" else in_parts(branch, h, positions)
+                along = self._sight(tokens) if part == "cross" else self._positions(tokens)
+                y = branch(h, along) if part == "self" else in_parts(branch, h, along)
                 self.work[part] += y.shape[0] * y.shape[1]
                 if self.half == 0 and part in self.per_image:
                     self.given[part] = y
@@ -157,32 +165,44 @@ class ScaleContext:
             positions = self.positions
             if positions is not None and positions.dim() > 3:  # of reduced tokens, which are those of a row
                 positions = positions.chunk(2, dim=1)[index]
+            sight = self.sight
+            if sight is not None and len(sight) > self.images:
+                sight = sight.chunk(2)[index]
             halves.append(
                 replace(
                     self,
                     conditioned=turn.conditioned,
                     cache=turn.cache,
                     positions=positions,
+                    sight=sight,
                     half=index,
                     turns=(),
                 )
             )
         return halves
 
-    def _reduced(self, x: Tensor, compute: Branch, site: Site) -> Tensor:
-        """``compute(x, positions)`` on the tokens that the reduction leaves, restored to all of them."""
+    def _positions(self, tokens: TokenMap | None) -> Tensor | None:
+        """Those of the tokens that a reduction leaves."""
+        return self.positions if tokens is None else tokens.positions(self.positions)
+
+    def _sight(self, tokens: TokenMap | None) -> Tensor | None:
+        """What the tokens that a reduction leaves see of the text."""
+        return self.sight if tokens is None else tokens.sight(self.sight)
+
+    def _reduced(self, x: Tensor, compute: Callable[[Tensor, TokenMap | None], Tensor], site: Site) -> Tensor:
+        """``compute(x, tokens)`` on the tokens that the reduction leaves, restored to all of them."""
         reduction = self.reduction
         if reduction is None:
-            return compute(x, self.positions)
+            return compute(x, None)
         tokens = self._tokens(reduction, x, site)
         if tokens is None:
-            y = compute(x, self.positions)
+            y = compute(x, None)
         elif tokens.count == 0:
             y = x[:, :0]
         else:
             if tokens.matrix is not None:
                 self.work["reduction"] += 2 * tokens.matrix.numel() * x.shape[-1]
-            y = compute(tokens.apply(x), tokens.positions(self.positions))
+            y = compute(tokens.apply(x), tokens)
         return reduction.restore(x, y, tokens, site)
 
     def _tokens(self, reduction: TokenReduction, x: Tensor, site: Site) -> TokenMap | None:

@@ -62,6 +62,17 @@ class TokenMap:
         """Rotary angles (2, rows, r, D / 2) of the r tokens from all, (2, L, D / 2); None stays None."""
         return None if angles is None else angles[:, self.keep if self.at is None else self.at]
 
+    def sight(self, added: Tensor | None) -> Tensor | None:
+        """What the r tokens see of the text, (rows, 1, r, T) from that of all, (rows, 1, L, T).
+
+        A mixture sees what the token does that it stands for. ``added`` has the first rows alone where the
+        rows of an image share a text.
+        """
+        if added is None:
+            return None
+        keep = self.keep[: len(added), None, :, None]
+        return added.gather(2, keep.expand(-1, -1, -1, added.shape[-1]))
+
 
 class TokenReduction(Protocol):
     """Runs regions on fewer tokens; created for one run, may remember between scales.

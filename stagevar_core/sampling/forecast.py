@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from ..acceleration.policy import AccelerationPolicy, PolicyRun, RunInfo, ScalePlan
 from ..acceleration.reduction import Reduction
-from ..costs import UnitCosts, prefix_flops, scale_flops, schedule_flops
+from ..costs import TextTokens, UnitCosts, prefix_flops, scale_flops, schedule_flops, texts_at
 from ..network.tokens import Site
 from ..schedule import Scale
 
@@ -51,7 +51,7 @@ def forecast(
     policy: AccelerationPolicy,
     info: RunInfo,
     units: UnitCosts,
-    text_tokens: int = 64,
+    text_tokens: TextTokens = 64,
     *,
     sequential: bool = False,
     offload: bool = False,
@@ -91,7 +91,9 @@ def _before(info: RunInfo) -> int:
     return 0 if info.prefix is None else info.prefix.tokens
 
 
-def _preceded(found: Forecast, info: RunInfo, units: UnitCosts, text_tokens: int, turns: int) -> Forecast:
+def _preceded(
+    found: Forecast, info: RunInfo, units: UnitCosts, text_tokens: TextTokens, turns: int
+) -> Forecast:
     """With the pass over what precedes the scales."""
     assert info.prefix is not None, "nothing precedes the scales"
     rows = _rows(info)
@@ -105,7 +107,7 @@ def _preceded(found: Forecast, info: RunInfo, units: UnitCosts, text_tokens: int
 
 
 def _planned(
-    run: PolicyRun, info: RunInfo, units: UnitCosts, text_tokens: int, *, turns: int, offload: bool
+    run: PolicyRun, info: RunInfo, units: UnitCosts, text_tokens: TextTokens, *, turns: int, offload: bool
 ) -> Forecast:
     """Goes through the plans of a run whose choices are known in advance."""
     # The cache holds rows x length keys; it is reserved up to the next narrowing.
@@ -124,7 +126,7 @@ def _planned(
             rows, length, turns, away = info.batch, length + _room(run, info, scale), 1, 0
             keys = max(keys, rows * length)
         tokens = _tokens(plan, scale)
-        ways = {"rows": rows, "text_tokens": text_tokens, "images": info.batch}
+        ways = {"rows": rows, "text_tokens": texts_at(text_tokens, scale), "images": info.batch}
         leading = 0 if info.prefix is None else info.prefix.keys(scale, units.depth)
         flops = scale_flops(units, tokens, stored + tokens, **ways, before=leading)
         flops += units.refining(scale, rows)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..acceleration.policy import AccelerationPolicy, DensePolicy
 from ..checks import whole
-from ..conditioning.types import Conditioning
+from ..conditioning.changing import RunConditioning
 from ..models.contract import Noise, Quantizer, Transformer, signed
 from ..network.attention import AttentionFn, attend
 from ..schedule import ScaleSchedule
@@ -26,7 +26,7 @@ from .word_edit import WordEdit
 @torch.inference_mode()
 def generate(  # noqa: PLR0913 - independent collaborators, each with one owner
     model: Transformer,
-    conditioning: Conditioning,
+    conditioning: RunConditioning,
     schedule: ScaleSchedule,
     settings: SamplingSettings,
     *,
@@ -62,6 +62,7 @@ def generate(  # noqa: PLR0913 - independent collaborators, each with one owner
     """
     signed(model).check(schedule)
     settings.validate(len(schedule), model.config.depth)
+    settings = settings.on(schedule)
     if noise is None and not settings.greedy:
         raise ValueError("sampling needs a noise source; pass one, or settings with greedy=True")
     policy, monitor = policy or DensePolicy(), monitor or Monitor()
@@ -95,7 +96,7 @@ def _turns(sequential: bool, offload: torch.device | str | None) -> dict[str, An
 
 def _checked(
     ways: Sequence[Given],
-    conditioning: Conditioning,
+    conditioning: RunConditioning,
     settings: SamplingSettings,
     schedule: ScaleSchedule,
     quantizer: Quantizer,
@@ -116,7 +117,7 @@ def _checked(
 class _Part(NamedTuple):
     """What differs between the runs of a generation."""
 
-    conditioning: Conditioning
+    conditioning: RunConditioning
     noise: Noise | None
     given: Given
 

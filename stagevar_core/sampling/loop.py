@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..acceleration.policy import AccelerationPolicy, PolicyRun, ScalePlan, Seen
-from ..conditioning.types import Conditioning
+from ..conditioning.changing import RunConditioning, tokens_of
 from ..costs import Work, dense_flops
 from ..models.contract import Drawing, Noise, Quantizer, Transformer
 from ..models.draws import run_costs
@@ -45,7 +45,7 @@ class Run:
     def __init__(
         self,
         model: Transformer,
-        conditioning: Conditioning,
+        conditioning: RunConditioning,
         schedule: ScaleSchedule,
         settings: SamplingSettings,
         attention: AttentionFn,
@@ -64,7 +64,7 @@ class Run:
             per_scale("temperature", settings.temperature, len(schedule)),
             settings.cfg_layers,
         )
-        self.conditioning, self.prefix = conditioning, model.prefix(conditioning, schedule)
+        self.conditioning, self.prefix = conditioning, model.prefix(conditioning.at(0), schedule)
         self.rows = Rows(
             model,
             conditioning,
@@ -97,7 +97,7 @@ class Run:
         self.noise = None if self.settings.greedy else noise
         self.first = None if passage.fan is None else passage.fan.first  # the images that run shared scales
         self.images = passage.conditioning.batch
-        self.recorder = self._recorder(policy, passage)
+        self.recorder = self._recorder(policy)
         f_hat = quantizer.empty(self.rows.batch, self.schedule, self.device)
         scales: list[ScaleCodes] = []
         if passage.found is not None:
@@ -141,12 +141,12 @@ class Run:
         """
         key = ()
         if kept is not None:
-            key = prefix_key(self.model, self.conditioning, prefix, guided=self.guide.guided)
+            key = prefix_key(self.model, self.conditioning.at(0), prefix, guided=self.guide.guided)
             if kept.fill(key, prefix, self.rows.cache):
                 self.recorder.trace.notes.append(REUSED)
                 return
         work: Work = defaultdict(float)
-        x = self.model.prefix_tokens(self.conditioning, prefix, self.device)  # (B, L, C)
+        x = self.model.prefix_tokens(self.conditioning.at(0), prefix, self.device)  # (B, L, C)
 
         def after_block(layer: int, x: Tensor) -> Tensor:
             self.monitor.block(self.schedule[0], layer)
@@ -162,7 +162,7 @@ class Run:
     def go_on(
         self, passage: Passage, policy_run: PolicyRun, scales: list[ScaleCodes], f_hat: Tensor
     ) -> tuple[PolicyRun, Tensor]:
-        """Take over what an earlier run left, and put what its scales added into ``scales``."""
+        """Take over what an earlier run left; ``scales`` gets what its scales added."""
         assert passage.found is not None, "there is a run to go on from"
         left, images = passage.found
         own = left.of(images, passage.seeds, self.device, self.room(self.schedule[left.scales], policy_run))
@@ -211,6 +211,7 @@ class Run:
         ``settled``: what it adds where that is given; its tokens run for what follows alone.
         """
         model, rows, quantizer = self.model, self.rows, self.quantizer
+        rows.turn_to(scale.index)
         rows.narrow(plan.rows, self.room(scale, policy_run), policy_run)
         work: Work = defaultdict(float)
 
@@ -302,6 +303,7 @@ class Run:
             turns=rows.turns,
             images=rows.batch,
             per_image=self.model.config.unit_costs.per_image,
+            sight=rows.conditioned.seen(scale),
         )
 
     def drawing(self, plan: ScalePlan, ctx: ScaleContext, hidden: Tensor, guided: Tensor) -> Drawing:
@@ -335,14 +337,13 @@ class Run:
         stored = sum(later.tokens for later in self.schedule.scales[scale.index : -1])
         return min(stored, policy_run.room(scale))
 
-    def _recorder(self, policy: AccelerationPolicy, passage: Passage) -> Recorder:
-        units, images = run_costs(self.model, self.schedule, self.head), self.rows.batch
-        images = images if passage.fan is None else len(passage.fan.images)
+    def _recorder(self, policy: AccelerationPolicy) -> Recorder:
+        units, images = run_costs(self.model, self.schedule, self.head), self.images
         dense = dense_flops(
             units,
             self.schedule,
             rows=self.rows.running.with_batch(images).count,
-            text_tokens=self.conditioning.tokens,
+            text_tokens=tokens_of(self.conditioning, len(self.schedule)),
             images=images,
             prefix=self.prefix,
         )

@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from ..conditioning.types import Conditioning, TextConditioning
+from ..conditioning.changing import ChangingConditioning, RunConditioning
+from ..conditioning.types import TextConditioning
 
 _TEXTS = {"features": "prompt", "negative": "negative prompt"}
 _AGAIN = "Download the file again, and load it with another weight_dtype: default, bfloat16 or float32"
@@ -50,10 +51,13 @@ class Watch:
     Looking is a pass over the numbers and no wait: their extremes stay on the device until :meth:`read`.
     """
 
-    def __init__(self, conditioning: Conditioning) -> None:
+    def __init__(self, conditioning: RunConditioning) -> None:
         self._seen: list[tuple[str, str, float, Tensor]] = []
-        if not isinstance(conditioning, TextConditioning):
-            return
+        for part in conditioning.parts if isinstance(conditioning, ChangingConditioning) else (conditioning,):
+            if isinstance(part, TextConditioning):
+                self._texts(part)
+
+    def _texts(self, conditioning: TextConditioning) -> None:
         for field, name in _TEXTS.items():
             texts = dict.fromkeys(getattr(conditioning, field) or ())  # images that share one count once
             for index, text in enumerate(texts):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..acceleration.policy import RunInfo
-from ..conditioning.types import Conditioning
+from ..conditioning.changing import RunConditioning
 from ..schedule import Prefix, ScaleSchedule
 from .editing import Given
 from .paused import Key, Left, PausedRun, image_key
@@ -33,7 +33,7 @@ class Passage:
     ``key`` and the keys of its images.
     """
 
-    conditioning: Conditioning
+    conditioning: RunConditioning
     seeds: tuple[int, ...]
     until: int
     key: Key
@@ -45,7 +45,7 @@ class Passage:
     def of(  # noqa: PLR0913 - all that is asked of a run
         cls,
         given: Given,
-        conditioning: Conditioning,
+        conditioning: RunConditioning,
         seeds: tuple[int, ...],
         until: int,
         key: Key,
@@ -68,7 +68,7 @@ class Passage:
         return cls(conditioning, seeds, until, key, paused, fan, found)
 
     @property
-    def begins(self) -> Conditioning:
+    def begins(self) -> RunConditioning:
         """That of the images that the run begins with."""
         return self.conditioning if self.fan is None else self.conditioning.images(self.fan.first)
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..acceleration.policy import PolicyRun, Selection
-from ..conditioning.types import Conditioning
+from ..conditioning.changing import RunConditioning
 from ..models.contract import Transformer
 from ..network.cache import KVCache
 from ..schedule import Scale
@@ -78,7 +78,7 @@ class PausedRun:
         return None
 
 
-def image_key(conditioning: Conditioning, index: int, scales: Sequence[ScaleCodes]) -> str:
+def image_key(conditioning: RunConditioning, index: int, scales: Sequence[ScaleCodes]) -> str:
     """What the state of one image depends on beside the run's own key: its texts, picture and ``scales``."""
     digest = hashlib.sha256()
     for value in _values((conditioning.image(index), list(scales))):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..acceleration.policy import PolicyRun
-from ..conditioning.types import Conditioning
+from ..conditioning.changing import RunConditioning
 from ..models.contract import Conditioned, Transformer
 from ..network.attention import AttentionFn
 from ..network.cache import CachePair, KVCache
@@ -78,7 +78,7 @@ class Rows:
     def __init__(
         self,
         model: Transformer,
-        conditioning: Conditioning,
+        conditioning: RunConditioning,
         device: torch.device,
         attention: AttentionFn,
         *,
@@ -89,7 +89,8 @@ class Rows:
         self.guided, self.device = guided, device
         self.running = GuidanceRows(conditioning.batch, unconditional=guided)
         self._model, self._conditioning, self._attention = model, conditioning, attention
-        self.conditioned: Conditioned = model.condition(conditioning, guided, device, attention)
+        self._scale, self._holding, self._nulled = 0, conditioning.at(0), False
+        self.conditioned: Conditioned = self._state()
         self.turns: list[Turn] = []
         self.cache: KVCache | CachePair
         if sequential and guided:
@@ -101,6 +102,16 @@ class Rows:
     def batch(self) -> int:
         """Images."""
         return self.running.batch
+
+    def turn_to(self, scale: int) -> None:
+        """Take what the conditioning holds at a scale; keys and values of earlier scales stay."""
+        holding, self._scale = self._conditioning.at(scale), scale
+        if holding is self._holding:
+            return
+        self._holding = holding
+        self.conditioned = self._null() if self._nulled else self._state()
+        if self.turns:
+            self.turns = self._turns([turn.cache for turn in self.turns])
 
     def narrow(self, kept: str, room: int, policy_run: PolicyRun) -> None:
         """Drop the rows that a plan no longer wants, with their share of the cache and of what is remembered.
@@ -122,19 +133,21 @@ class Rows:
         if remaining is not None and kept == "unconditional" and self._conditioning.negative is not None:
             # The other rows followed the negative prompt. The null text goes on from what was drawn for the
             # prompt, so that the image is never finished under the text that it should avoid.
+            self._nulled = True
             self.conditioned = self._null()
             return slice(0, self.batch)
         if remaining is not None:
             self.conditioned = self.conditioned.narrow(remaining)
         return remaining
 
-    def fan_out(self, conditioning: Conditioning, images: Sequence[int], cache: KVCache) -> None:
+    def fan_out(self, conditioning: RunConditioning, images: Sequence[int], cache: KVCache) -> None:
         """From now on the rows are those of other images, each of which goes on from one of those that ran.
 
         ``conditioning``, ``cache``: theirs. ``images``: the one that each goes on from.
         """
         rows = self.running.rows_of(images).to(self.device)
         self._conditioning, self.running = conditioning, self.running.with_batch(len(images))
+        self._holding = conditioning.at(self._scale)
         self.conditioned, self.cache = self.conditioned.pick(images, rows), cache
 
     def take_over(self, running: GuidanceRows, cache: KVCache) -> None:
@@ -142,9 +155,16 @@ class Rows:
         self._drop(running.kept)
         self.cache = cache
 
+    def _state(self) -> Conditioned:
+        """That of what holds now, for the rows that run."""
+        state = self._model.condition(self._holding, self.guided, self.device, self._attention)
+        if self.running.both or not self.guided:
+            return state
+        return state.narrow(slice(0, self.batch) if self.running.conditional else slice(self.batch, None))
+
     def _null(self) -> Conditioned:
         """The state of the model's own null text or class."""
-        nulled = self._conditioning.nulled(self._model.longest_text)
+        nulled = self._holding.nulled(self._model.longest_text)
         state = self._model.condition(nulled, True, self.device, self._attention)
         return state.narrow(slice(self.batch, None))
 
@@ -154,8 +174,10 @@ class Rows:
         caches = [self._model.new_cache(batch, self.device) for _ in range(2)]
         if offload is not None:
             caches[1].keep_on(offload)
-        rows = slice(0, batch), slice(batch, 2 * batch)
-        self.turns = [
-            Turn(self.conditioned.narrow(half), cache) for half, cache in zip(rows, caches, strict=True)
-        ]
+        self.turns = self._turns(caches)
         return CachePair(*caches)
+
+    def _turns(self, caches: Sequence[KVCache]) -> list[Turn]:
+        """Conditional and unconditional rows, each with its cache."""
+        rows = slice(0, self.batch), slice(self.batch, 2 * self.batch)
+        return [Turn(self.conditioned.narrow(half), cache) for half, cache in zip(rows, caches, strict=True)]

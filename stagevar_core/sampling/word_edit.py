@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..conditioning.changing import RunConditioning
 from ..conditioning.types import Conditioning, TextConditioning
 from ..models.contract import Quantizer
 from ..models.guidance import per_scale
@@ -57,13 +58,13 @@ class WordEdit:
 
     def check(
         self,
-        conditioning: Conditioning,
+        conditioning: RunConditioning,
         settings: SamplingSettings,
         schedule: ScaleSchedule,
         quantizer: Quantizer,
     ) -> None:
         """``ValueError`` where a run cannot compare the two prompts."""
-        if not quantizer.signs or not isinstance(conditioning, TextConditioning):
+        if not quantizer.signs or not isinstance(conditioning.at(0), TextConditioning):
             raise ValueError(
                 "changing words needs an Infinity model, whose codes are bits; VAR has no text and STAR "
                 "draws ids of a codebook. Use in-painting with these"

@@ -187,27 +187,127 @@ def check_steering() -> None:
         return sample(model, vae, positive, **inputs)[1]["notes"]
 
     text, mask = encode("a red circle"), torch.ones(8, 8)
-    area = core.ConditioningSetArea().append(text, 64, 64, 0, 0, 1.0)[0]
     assert notes(text) == [] and notes(core.ConditioningSetAreaStrength().append(text, 1.0)[0]) == []
+    assert notes(core.ConditioningSetMask().append(text, mask, "default", 1.0)[0]) == []
     for steered, words in (
-        (area, "Set Area"),
-        (
-            core.ConditioningSetAreaPercentage().append(text, 0.5, 0.5, 0, 0, 0.5)[0],
-            "Set Area, the strength of an area",
-        ),
-        (core.ConditioningSetMask().append(text, mask, "default", 1.0)[0], "Set Mask"),
         (core.ConditioningSetAreaStrength().append(text, 0.3)[0], "the strength of an area"),
-        (core.ConditioningSetTimestepRange().set_range(text, 0.2, 1.0)[0], "Set Timestep Range"),
         ([[text[0][0], {**text[0][1], "control": object(), "hooks": object()}]], "ControlNet, hooks"),
     ):
         (said,) = notes(steered)
         assert said == f"positive: {words} ignored, which this model cannot follow", said
-    both = core.ConditioningCombine().combine(text, area)[0]
-    said = notes(both, negative=area)
-    assert [line.split(" ")[0] for line in said] == ["positive", "positive:", "negative:"], said
-    assert "2 conditionings" in said[0] and "Set Area" in said[1]
     (said,) = notes(encode("red " * 600))
     assert said == "the positive prompt has 602 tokens; this model reads 64, the rest is ignored", said
+
+
+def check_regions() -> None:
+    """Core areas and masks become regions of the texts; what covers nothing is said."""
+    import torch
+    from pack.nodes.host import files
+    from pack.nodes.host.conditioning import scheduled_of
+    from pack.nodes.host.steering import Frame
+    from pack.nodes.loaders import LoadTextEncoder
+
+    import nodes as core
+
+    model, vae = loaded()
+    schedule = model.model.checkpoint.trained.snap(128, 128)
+    clip = LoadTextEncoder.execute(files.EMBEDDED).args[0]
+    one, two = (
+        clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in ("two red circles", "a blue ring")
+    )
+
+    def read(positive: list, batch: int = 1) -> Any:
+        return scheduled_of(model.model, positive, None, batch, Frame(schedule, (128, 128)))
+
+    def mask_of(found: Any, prompt: int, image: int = 0) -> Any:
+        return found.conditioning.regions[image][prompt].mask
+
+    left = core.ConditioningSetArea().append(one, 64, 128, 0, 0, 1.0)[0]
+    right = core.ConditioningSetAreaPercentage().append(two, 0.5, 1.0, 0.5, 0, 0.5)[0]
+    both = read(core.ConditioningCombine().combine(left, right)[0])
+    assert both.notes == () and [r.tokens for r in both.conditioning.regions[0]] == [
+        one[0][0].shape[1],
+        two[0][0].shape[1],
+    ]
+    assert mask_of(both, 0)[:, :8].eq(1).all() and mask_of(both, 0)[:, 8:].eq(0).all()
+    assert torch.equal(mask_of(both, 1), 1 - mask_of(both, 0))
+    assert [region.strength for region in both.conditioning.regions[0]] == [1.0, 0.5]
+    together = read(core.ConditioningCombine().combine(one, two)[0])  # both everywhere
+    assert together.notes == () and [r.mask for r in together.conditioning.regions[0]] == [None, None]
+
+    masks = torch.zeros(2, 50, 30)
+    masks[0, :, :15], masks[1, :, 15:] = 1.0, 1.0
+    masked = core.ConditioningSetMask().append(two, masks, "default", 1.0)[0]
+    found = read(core.ConditioningCombine().combine(one, masked)[0], batch=3)
+    assert [float(mask_of(found, 1, index)[:, :15].mean()) for index in range(3)] == [1.0, 0.0, 1.0]
+    nothing = core.ConditioningSetMask().append(two, masks * 0, "default", 1.0)[0]
+    (said,) = read(core.ConditioningCombine().combine(one, nothing)[0]).notes
+    assert said == "positive: the area or mask of prompt 2 covers nothing of the picture"
+    (said,) = read(left).notes
+    assert said.startswith("positive: no prompt holds in 50% of the picture; all of them count there"), said
+    outside = core.ConditioningSetArea().append(one, 64, 64, 512, 0, 1.0)[0]
+    assert len(read(outside).notes) == 2
+    for bad in (torch.full((4, 4), float("nan")), torch.zeros(2, 0, 4), "a mask", torch.zeros(1, 2, 3, 4)):
+        said = refused(read, [[one[0][0], {**one[0][1], "mask": bad}]])
+        assert said.startswith("positive: the mask of a prompt"), said
+    for bad in ((1, 2), ("percentage", 1, 2, 3), "all", (1, 2, 3, None)):
+        assert "the area of a prompt is" in refused(read, [[one[0][0], {**one[0][1], "area": bad}]])
+    latent, report = sample(model, vae, core.ConditioningCombine().combine(left, right)[0], negative=right)
+    assert torch.isfinite(latent).all()
+    assert report["notes"][0] == "negative: the strength of an area ignored, which this model cannot follow"
+    assert "negative: no prompt holds in 50%" in report["notes"][1] and len(report["notes"]) == 2
+
+
+def check_ranges() -> None:
+    """Set Timestep Range: shares of the final area, so that stages are hit; scales without a prompt."""
+    from types import SimpleNamespace as Namespace
+
+    import torch
+    from pack.nodes.host import files
+    from pack.nodes.host.conditioning import CLASS_LABEL, scheduled_of
+    from pack.nodes.host.steering import Frame
+    from pack.nodes.loaders import LoadTextEncoder
+    from pack.stagevar_core.schedule import ScaleSchedule
+
+    import nodes as core
+
+    model, vae = loaded()
+    clip = LoadTextEncoder.execute(files.EMBEDDED).args[0]
+    one, two = (clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in ("a red ring", "blue"))
+    schedule = ScaleSchedule.of([(side, side) for side in (1, 2, 4, 6, 8, 12, 16)])
+
+    def between(text: list, start: float, end: float) -> list:
+        return core.ConditioningSetTimestepRange().set_range(text, start, end)[0]
+
+    def read(positive: list, negative: list | None = None, network: Any = model.model) -> Any:
+        return scheduled_of(network, positive, negative, 2, Frame(schedule, (128, 128)))
+
+    for end, turns in ((0.063, "1112222"), (0.062, "1112222"), (0.25, "1111122"), (0.5, "1111112")):
+        both = core.ConditioningCombine().combine(between(one, 0.0, end), between(two, end, 1.0))[0]
+        found = read(both)
+        lengths = [found.conditioning.at(scale).tokens for scale in range(7)]
+        expected = {"1": one[0][0].shape[1], "2": two[0][0].shape[1]}
+        assert lengths == [expected[turn] for turn in turns] and found.notes == (), (end, lengths)
+    early = read(between(one, 0.0, 0.25))
+    assert early.conditioning.tokens == one[0][0].shape[1] and early.conditioning.at(6) is early.conditioning
+    assert early.notes[0].startswith("positive: no prompt holds at 2 of 7 scales; the nearest one does there")
+    against = read(one, between(two, 0.25, 1.0)).conditioning
+    assert [against.at(scale).negative is None for scale in range(7)] == [True] * 5 + [False] * 2
+    latent, report = sample(model, vae, between(one, 0.0, 0.25) + between(two, 0.25, 1.0))
+    assert report["notes"] == [] and torch.isfinite(latent).all()
+    same, _ = sample(model, vae, between(one, 0.0, 0.25) + between(one, 0.25, 1.0))
+    assert torch.equal(same, sample(model, vae, one)[0])
+    assert not torch.equal(same, latent)
+
+    var = Namespace(classes=10, family="var")
+    label = [[[torch.zeros(1, 1, 1), {CLASS_LABEL: number}]] for number in (3, 4)]
+    found = read(between(label[0], 0.0, 0.25) + between(label[1], 0.25, 1.0), None, var).conditioning
+    assert [found.at(scale).labels for scale in (0, 4, 5, 6)] == [(3, 3), (3, 3), (4, 4), (4, 4)]
+    area = core.ConditioningSetArea().append(label[0], 64, 64, 0, 0, 1.0)[0]
+    assert read(area, None, var).notes == ("positive: Set Area ignored, which this model cannot follow",)
+    (said,) = read(label[0] + label[1], None, var).notes
+    assert said.startswith("positive: 2 classes hold at once; this model draws one, the first"), said
+    assert "found a text" in refused(read, between(label[0], 0.0, 0.25) + between(one, 0.25, 1.0), None, var)
 
 
 def check_joined() -> None:

@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+import bench
 import performance_report
 import pytest
 import torch
@@ -14,7 +15,6 @@ from benchmark import models as bench_models
 from benchmark import official as bench_official
 from benchmark import standins
 
-import bench
 from stagevar_core.autoencoders.bsq import BSQTokenizerConfig
 from stagevar_core.models.infinity import InfinityConfig
 

@@ -7,6 +7,7 @@ import sys
 from datetime import date, timedelta
 from pathlib import Path
 
+import bench
 import performance_report
 import pytest
 import torch
@@ -16,7 +17,6 @@ from benchmark import presets as bench_presets
 from testbed import bootstrap, comfy_server, environment, setup_torch
 from testbed.environment import SetupError
 
-import bench
 from stagevar_core.acceleration.presets import PRESETS
 from stagevar_core.autoencoders.bsq import BSQTokenizerConfig
 from stagevar_core.checkpoints.detect import spec_of

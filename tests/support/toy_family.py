@@ -49,6 +49,9 @@ class ToyConfig:
 class ToyState:
     start: Tensor  # (rows, C)
 
+    def seen(self, scale: Scale) -> None:
+        return None
+
     def narrow(self, rows: slice) -> "ToyState":
         return ToyState(self.start[rows])
 
