@@ -13,48 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from ..conditioning.types import Conditioning
-from ..costs import UnitCosts
 from ..network.attention import AttentionFn
 from ..network.cache import KVCache
 from ..network.context import ScaleContext
 from ..schedule import Prefix, Scale, ScaleSchedule
+from .config import Config
 
 State = TypeVar("State", bound="Conditioned")
-
-
-class Config(Protocol):
-    """Sizes of a transformer, as a frozen dataclass; its fields are what a file's header says.
-
-    ``hidden``: width of the feed-forward. ``patch``: latent pixels per token side. ``dim``: channels of the
-    tokenizer's latent. ``text_width``: channels of the text features, 0 where there are none.
-    """
-
-    @property
-    def depth(self) -> int: ...
-    @property
-    def width(self) -> int: ...
-    @property
-    def heads(self) -> int: ...
-    @property
-    def hidden(self) -> int: ...
-    @property
-    def patch(self) -> int: ...
-    @property
-    def dim(self) -> int: ...
-    @property
-    def text_width(self) -> int: ...
-    @property
-    def unit_costs(self) -> UnitCosts:
-        """FLOPs per token, per pair of a query and a key, and per token of the head."""
-        ...
-
-    def condition_flops(self, rows: int, text_tokens: int) -> float:
-        """FLOPs that are spent once per run, on the text or the class of ``rows`` rows."""
-        ...
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as plain values for JSON."""
-        ...
 
 
 class Conditioned(Protocol):

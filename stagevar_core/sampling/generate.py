@@ -62,12 +62,11 @@ def generate(  # noqa: PLR0913 - independent collaborators, each with one owner
     """
     signed(model).check(schedule)
     settings.validate(len(schedule), model.config.depth)
-    settings = settings.on(schedule)
+    settings, batch = settings.on(schedule), conditioning.batch
     if noise is None and not settings.greedy:
         raise ValueError("sampling needs a noise source; pass one, or settings with greedy=True")
     policy, monitor = policy or DensePolicy(), monitor or Monitor()
     quantizer = quantizer or model.quantizer()
-    batch = conditioning.batch
     until = len(schedule) if until is None else whole("until", until, 1, len(schedule))
     ways: list[Given] = [known_codes(known, masks, schedule, quantizer, batch)] if known or masks else []
     ways += [way for way in (words, resumed) if way is not None]
