@@ -15,6 +15,9 @@ _LARGEST = sys.float_info.max  # infinities and whole numbers that no float hold
 
 Known = TypeVar("Known")
 
+MAX_BATCH = 1024  # images of a prompt
+MAX_SEED = 2**64 - 1
+
 
 def shown(value: object) -> str:
     """A value for a message, at most ``SHOWN`` characters whatever it is."""
@@ -83,3 +86,13 @@ def _range(low: str, high: str) -> str:
     if low == "-inf":
         return "" if high == "inf" else f", {high} or less"
     return f", {low} or more" if high == "inf" else f" from {low} to {high}"
+
+
+def check_request(prompts: int, batch: int, seed: int) -> None:
+    """Raise ``ValueError`` naming the field that cannot be used."""
+    if prompts < 1:
+        raise ValueError("no prompt was given; pass a text, which may be empty")
+    if not 1 <= batch <= MAX_BATCH:
+        raise ValueError(f"batch is {batch}; expected 1 to {MAX_BATCH} images per prompt")
+    if not 0 <= seed <= MAX_SEED:
+        raise ValueError(f"seed is {seed}; expected 0 to {MAX_SEED}")

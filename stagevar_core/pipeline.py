@@ -19,13 +19,14 @@ from .checkpoints.lora_files import read_lora
 from .checkpoints.lora_layers import merge
 from .checkpoints.restoring import check_restores
 from .checkpoints.tasks import AUTO, with_task
-from .conditioning.changing import from_stages
+from .checks import MAX_SEED, check_request
+from .conditioning.changing import RunConditioning, from_stages
 from .conditioning.labels import class_index, spread_classes
 from .conditioning.picture import encoder_input, from_square, stretched, to_square
 from .conditioning.t5 import MAX_TOKENS
 from .conditioning.types import ClassConditioning, Conditioning, TextConditioning
 from .devices import default_device, default_dtype, synchronise
-from .models.companions import TextEncoder, Tokenizer
+from .models.companions import TextEncoder, Tokenizer, check_text
 from .models.contract import Quantizer, Transformer, signed
 from .network.attention import AttentionFn, attend
 from .network.packing import pack
@@ -41,8 +42,6 @@ from .schedule import AspectTable, ScaleSchedule
 ASSETS = Path(__file__).parent / "assets"
 EMBEDDED = {name: ASSETS / f"{name}.safetensors" for name in ("transformer", "tokenizer", "text_encoder")}
 EDITOR = ASSETS / "editor.safetensors"  # the embedded transformer that edits; the others serve it, too
-MAX_BATCH = 1024
-MAX_SEED = 2**64 - 1
 DECODE_PIXELS = 2**21  # per decoder pass; a large batch of large images would not fit
 _LOG = logging.getLogger(__name__)
 
@@ -217,6 +216,19 @@ class Pipeline:
         features = self.tokenizer.encode(encoder_input(square).to(device=self.device, dtype=dtype))
         return replace(conditioning, source=features.float().expand(conditioning.batch, -1, -1, -1))
 
+    def changing(
+        self,
+        conditioning: Conditioning,
+        later: Mapping[str, str],
+        negative: str | None,
+        schedule: ScaleSchedule,
+    ) -> RunConditioning:
+        """The conditioning with other prompts for all images from a stage on, by its name."""
+        if not later:
+            return conditioning
+        parts = {stage: self.encode([text] * conditioning.batch, negative) for stage, text in later.items()}
+        return from_stages(conditioning, parts, StageBoundaries().stages(schedule))
+
     @torch.inference_mode()
     def reworded(
         self, conditioning: Conditioning, picture: np.ndarray, caption: str, schedule: ScaleSchedule
@@ -278,26 +290,21 @@ class Pipeline:
         """``batch`` images of every prompt; image ``i`` of the call has the seed ``seed + i``.
 
         The same seed and prompt give the same picture in any batch. ``steps`` also decodes every scale.
-        ``picture``: what editing weights change as the prompts say, (H, W, 3) in bytes, at its size; with its
-        ``caption``, others change where the prompts differ. ``later``: prompts of all images from a stage on,
-        by its name. ``ValueError`` for what cannot be generated.
+        ``picture``: what editing weights change as the prompts say, (H, W, 3) in bytes; with its ``caption``,
+        others change where the prompts differ. ``later``: prompts of all images from a stage on, by its name.
         """
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        check_request(len(prompts), batch, seed)
+        texts = _texts(prompt, batch, seed)
         if picture is not None and caption is not None:
             height, width = picture.shape[:2]
         schedule, settings = self.schedule(width, height), settings or self.settings()
         settings.validate(len(schedule), self.transformer.config.depth)
         started = time.perf_counter()
-        texts = [text for text in prompts for _ in range(batch)]
         conditioning, words = self.encode(texts, negative), None
         if picture is not None and caption is not None:
             conditioning, words = self.reworded(conditioning, picture, caption, schedule)
         elif picture is not None:
             conditioning = self.pictured(conditioning, picture, schedule)
-        if later:
-            parts = {stage: self.encode([text] * len(texts), negative) for stage, text in later.items()}
-            conditioning = from_stages(conditioning, parts, StageBoundaries().stages(schedule))
+        conditioning = self.changing(conditioning, later or {}, negative, schedule)
         synchronise(self.device)
         seconds: dict[str, Any] = {"text": time.perf_counter() - started}
         clock = Clock(self.device, steps, monitor)
@@ -318,38 +325,15 @@ class Pipeline:
         decoding = time.perf_counter()
         squared = None if words else picture
         images = self.edited(generation.f_hat, squared)
-        finished = time.perf_counter()
-        seconds |= {"decode": finished - decoding, "total": finished - started}
+        now = time.perf_counter()
+        seconds |= {"decode": now - decoding, "total": now - started}
         seeds = tuple((seed + index) % (MAX_SEED + 1) for index in range(conditioning.batch))
-        pictures = {index: self.edited(latent, squared) for index, latent in clock.latents.items()}
-        return Pictures(images, seeds, schedule, settings, seconds, generation, pictures)
+        steps_seen = {index: self.edited(latent, squared) for index, latent in clock.latents.items()}
+        return Pictures(images, seeds, schedule, settings, seconds, generation, steps_seen)
 
 
-def check_text(transformer: Transformer, text_encoder: TextEncoder | None) -> None:
-    """Raise ``ValueError`` when a text encoder is missing, too many or another one's."""
-    wanted = transformer.config.text_width
-    if not wanted:
-        if text_encoder is not None:
-            raise ValueError("this transformer takes class labels, but a text encoder is given; leave it out")
-        return
-    if text_encoder is None or text_encoder.width != wanted:
-        found = "no" if text_encoder is None else text_encoder.width
-        raise ValueError(
-            f"the text encoder gives {found} channels; this transformer was trained on {wanted}. "
-            "Load the text encoder that belongs to it"
-        )
-    if text_encoder.family != transformer.text_family:
-        raise ValueError(
-            f"the text encoder is a {text_encoder.family}; this transformer was trained on a "
-            f"{transformer.text_family}. Load the text encoder that belongs to it"
-        )
-
-
-def check_request(prompts: int, batch: int, seed: int) -> None:
-    """Raise ``ValueError`` naming the field that cannot be used."""
-    if prompts < 1:
-        raise ValueError("no prompt was given; pass a text, which may be empty")
-    if not 1 <= batch <= MAX_BATCH:
-        raise ValueError(f"batch is {batch}; expected 1 to {MAX_BATCH} images per prompt")
-    if not 0 <= seed <= MAX_SEED:
-        raise ValueError(f"seed is {seed}; expected 0 to {MAX_SEED}")
+def _texts(prompt: str | Sequence[str], batch: int, seed: int) -> list[str]:
+    """The text of every image; ``ValueError`` naming what cannot be used."""
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    check_request(len(prompts), batch, seed)
+    return [text for text in prompts for _ in range(batch)]

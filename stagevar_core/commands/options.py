@@ -9,9 +9,9 @@ from ..acceleration.policy import AccelerationPolicy
 from ..acceleration.presets import preset
 from ..acceleration.schedule_file import StageSchedule
 from ..checkpoints.tasks import AUTO, TASKS
-from ..checks import number, whole
+from ..checks import MAX_BATCH, MAX_SEED, number, whole
 from ..devices import DTYPES
-from ..pipeline import EDITOR, EMBEDDED, MAX_BATCH, MAX_SEED, Pipeline
+from ..pipeline import EDITOR, EMBEDDED, Pipeline
 from ..sampling.settings import SamplingSettings
 from .output import first_line
 

@@ -14,9 +14,9 @@ import numpy as np
 from torch import Tensor
 
 from ..acceleration.policy import AccelerationPolicy, DensePolicy, FirstScales
-from ..checks import whole
+from ..checks import MAX_SEED, whole
 from ..conditioning.types import Conditioning
-from ..pipeline import MAX_SEED, Pipeline
+from ..pipeline import Pipeline
 from ..sampling.generate import generate
 from ..sampling.noise import SeededNoise
 from ..sampling.result import Generation
