@@ -83,7 +83,6 @@ class Sampler(Node):
         for field, given in (("positive", positive), ("negative", negative)):
             if field == "positive" or given is not None:
                 sockets.conditioning(field, given)
-        against = negative
         start = _start(pair, wanted, edit, latent)
         against = (start.edit.prompt if start.edit else None) or negative
         with inside("latent: its " if latent is not None else ""):
@@ -209,9 +208,9 @@ def _way_inputs() -> list[io.Input]:
             io.Latent.Input,
             "latent",
             optional=True,
-            tooltip="In place of width and height: a latent, whose pictures are as many. From VAE Encode and "
-            "Set Latent Noise Mask the part under the mask is drawn anew and the rest stays; without a mask "
-            "only its size counts.",
+            tooltip="In place of width and height: a latent, of which every picture is made. From VAE Encode "
+            "and Set Latent Noise Mask the part under the mask is drawn anew and the rest stays; without a "
+            "mask only its size counts.",
         ),
     ]
 
