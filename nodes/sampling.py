@@ -209,9 +209,9 @@ def _way_inputs() -> list[io.Input]:
             io.Latent.Input,
             "latent",
             optional=True,
-            tooltip="In place of width and height: a latent, whose pictures are as many. From VAE Encode and "
-            "Set Latent Noise Mask the part under the mask is drawn anew and the rest stays; without a mask "
-            "only its size counts.",
+            tooltip="In place of width and height: a latent, of which every picture is made. From VAE Encode "
+            "and Set Latent Noise Mask the part under the mask is drawn anew and the rest stays; without a "
+            "mask only its size counts.",
         ),
     ]
 
