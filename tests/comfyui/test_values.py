@@ -203,7 +203,8 @@ SOCKETS = {
 def test_literal_in_a_socket_is_refused_by_name(
     comfy_server: ComfyServer, prompt: Json, node: str, name: str, value: Any
 ) -> None:
-    compiled = add_node(prompt, "StageVARCompile", model=owner_of(prompt, "seed")["model"])
+    lora = add_node(prompt, "StageVARLoadLora", model=owner_of(prompt, "seed")["model"])
+    compiled = add_node(prompt, "StageVARCompile", model=lora)
     vae = add_node(prompt, "StageVARCompileVAE", vae=owner_of(prompt, "seed")["vae"])
     owner_of(prompt, "seed").update(model=compiled, vae=vae)
     prompt[only_node(prompt, node)]["inputs"][name] = value
