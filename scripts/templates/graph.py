@@ -72,6 +72,19 @@ KINDS = {
     ),
     "StageVARStageReport": Kind({"report": "STAGE_REPORT"}, (), {"plot": "IMAGE", "json": "STRING"}),
     "CLIPTextEncode": Kind({"clip": "CLIP"}, ("text",), {"CONDITIONING": "CONDITIONING"}),
+    "ConditioningSetTimestepRange": Kind(
+        {"conditioning": "CONDITIONING"}, ("start", "end"), {"CONDITIONING": "CONDITIONING"}
+    ),
+    "ConditioningSetAreaPercentage": Kind(
+        {"conditioning": "CONDITIONING"},
+        ("width", "height", "x", "y", "strength"),
+        {"CONDITIONING": "CONDITIONING"},
+    ),
+    "ConditioningCombine": Kind(
+        {"conditioning_1": "CONDITIONING", "conditioning_2": "CONDITIONING"},
+        (),
+        {"CONDITIONING": "CONDITIONING"},
+    ),
     "VAEDecode": Kind({"samples": "LATENT", "vae": "VAE"}, (), {"IMAGE": "IMAGE"}),
     "SaveImage": Kind({"images": "IMAGE"}, ("filename_prefix",), {}),
     "PreviewImage": Kind({"images": "IMAGE"}, (), {}),
@@ -268,6 +281,9 @@ TITLES = {
     "StageVARRestore": "StageVAR Restore",
     "StageVARStageReport": "Stage Report",
     "CLIPTextEncode": "CLIP Text Encode (Prompt)",
+    "ConditioningSetTimestepRange": "Conditioning Set Timestep Range",
+    "ConditioningSetAreaPercentage": "Conditioning (Set Area with Percentage)",
+    "ConditioningCombine": "Conditioning (Combine)",
     "VAEDecode": "VAE Decode",
     "SaveImage": "Save Image",
     "PreviewImage": "Preview Image",

@@ -24,6 +24,7 @@ from .parts import (
     sized,
     transformer,
 )
+from .steering import HALVES, STAGED, steered
 
 FOX = "a red fox sitting in fresh snow at the edge of a pine forest, morning light, detailed fur, photograph"
 LIGHTHOUSE = "a lighthouse on a cliff in a storm, huge waves, a beam of light through the rain, oil painting"
@@ -327,6 +328,12 @@ DRAW: dict[str, Callable[[Graph], None]] = {
     "14_edit_by_text_VAREdit_8B": lambda g: edit_by_text(g, EDIT_8B, 1024),
     "15_restore_VARestorer": restore_picture,
     "16_generate_edit_restore_2B": everything,
+    "23_prompt_per_stage_no_download": lambda g: steered(
+        g, STAGED, "ConditioningSetTimestepRange", "StageVAR_stages", BUILT_IN
+    ),
+    "24_regional_prompts_no_download": lambda g: steered(
+        g, HALVES, "ConditioningSetAreaPercentage", "StageVAR_regions", BUILT_IN
+    ),
 }
 
 
