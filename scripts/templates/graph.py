@@ -79,6 +79,19 @@ KINDS = {
     ),
     "StageVARStageReport": Kind({"report": "STAGE_REPORT"}, (), {"plot": "IMAGE", "json": "STRING"}),
     "CLIPTextEncode": Kind({"clip": "CLIP"}, ("text",), {"CONDITIONING": "CONDITIONING"}),
+    "ConditioningSetTimestepRange": Kind(
+        {"conditioning": "CONDITIONING"}, ("start", "end"), {"CONDITIONING": "CONDITIONING"}
+    ),
+    "ConditioningSetAreaPercentage": Kind(
+        {"conditioning": "CONDITIONING"},
+        ("width", "height", "x", "y", "strength"),
+        {"CONDITIONING": "CONDITIONING"},
+    ),
+    "ConditioningCombine": Kind(
+        {"conditioning_1": "CONDITIONING", "conditioning_2": "CONDITIONING"},
+        (),
+        {"CONDITIONING": "CONDITIONING"},
+    ),
     "VAEDecode": Kind({"samples": "LATENT", "vae": "VAE"}, (), {"IMAGE": "IMAGE"}),
     "VAEEncode": Kind({"pixels": "IMAGE", "vae": "VAE"}, (), {"LATENT": "LATENT"}),
     "SetLatentNoiseMask": Kind({"samples": "LATENT", "mask": "MASK"}, (), {"LATENT": "LATENT"}),
@@ -286,6 +299,9 @@ TITLES = {
     "StageVARRestore": "StageVAR Restore",
     "StageVARStageReport": "Stage Report",
     "CLIPTextEncode": "CLIP Text Encode (Prompt)",
+    "ConditioningSetTimestepRange": "Conditioning Set Timestep Range",
+    "ConditioningSetAreaPercentage": "Conditioning (Set Area with Percentage)",
+    "ConditioningCombine": "Conditioning (Combine)",
     "VAEDecode": "VAE Decode",
     "VAEEncode": "VAE Encode",
     "SetLatentNoiseMask": "Set Latent Noise Mask",

@@ -26,6 +26,7 @@ from .parts import (
     sized,
     transformer,
 )
+from .steering import HALVES, STAGED, steered
 
 FOX = "a red fox sitting in fresh snow at the edge of a pine forest, morning light, detailed fur, photograph"
 LIGHTHOUSE = "a lighthouse on a cliff in a storm, huge waves, a beam of light through the rain, oil painting"
@@ -367,6 +368,12 @@ DRAW: dict[str, Callable[[Graph], None]] = {
     "21_inpaint_latent_no_download": inpaint_latent,
     "22_outpaint_no_download": outpaint,
     "25_lora_no_download": lora_built_in,
+    "23_prompt_per_stage_no_download": lambda g: steered(
+        g, STAGED, "ConditioningSetTimestepRange", "StageVAR_stages", BUILT_IN
+    ),
+    "24_regional_prompts_no_download": lambda g: steered(
+        g, HALVES, "ConditioningSetAreaPercentage", "StageVAR_regions", BUILT_IN
+    ),
 }
 
 

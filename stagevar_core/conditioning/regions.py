@@ -51,22 +51,26 @@ def check_regions(texts: Sequence[Tensor], regions: Sequence[Regions | None]) ->
 
 @dataclass(frozen=True)
 class Sight:
-    """What the tokens of a scale see of the texts of all rows; ``rows``: the regions of each."""
+    """What the tokens of a scale see of the texts of all rows.
+
+    ``rows``: the regions of each. ``longest``: tokens that the texts are padded to.
+    """
 
     rows: tuple[Regions, ...]
+    longest: int
 
     @classmethod
     def of(cls, texts: Sequence[Tensor], regions: Sequence[Regions | None]) -> "Sight | None":
         """None where no text has regions; a text without them is seen by all."""
         if not any(regions):
             return None
-        return cls(tuple(found or (Region(len(text)),) for text, found in zip(texts, regions, strict=True)))
+        rows = tuple(found or (Region(len(text)),) for text, found in zip(texts, regions, strict=True))
+        return cls(rows, max(len(text) for text in texts))
 
     def narrow(self, rows: slice | Tensor) -> "Sight":
         """Only these rows, a slice or their places (n,)."""
-        if isinstance(rows, slice):
-            return Sight(self.rows[rows])
-        return Sight(tuple(self.rows[row] for row in rows.tolist()))
+        found = self.rows[rows] if isinstance(rows, slice) else tuple(self.rows[row] for row in rows.tolist())
+        return Sight(found, self.longest)
 
     def prompts(self, texts: Sequence[Tensor]) -> list[Tensor]:
         """The prompts that the texts (tokens, width) of all rows are made of, one after the other."""
@@ -90,11 +94,11 @@ class Sight:
 
         It is the logarithm of a region's weight, so that a weight is a factor of the share of attention.
         """
-        longest, known = max(map(_length, self.rows)), {}
+        known: dict[Regions, Tensor] = {}
         for regions in set(self.rows):
             lengths = torch.tensor([region.tokens for region in regions])
             columns = _weights(regions, scale).T.repeat_interleave(lengths, dim=1)  # (L, T)
-            known[regions] = F.pad(columns, (0, longest - columns.shape[1]))
+            known[regions] = F.pad(columns, (0, self.longest - columns.shape[1]))
         added = torch.stack([known[regions] for regions in self.rows]).log()
         return added.unsqueeze(1).to(device=like.device, dtype=like.dtype)
 

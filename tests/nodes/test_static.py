@@ -20,6 +20,9 @@ WIDGETS = {"Combo", "Int", "Float", "String", "Boolean", "OwnNumber"}
 # What our workflows take from ComfyUI itself: sockets and number of widget values.
 CORE = {
     "CLIPTextEncode": (["clip"], 1),
+    "ConditioningSetTimestepRange": (["conditioning"], 2),
+    "ConditioningSetAreaPercentage": (["conditioning"], 5),
+    "ConditioningCombine": (["conditioning_1", "conditioning_2"], 0),
     "VAEDecode": (["samples", "vae"], 0),
     "SaveImage": (["images"], 1),
     "PrimitiveInt": ([], 2),
