@@ -1,6 +1,7 @@
 """T5 text encoders for a core CLIP: ComfyUI's own T5 with the vocabulary and limits of our models."""
 
 import inspect
+import json
 import os
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -39,8 +40,11 @@ class StoredVocabulary:
         vocabulary = Tokenizer.from_str(tokenizer_json)
         vocabulary.no_padding()
         vocabulary.no_truncation()
+        # The library would overwrite with its own default whether a space comes before the first word.
+        given = json.loads(tokenizer_json).get("pre_tokenizer") or {}
+        own = {key: given[key] for key in ("add_prefix_space",) if key in given}
         return PreTrainedTokenizerFast(
-            tokenizer_object=vocabulary, eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
+            tokenizer_object=vocabulary, eos_token="</s>", pad_token="<pad>", unk_token="<unk>", **own
         )
 
 

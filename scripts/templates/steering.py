@@ -23,7 +23,7 @@ STAGED = [
 _HALF = {"width": 0.5, "height": 1.0, "y": 0.0, "strength": 1.0}
 HALVES = [
     ("Left half", "two red rings on a white background", {**_HALF, "x": 0.0}),
-    ("Right half", "two striped blue crosses on a white background", {**_HALF, "x": 0.5}),
+    ("Right half", "two blue crosses on a white background", {**_HALF, "x": 0.5}),
 ]
 
 

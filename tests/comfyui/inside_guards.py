@@ -310,6 +310,38 @@ def check_ranges() -> None:
     assert "found a text" in refused(read, between(label[0], 0.0, 0.25) + between(one, 0.25, 1.0), None, var)
 
 
+def check_weights() -> None:
+    """A weight in the prompt scales how far the features of its word are from those of the empty prompt."""
+    import torch
+    from pack.nodes.host import files
+    from pack.nodes.loaders import LoadTextEncoder
+
+    clip = LoadTextEncoder.execute(files.EMBEDDED).args[0]
+
+    def features(text: str) -> torch.Tensor:
+        return clip.encode_from_tokens_scheduled(clip.tokenize(text))[0][0][0]
+
+    from pack.stagevar_core.pipeline import Pipeline
+
+    for text in ("a red ring", "two blue crosses", "red"):  # as without the host
+        (expected,) = Pipeline.embedded().encode([text]).features
+        assert features(text).shape == expected.shape, text
+        assert torch.allclose(features(text), expected, atol=1e-4), text
+    plain, strong = features("a red ring"), features("a (red:1.5) ring")
+    weak, none = features("a (red:0.5) ring"), features("a (red:0.0) ring")
+    changed = (strong - plain).abs().amax(dim=1) > 1e-5
+    assert plain.shape == strong.shape and changed.sum() == 1, changed
+    red = changed.nonzero().item()
+    assert torch.allclose(strong[red] - plain[red], plain[red] - weak[red], atol=1e-4)
+    assert torch.allclose(plain[red] - none[red], 2 * (strong[red] - plain[red]), atol=1e-4)
+    model, vae = loaded()
+    pictures = [
+        sample(model, vae, clip.encode_from_tokens_scheduled(clip.tokenize(text)))[0]
+        for text in ("a red ring", "a (red:1.5) ring")
+    ]
+    assert not torch.equal(*pictures)
+
+
 def check_joined() -> None:
     """Joined and mixed texts: the rows with text of both, none of padding."""
     from types import SimpleNamespace as Namespace

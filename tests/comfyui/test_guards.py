@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.testbed import Bed, run_inside
 
-CHECKS = ("sockets", "tiles", "numbers", "pictures", "steering", "regions", "ranges", "joined")
+CHECKS = ("sockets", "tiles", "numbers", "pictures", "steering", "regions", "ranges", "weights", "joined")
 
 
 @pytest.fixture(scope="module")
