@@ -17,13 +17,13 @@ from .checkpoints.files import read
 from .checkpoints.load import build, check_pairing, load_text_encoder, prepare
 from .checkpoints.restoring import check_restores
 from .checkpoints.tasks import AUTO, with_task
-from .conditioning.changing import from_stages
+from .conditioning.changing import RunConditioning, from_stages
 from .conditioning.labels import class_index, spread_classes
 from .conditioning.picture import encoder_input, from_square, stretched, to_square
 from .conditioning.t5 import MAX_TOKENS
 from .conditioning.types import ClassConditioning, Conditioning, TextConditioning
 from .devices import default_device, default_dtype, synchronise
-from .models.companions import TextEncoder, Tokenizer
+from .models.companions import TextEncoder, Tokenizer, check_text
 from .models.contract import Quantizer, Transformer, signed
 from .network.attention import AttentionFn, attend
 from .network.packing import pack
@@ -226,6 +226,29 @@ class Pipeline:
         source = self.encode([caption] * conditioning.batch)
         return reworded(conditioning, source), WordEdit(features.expand(conditioning.batch, -1, -1, -1))
 
+    def _asked(
+        self,
+        texts: Sequence[str],
+        negative: str | None,
+        schedule: ScaleSchedule,
+        picture: np.ndarray | None,
+        caption: str | None,
+    ) -> tuple[Conditioning, WordEdit | None]:
+        """What a run is conditioned on, and what changes a picture where its caption is known."""
+        conditioning = self.encode(texts, negative)
+        if picture is None:
+            return conditioning, None
+        if caption is not None:
+            return self.reworded(conditioning, picture, caption, schedule)
+        return self.pictured(conditioning, picture, schedule), None
+
+    def _staged(
+        self, first: Conditioning, negative: str | None, schedule: ScaleSchedule, later: Mapping[str, str]
+    ) -> RunConditioning:
+        """The same with other prompts from some stages on, by their names."""
+        parts = {stage: self.encode([text] * first.batch, negative) for stage, text in later.items()}
+        return from_stages(first, parts, StageBoundaries().stages(schedule))
+
     @torch.inference_mode()
     def decode(self, f_hat: Tensor) -> Tensor:
         """Accumulated latents (B, C, h, w) to images (B, H, W, 3) uint8 on the CPU.
@@ -285,14 +308,8 @@ class Pipeline:
         settings.validate(len(schedule), self.transformer.config.depth)
         started = time.perf_counter()
         texts = [text for text in prompts for _ in range(batch)]
-        conditioning, words = self.encode(texts, negative), None
-        if picture is not None and caption is not None:
-            conditioning, words = self.reworded(conditioning, picture, caption, schedule)
-        elif picture is not None:
-            conditioning = self.pictured(conditioning, picture, schedule)
-        if later:
-            parts = {stage: self.encode([text] * len(texts), negative) for stage, text in later.items()}
-            conditioning = from_stages(conditioning, parts, StageBoundaries().stages(schedule))
+        first, words = self._asked(texts, negative, schedule, picture, caption)
+        conditioning = self._staged(first, negative, schedule, later or {})
         synchronise(self.device)
         seconds: dict[str, Any] = {"text": time.perf_counter() - started}
         clock = Clock(self.device, steps, monitor)
@@ -318,26 +335,6 @@ class Pipeline:
         seeds = tuple((seed + index) % (MAX_SEED + 1) for index in range(conditioning.batch))
         pictures = {index: self.edited(latent, squared) for index, latent in clock.latents.items()}
         return Pictures(images, seeds, schedule, settings, seconds, generation, pictures)
-
-
-def check_text(transformer: Transformer, text_encoder: TextEncoder | None) -> None:
-    """Raise ``ValueError`` when a text encoder is missing, too many or another one's."""
-    wanted = transformer.config.text_width
-    if not wanted:
-        if text_encoder is not None:
-            raise ValueError("this transformer takes class labels, but a text encoder is given; leave it out")
-        return
-    if text_encoder is None or text_encoder.width != wanted:
-        found = "no" if text_encoder is None else text_encoder.width
-        raise ValueError(
-            f"the text encoder gives {found} channels; this transformer was trained on {wanted}. "
-            "Load the text encoder that belongs to it"
-        )
-    if text_encoder.family != transformer.text_family:
-        raise ValueError(
-            f"the text encoder is a {text_encoder.family}; this transformer was trained on a "
-            f"{transformer.text_family}. Load the text encoder that belongs to it"
-        )
 
 
 def check_request(prompts: int, batch: int, seed: int) -> None:

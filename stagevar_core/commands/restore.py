@@ -20,11 +20,10 @@ from ..checks import whole
 from ..conditioning.t5 import MAX_TOKENS
 from ..conditioning.types import TextConditioning
 from ..devices import DTYPES, default_device, default_dtype
-from ..models.companions import Tokenizer
+from ..models.companions import Tokenizer, check_text
 from ..models.contract import Noise, signed
 from ..models.restoring import RestoringLayout
 from ..network.packing import pack
-from ..pipeline import check_text
 from ..sampling.noise import SeededNoise
 from ..sampling.restoring import Restorer
 from .options import Commands, add_device_options, check_seed, device_of

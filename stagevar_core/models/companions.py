@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..autoencoders.costs import Decoder
-from .contract import Quantizer
+from .contract import Quantizer, Transformer
 
 
 class TokenizerConfig(Decoder, Protocol):
@@ -70,3 +70,23 @@ class TextEncoder(Protocol):
     def encode(self, prompts: Sequence[str], max_tokens: int = ...) -> tuple[Tensor, ...]:
         """One (tokens, width) tensor in float32 per prompt, without padding."""
         ...
+
+
+def check_text(transformer: Transformer, text_encoder: TextEncoder | None) -> None:
+    """Raise ``ValueError`` when a text encoder is missing, too many or another one's."""
+    wanted = transformer.config.text_width
+    if not wanted:
+        if text_encoder is not None:
+            raise ValueError("this transformer takes class labels, but a text encoder is given; leave it out")
+        return
+    if text_encoder is None or text_encoder.width != wanted:
+        found = "no" if text_encoder is None else text_encoder.width
+        raise ValueError(
+            f"the text encoder gives {found} channels; this transformer was trained on {wanted}. "
+            "Load the text encoder that belongs to it"
+        )
+    if text_encoder.family != transformer.text_family:
+        raise ValueError(
+            f"the text encoder is a {text_encoder.family}; this transformer was trained on a "
+            f"{transformer.text_family}. Load the text encoder that belongs to it"
+        )

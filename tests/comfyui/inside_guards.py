@@ -282,7 +282,13 @@ def check_ranges() -> None:
     def read(positive: list, negative: list | None = None, network: Any = model.model) -> Any:
         return scheduled_of(network, positive, negative, 2, Frame(schedule, (128, 128)))
 
-    for end, turns in ((0.063, "1112222"), (0.062, "1112222"), (0.25, "1111122"), (0.5, "1111112")):
+    for end, turns in (
+        (0.063, "1112222"),
+        (0.062, "1112222"),
+        (0.25, "1111122"),
+        (0.5, "1111122"),
+        (0.9, "1111112"),
+    ):
         both = core.ConditioningCombine().combine(between(one, 0.0, end), between(two, end, 1.0))[0]
         found = read(both)
         lengths = [found.conditioning.at(scale).tokens for scale in range(7)]
