@@ -216,19 +216,6 @@ class Pipeline:
         features = self.tokenizer.encode(encoder_input(square).to(device=self.device, dtype=dtype))
         return replace(conditioning, source=features.float().expand(conditioning.batch, -1, -1, -1))
 
-    def changing(
-        self,
-        conditioning: Conditioning,
-        later: Mapping[str, str],
-        negative: str | None,
-        schedule: ScaleSchedule,
-    ) -> RunConditioning:
-        """The conditioning with other prompts for all images from a stage on, by its name."""
-        if not later:
-            return conditioning
-        parts = {stage: self.encode([text] * conditioning.batch, negative) for stage, text in later.items()}
-        return from_stages(conditioning, parts, StageBoundaries().stages(schedule))
-
     @torch.inference_mode()
     def reworded(
         self, conditioning: Conditioning, picture: np.ndarray, caption: str, schedule: ScaleSchedule
@@ -242,6 +229,29 @@ class Pipeline:
         features = self.tokenizer.encode(pixels.to(device=self.device, dtype=dtype)).float()
         source = self.encode([caption] * conditioning.batch)
         return reworded(conditioning, source), WordEdit(features.expand(conditioning.batch, -1, -1, -1))
+
+    def _asked(
+        self,
+        texts: Sequence[str],
+        negative: str | None,
+        schedule: ScaleSchedule,
+        picture: np.ndarray | None,
+        caption: str | None,
+    ) -> tuple[Conditioning, WordEdit | None]:
+        """What a run is conditioned on, and what changes a picture where its caption is known."""
+        conditioning = self.encode(texts, negative)
+        if picture is None:
+            return conditioning, None
+        if caption is not None:
+            return self.reworded(conditioning, picture, caption, schedule)
+        return self.pictured(conditioning, picture, schedule), None
+
+    def _staged(
+        self, first: Conditioning, negative: str | None, schedule: ScaleSchedule, later: Mapping[str, str]
+    ) -> RunConditioning:
+        """The same with other prompts from some stages on, by their names."""
+        parts = {stage: self.encode([text] * first.batch, negative) for stage, text in later.items()}
+        return from_stages(first, parts, StageBoundaries().stages(schedule))
 
     @torch.inference_mode()
     def decode(self, f_hat: Tensor) -> Tensor:
@@ -299,12 +309,8 @@ class Pipeline:
         schedule, settings = self.schedule(width, height), settings or self.settings()
         settings.validate(len(schedule), self.transformer.config.depth)
         started = time.perf_counter()
-        conditioning, words = self.encode(texts, negative), None
-        if picture is not None and caption is not None:
-            conditioning, words = self.reworded(conditioning, picture, caption, schedule)
-        elif picture is not None:
-            conditioning = self.pictured(conditioning, picture, schedule)
-        conditioning = self.changing(conditioning, later or {}, negative, schedule)
+        first, words = self._asked(texts, negative, schedule, picture, caption)
+        conditioning = self._staged(first, negative, schedule, later or {})
         synchronise(self.device)
         seconds: dict[str, Any] = {"text": time.perf_counter() - started}
         clock = Clock(self.device, steps, monitor)

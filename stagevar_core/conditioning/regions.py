@@ -10,7 +10,7 @@ from torch import Tensor
 from ..schedule import Scale
 
 _COARSE = Scale(0, 32, 32)  # tokens on which the shares of a picture are counted
-_OVERALL = 0.75  # of the pooled text; docs/workflows.md says what was measured
+_OVERALL = 0.75  # of the pooled text; the help of the sampler says what was measured
 
 
 @dataclass(frozen=True, eq=False)  # masks are tensors, and the images of a batch share them

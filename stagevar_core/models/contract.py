@@ -26,10 +26,7 @@ class Conditioned(Protocol):
     """What a family's blocks need of the conditioning, computed once per run; the fields are its own."""
 
     def seen(self, scale: Scale) -> Tensor | None:
-        """What is added to the scores of the text at a scale, (rows, 1, L, T); None: all tokens see it all.
-
-        Of rows that share the text of their image there is one.
-        """
+        """What is added to scores of the text at a scale, (text rows, 1, L, T); None: all see it all."""
         ...
 
     def narrow(self: State, rows: slice) -> State:

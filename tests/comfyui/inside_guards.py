@@ -282,7 +282,13 @@ def check_ranges() -> None:
     def read(positive: list, negative: list | None = None, network: Any = model.model) -> Any:
         return scheduled_of(network, positive, negative, 2, Frame(schedule, (128, 128)))
 
-    for end, turns in ((0.063, "1112222"), (0.062, "1112222"), (0.25, "1111122"), (0.5, "1111112")):
+    for end, turns in (
+        (0.063, "1112222"),
+        (0.062, "1112222"),
+        (0.25, "1111122"),
+        (0.5, "1111122"),
+        (0.9, "1111112"),
+    ):
         both = core.ConditioningCombine().combine(between(one, 0.0, end), between(two, end, 1.0))[0]
         found = read(both)
         lengths = [found.conditioning.at(scale).tokens for scale in range(7)]
@@ -321,6 +327,12 @@ def check_weights() -> None:
     def features(text: str) -> torch.Tensor:
         return clip.encode_from_tokens_scheduled(clip.tokenize(text))[0][0][0]
 
+    from pack.stagevar_core.pipeline import Pipeline
+
+    for text in ("a red ring", "two blue crosses", "red"):  # as without the host
+        (expected,) = Pipeline.embedded().encode([text]).features
+        assert features(text).shape == expected.shape, text
+        assert torch.allclose(features(text), expected, atol=1e-4), text
     plain, strong = features("a red ring"), features("a (red:1.5) ring")
     weak, none = features("a (red:0.5) ring"), features("a (red:0.0) ring")
     changed = (strong - plain).abs().amax(dim=1) > 1e-5

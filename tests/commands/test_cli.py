@@ -144,12 +144,28 @@ def test_generate_numbers_the_images_of_a_batch(files, tmp_path):
     assert [Path(file).name for file in report["files"]] == ["x_00.png", "x_01.png"]
 
 
+def test_a_prompt_of_a_stage_changes_what_follows(files, tmp_path):
+    pictures = []
+    for options in (
+        (),
+        ("--stage-prompt", f"structure={PROMPT}"),
+        ("--stage-prompt", "fidelity=other words"),
+    ):
+        out = tmp_path / "x.png"
+        code, _, stderr = command(files, "generate", "--prompt", PROMPT, "--out", out, *options)
+        assert code == 0, stderr
+        pictures.append(np.asarray(Image.open(out)))
+    assert (pictures[0] == pictures[1]).all() and (pictures[0] != pictures[2]).any()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (("--cfg", "nan"), "cfg is nan"),
         (("--cfg", "much"), "'much'"),
         (("--cfg", "3,2"), "cfg lists 2 values; this schedule has 7 scales"),
+        (("--stage-prompt", "semantic=a"), "--stage-prompt is 'semantic=a'; expected each of structure and"),
+        (("--stage-prompt", "fidelity"), "--stage-prompt is 'fidelity'"),
         (("--temperature", "inf"), "temperature is inf"),
         (("--top-p", "nan"), "top_p is nan"),
         (("--top-k", "-1"), "top_k is -1"),
