@@ -7,6 +7,7 @@
     python scripts/bench.py --model infinity-8b --weights fp8 --text-encoder --presets balanced --alone
     python scripts/bench.py --model infinity-2b --pixels 1024 --presets balanced --batch 1,4
     python scripts/bench.py --model infinity-2b --pixels 1024 --presets balanced,paper --official CHECKOUT
+    python scripts/bench.py --model infinity-2b-edit-512 --pixels 512 --presets balanced
 
 The full-size models have random weights, which changes no time, and 64 random text features, so that no file
 is needed; their text encoder is measured only with ``--text-encoder``. Every phase ends with a synchronised
@@ -94,6 +95,8 @@ def report(
 ) -> dict[str, Any]:
     """Everything that was measured and counted of dense runs."""
     costs = [scale.flops.total for scale in runs[0].trace.scales]
+    before = runs[0].trace.prefix  # a picture to edit, whose time counts to the first scale
+    costs[0] += before.flops.total if before else 0.0
     costs[0] += pipeline.transformer.config.condition_flops(about["rows"], about["text_tokens"])
     latent = pipeline.quantizer.latent_grid(runs[0].pictures.schedule.final)
     decoding = decode_flops(pipeline.tokenizer.config, latent, batch=about["batch"])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,6 +36,12 @@ FULL_SIZE: dict[str, tuple[str, Any, Any]] = {
     "infinity-125m": ("infinity", INFINITY_125M, BSQTokenizerConfig(16)),
     "infinity-2b": ("infinity", INFINITY_2B, BSQTokenizerConfig(32)),
     "infinity-8b": ("infinity", INFINITY_8B, BSQTokenizerConfig(14, multipliers=(1, 2, 4, 4))),
+    "infinity-2b-edit-512": ("infinity", replace(INFINITY_2B, edits=True), BSQTokenizerConfig(32)),
+    "infinity-8b-edit-1024": (
+        "infinity",
+        replace(INFINITY_8B, edits=True),
+        BSQTokenizerConfig(14, multipliers=(1, 2, 4, 4)),
+    ),
     "var-d16": ("var", VAR_D16, VQTokenizerConfig()),
     "var-d30": ("var", VAR_D30, VQTokenizerConfig()),
     "var-d36": ("var", VAR_D36, VQTokenizerConfig()),
@@ -130,10 +137,18 @@ class _FirstScales(Monitor):
             raise _Stop
 
 
+def pictured(pipeline: Pipeline, request: dict[str, Any]) -> dict[str, Any]:
+    """A request of what a model does: weights that edit pictures need one, of the size that is made."""
+    if not pipeline.transformer.edits:
+        return request
+    height, width = pipeline.trained.image_size(pipeline.schedule(request["width"], request["height"]))
+    return request | {"picture": np.full((height, width, 3), 128, dtype=np.uint8)}
+
+
 def warm_up(pipeline: Pipeline, request: dict[str, Any], *, whole: bool) -> None:
     """Touch every weight; ``whole`` runs every scale."""
     try:
-        pipeline(PROMPT, monitor=None if whole else _FirstScales(), **request)
+        pipeline(PROMPT, monitor=None if whole else _FirstScales(), **pictured(pipeline, request))
     except _Stop:
         pipeline.decode(torch.zeros(1, pipeline.tokenizer.config.dim, 8, 8, device=pipeline.device))
 
@@ -183,13 +198,13 @@ class Run:
 def measured(
     pipeline: Pipeline, request: dict[str, Any], seed: int, policy: AccelerationPolicy | None = None
 ) -> Run:
-    """Generate once and measure."""
+    """Generate once and measure; weights that edit pictures get a grey one."""
     memory, process = memory_of(pipeline.device), Resident()
     give_back()
     process.reset()
     memory.reset()
     peaks = _Peaks(memory)
-    pictures = pipeline(PROMPT, seed=seed, monitor=peaks, policy=policy, **request)
+    pictures = pipeline(PROMPT, seed=seed, monitor=peaks, policy=policy, **pictured(pipeline, request))
     decode_peak, resident = memory.peak(), process.peak()
     if memory.kind == process.kind:  # its peak was forgotten between the scales
         resident = max((peak for peak in (*peaks.values.values(), decode_peak) if peak), default=None)

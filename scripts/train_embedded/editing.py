@@ -98,14 +98,14 @@ def cache_pairs(encoder: nn.Module, out: Path, count: int) -> None:
 class EditTraining:
     """Settings of this phase."""
 
-    steps: int = 800
+    steps: int = 1900
     batch: int = 16  # pairs on all scales; twice as many on those up to a quarter of the area
-    groups: int = 2048
+    groups: int = 4096
     lr: float = 1.5e-3
     decay: float = 0.6
     strength: float = 0.2  # of the bit flips
     text_drop: float = 0.1
-    changed: float = 4.0  # weight of tokens that the edit changes, where others have 1
+    changed: float = 2.5  # weight of tokens that the edit changes, where others have 1
     ema: float = 0.99
     seed: int = 12
     minutes: float = 4.0  # between checkpoints
