@@ -333,17 +333,15 @@ def check_weights() -> None:
         (expected,) = Pipeline.embedded().encode([text]).features
         assert features(text).shape == expected.shape, text
         assert torch.allclose(features(text), expected, atol=1e-4), text
-    plain, strong = features("a red ring"), features("a (red:1.5) ring")
-    weak, none = features("a (red:0.5) ring"), features("a (red:0.0) ring")
-    changed = (strong - plain).abs().amax(dim=1) > 1e-5
-    assert plain.shape == strong.shape and changed.sum() == 1, changed
-    red = changed.nonzero().item()
-    assert torch.allclose(strong[red] - plain[red], plain[red] - weak[red], atol=1e-4)
-    assert torch.allclose(plain[red] - none[red], 2 * (strong[red] - plain[red]), atol=1e-4)
+    plain, strong = features("a red ring"), features("(a red ring:1.5)")
+    weak = features("(a red ring:0.5)")
+    assert plain.shape == strong.shape == weak.shape
+    assert torch.allclose(strong - plain, plain - weak, atol=1e-4) and not torch.allclose(strong, plain)
+    assert torch.allclose(strong[-1], plain[-1], atol=1e-4)  # the end token has no weight
     model, vae = loaded()
     pictures = [
         sample(model, vae, clip.encode_from_tokens_scheduled(clip.tokenize(text)))[0]
-        for text in ("a red ring", "a (red:1.5) ring")
+        for text in ("a red ring", "(a red ring:1.5)")
     ]
     assert not torch.equal(*pictures)
 
