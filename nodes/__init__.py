@@ -14,6 +14,7 @@ from .restoring import Restore
 from .rewording import ChangeWords
 from .sampling import Sampler
 from .schedules import Schedule, register_folder
+from .variety import PickDifferent
 
 
 class StageVARExtension(ComfyExtension):
@@ -25,7 +26,7 @@ class StageVARExtension(ComfyExtension):
         loaders = [Load, LoadModel, LoadTokenizer, LoadTextEncoder]
         compilers = [Compile, CompileVAE]
         makers = [EditNode, ChangeWords, Sampler, EditByText, Restore]
-        return [*loaders, ClassLabel, Accelerate, Schedule, *compilers, *makers, Report]
+        return [*loaders, ClassLabel, Accelerate, Schedule, *compilers, *makers, PickDifferent, Report]
 
 
 async def comfy_entrypoint() -> StageVARExtension:

@@ -1,6 +1,7 @@
 """How different the layouts of several pictures of one caption are, read back from the pixels.
 
-Only pictures that show what the caption says count: a broken picture differs from all others and is no layout.
+Only pictures that show what the caption says count: a broken picture differs from all others, but it is no
+layout of what was asked for.
 """
 
 import math
@@ -21,8 +22,8 @@ SAME = 3.0  # px; layouts with no object farther off than this, and the same bac
 def distances(first: Reading, second: Reading) -> np.ndarray:
     """How far each object is from its counterpart (n,), in px of x, y and radius together.
 
-    Counterparts have the same shape and colour and are as near in all as they can be. ``ValueError`` where the
-    two do not hold the same objects.
+    Counterparts have the same shape and colour and are as near in all as they can be. ``ValueError`` where
+    the two do not hold the same objects.
     """
     kinds = [[(found.shape, found.colour) for found in reading.objects] for reading in (first, second)]
     if sorted(kinds[0]) != sorted(kinds[1]):

@@ -12,6 +12,7 @@ NODES = (
     *("StageVARLoadModel", "StageVARLoadTokenizer", "StageVARLoadTextEncoder", "StageVARSampler"),
     *("StageVARAccelerate", "StageVARStageSchedule", "StageVARStageReport"),
     *("StageVARClassLabel", "StageVAREdit", "StageVARChangeWords", "StageVARCompile", "StageVARCompileVAE"),
+    "StageVARPickDifferent",
 )
 
 
@@ -65,6 +66,7 @@ WORDS = {
     "StageVARAccelerate": ("StageVAR", "Accelerate", "faster"),
     "StageVAREdit": ("StageVAR", "Inpaint"),
     "StageVARChangeWords": ("StageVAR", "Change Words"),
+    "StageVARPickDifferent": ("StageVAR", "Pick", "batch"),
     "StageVARStageSchedule": ("StageVAR", "Stage Schedule", "token"),
     "StageVARStageReport": ("StageVAR", "Stage Report", "time"),
     "StageVARCompile": ("StageVAR", "torch.compile"),
