@@ -3,10 +3,11 @@
     python -m scripts.diversity                      everything, 100 captions
     python -m scripts.diversity --prompts 10         a quick look
 
-On the embedded model, with captions that training never saw, four pictures each. Layouts are settled
-early, so most variants stop after the structure stage (5 of 7 scales, 8x8 tokens). Temperature and
-guidance of single scales are the trivial ways to get other layouts: anything else has to lie beyond what they
-reach. Results so far are kept in the JSON, the same command continues there. The table in docs/experiments.md is replaced.
+On the embedded model, with captions that training never saw, four pictures each. Layouts are settled early,
+so most variants stop after the structure stage (5 of 7 scales, 8x8 tokens). Temperature and guidance of
+single scales are the trivial ways to get other layouts: anything else has to lie beyond what they reach.
+Results so far are kept in the JSON, the same command continues there. The table in docs/experiments.md is
+replaced.
 """
 
 import argparse
@@ -104,9 +105,9 @@ def table(values: dict[str, Any]) -> str:
         best = max(reached, default=None) if row["kind"] not in (TRIVIAL, "scenes") else None
         lines.append(f"| {name} | {cells(row, best)} |")
     said = (
-        f"{values['prompts']} captions (drafts: half of them), {SHOWN} pictures each, after 8x8 of 16x16 "
-        f"tokens where not finished, float32, {machine['processor']}, PyTorch {machine['torch']}; 95% intervals. "
-        "*Spread*: mean distance of the same object in two right pictures, of x, y and radius. *Other "
+        f"{values['prompts']} captions (drafts: half of them), {SHOWN} pictures each, after 8x8 of "
+        f"16x16 tokens where not finished, float32, {machine['processor']}, PyTorch {machine['torch']}; 95% "
+        "intervals. *Spread*: mean distance of the same object in two right pictures, of x, y and radius. *Other "
         "backgrounds*: share of pairs, where the caption names none. *Distinct*: layouts among the right "
         f"pictures, more than {SAME:g} px apart or on another background. *Trivially*: the most distinct "
         "layouts of a row of temperature or guidance alone with at least this strict score. "
