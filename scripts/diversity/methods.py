@@ -141,7 +141,7 @@ class NoisyText(Changed):
 
     def first_tokens(self, state: NoisyState) -> Tensor:
         """The start token of every row, (rows, 1, C)."""
-        return self.inner.first_tokens(state.noisy)
+        return self.inner.first_tokens(state.noisy if self.scales else state.clean)
 
     def forward(self, x: Tensor, ctx: ScaleContext) -> Tensor:
         """All blocks over the tokens of one scale, (rows, L, C)."""
