@@ -109,8 +109,9 @@ def table(values: dict[str, Any]) -> str:
         f"16x16 tokens where not finished, float32, {machine['processor']}, PyTorch {machine['torch']}; 95% "
         "intervals. *Spread*: mean distance of the same object in two right pictures, of x, y and radius. "
         "*Other backgrounds*: share of pairs, where the caption names none. *Distinct*: layouts among the "
-        f"right pictures, more than {SAME:g} px apart or on another background. *Trivially*: the most distinct "
-        "layouts of a row of temperature or guidance alone whose interval reaches this strict score. "
+        f"right pictures, more than {SAME:g} px apart or on another background. *Trivially*: the most "
+        "distinct layouts of a row of temperature or guidance alone whose interval reaches this strict "
+        "score. "
         f"Made by `{values['command']}`."
     )
     return "\n".join(lines) + "\n\n" + said
