@@ -6,7 +6,7 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..stagevar_core.variety import most_different
+from ..stagevar_core.sampling.variety import most_different
 from .host import sockets
 from .host.schema import CATEGORY, Node, Schema, describe
 from .host.values import check_given, checked

@@ -17,9 +17,9 @@ from stagevar_core.sampling.generate import generate
 from stagevar_core.sampling.noise import SeededNoise
 from stagevar_core.sampling.result import Monitor
 from stagevar_core.sampling.settings import SamplingSettings
+from stagevar_core.sampling.variety import most_different
 from stagevar_core.scenes import parse, place, render
 from stagevar_core.schedule import Scale
-from stagevar_core.variety import most_different
 
 from .methods import Changed, Making
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from stagevar_core.evaluation.diversity import diversity
+from stagevar_core.sampling.variety import most_different
 from stagevar_core.scenes import render
 from stagevar_core.scenes.grammar import parse, place
-from stagevar_core.variety import most_different
 
 
 def flat(*levels: float) -> torch.Tensor:
