@@ -43,6 +43,7 @@ def trivial(lab: Lab) -> Jobs:
         f"temperature {t:g} at the first 3 scales": lab.settings(3, temperature=t) for t in temperatures
     }
     variants |= {f"cfg {w:g} at the first 3 scales": lab.settings(3, cfg=w) for w in cfgs}
+    variants["temperature 6, cfg 0.5 at the first 3 scales"] = lab.settings(3, temperature=6.0, cfg=0.5)
     return {name: lambda name=name, s=s: {name: sampled(lab, s)} for name, s in variants.items()}
 
 
