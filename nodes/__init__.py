@@ -17,6 +17,7 @@ from .restoring import Restore
 from .rewording import ChangeWords
 from .sampling import Sampler
 from .schedules import Schedule, register_folder
+from .variety import PickDifferent
 
 
 class StageVARExtension(ComfyExtension):
@@ -28,7 +29,8 @@ class StageVARExtension(ComfyExtension):
         loaders = [Load, LoadModel, LoadTokenizer, LoadTextEncoder]
         compilers = [Compile, CompileVAE]
         makers = [EditNode, MaskPreview, ChangeWords, Sampler, PasteBack, EditByText, Restore]
-        return [*loaders, LoadLora, ClassLabel, Accelerate, Schedule, *compilers, *makers, Report]
+        shown = [PickDifferent, Report]
+        return [*loaders, LoadLora, ClassLabel, Accelerate, Schedule, *compilers, *makers, *shown]
 
 
 async def comfy_entrypoint() -> StageVARExtension:

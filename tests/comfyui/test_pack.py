@@ -13,6 +13,7 @@ NODES = (
     *("StageVARLoadLora", "StageVARAccelerate", "StageVARStageSchedule", "StageVARStageReport"),
     *("StageVARClassLabel", "StageVAREdit", "StageVARChangeWords", "StageVARCompile", "StageVARCompileVAE"),
     *("StageVARMaskPreview", "StageVARPasteBack"),
+    "StageVARPickDifferent",
 )
 
 
@@ -69,6 +70,7 @@ WORDS = {
     "StageVARMaskPreview": ("StageVAR", "Mask", "Preview"),
     "StageVARPasteBack": ("StageVAR", "Paste Back"),
     "StageVARChangeWords": ("StageVAR", "Change Words"),
+    "StageVARPickDifferent": ("StageVAR", "Pick", "batch"),
     "StageVARStageSchedule": ("StageVAR", "Stage Schedule", "token"),
     "StageVARStageReport": ("StageVAR", "Stage Report", "time"),
     "StageVARCompile": ("StageVAR", "torch.compile"),

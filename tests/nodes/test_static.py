@@ -114,6 +114,7 @@ def schemas() -> dict[str, tuple[list[str], int]]:
         "StageVARAccelerate": schema_of("acceleration.py"),
         "StageVARStageSchedule": schema_of("schedules.py"),
         "StageVARStageReport": schema_of("report.py"),
+        "StageVARPickDifferent": schema_of("variety.py"),
     }
 
 
@@ -189,6 +190,7 @@ def test_sockets_stay_in_their_order(schemas: dict) -> None:
     assert schemas["StageVARAccelerate"] == (["model", "schedule"], 8)
     assert schemas["StageVARStageSchedule"] == ([], 6)
     assert schemas["StageVARStageReport"] == (["report"], 0)
+    assert schemas["StageVARPickDifferent"] == (["latent", "images"], 1)
 
 
 def options(call: ast.Call, tree: ast.AST) -> set[str | None]:
