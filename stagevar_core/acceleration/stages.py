@@ -42,3 +42,15 @@ class StageBoundaries:
     def stages(self, schedule: ScaleSchedule) -> list[str]:
         """The stage of every scale."""
         return [self.stage(schedule, scale) for scale in schedule]
+
+    def end(self, schedule: ScaleSchedule, stage: str) -> int:
+        """How many scales it takes to the end of a stage, at least one."""
+        reached = STAGES[: STAGES.index(stage) + 1]
+        return max(1, sum(each in reached for each in self.stages(schedule)))
+
+
+def boundaries_of(policy: object) -> StageBoundaries:
+    """Those of a policy that has some, else the paper's."""
+    settings = getattr(policy, "settings", policy)
+    found = getattr(getattr(settings, "stages", settings), "boundaries", None)
+    return found if isinstance(found, StageBoundaries) else StageBoundaries()
