@@ -94,7 +94,7 @@ def image_key(conditioning: Conditioning, index: int, scales: Sequence[ScaleCode
     for value in _values((conditioning.image(index), list(scales))):
         if isinstance(value, Tensor):
             digest.update(repr((tuple(value.shape), value.dtype)).encode())
-            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
         else:
             digest.update(repr(value).encode())
     return digest.hexdigest()
