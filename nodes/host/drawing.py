@@ -8,6 +8,7 @@ import comfy.model_management as mm
 from comfy_api.latest import io
 
 from ...stagevar_core.acceleration.presets import OFF
+from ...stagevar_core.sampling.drafts import reduced
 from ...stagevar_core.sampling.settings import SamplingSettings
 from ...stagevar_core.sampling.trace import Trace
 from . import sockets
@@ -15,7 +16,7 @@ from .attached import HostTransformer
 from .carried import carry
 from .running import Job, run
 from .schema import StageReportType, describe
-from .stopping import keep, reduced
+from .stopping import keep
 from .values import OwnNumber
 
 _LOG = logging.getLogger(__name__)
@@ -43,7 +44,8 @@ def draw(job: Job, size: tuple[int, int], made: str, notes: Sequence[str]) -> Dr
         notes = (*notes, f"the first {job.resumed.scales} scales{_AGAIN}")
     trace.notes[:0] = notes
     if job.stops:
-        f_hat = reduced(f_hat, state, job.vae.quantizer(job.network.config.patch))
+        quantizer = job.vae.quantizer(job.network.config.patch)
+        f_hat = reduced(f_hat, quantizer.latent_grid(job.schedule[state.scales - 1]))
         height, width = (side * job.vae.config.stride for side in f_hat.shape[-2:])
         made = f"{made}, as a draft of {width} x {height}"
     latent: dict[str, Any] = {"samples": carry(f_hat.to(mm.intermediate_device()), state)}

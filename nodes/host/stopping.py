@@ -4,13 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from ...stagevar_core.acceleration.policy import AccelerationPolicy
 from ...stagevar_core.acceleration.stages import STAGES, boundaries_of
 from ...stagevar_core.checkpoints.load import Checkpoint
-from ...stagevar_core.models.contract import Quantizer
 from ...stagevar_core.sampling.paused import PausedRun
 from ...stagevar_core.sampling.state import RunState
 from ...stagevar_core.schedule import ScaleSchedule
@@ -23,7 +21,6 @@ FINISHED = "finished"
 _SCALE = "scale "
 _MOST = 16  # scales; published models have up to 14
 STOPS = [FINISHED, *reversed(STAGES[:-1]), *(f"{_SCALE}{number}" for number in range(1, _MOST + 1))]
-_SMALLEST = 12  # latent pixels of the short side of a draft
 _PAUSED = "stagevar_paused"  # of a latent: keys and values, for as long as it stays in memory
 _NONE = (
     "no run to go on from; connect the latent of StageVAR Sampler. Latent From Batch, Repeat Latent Batch, "
@@ -56,22 +53,6 @@ def scales_until(
     if until < len(schedule):
         return until, ()
     return len(schedule), (f"stop_after {wanted!r}: there are {len(schedule)} scales, so it is finished",)
-
-
-def reduced(f_hat: Tensor, state: RunState, quantizer: Quantizer) -> Tensor:
-    """The latent (B, C, H, W) of runs that stopped, on the grid of their last scale, which decodes faster.
-
-    Decoders know no smaller pictures than they were trained on: on the built-in model a ring of 8 latent
-    pixels is a blob, of 12 a ring. Bilinear is nearer to the decoded whole than area, by 0.2 to 1.3 dB there;
-    at half the side they are the same.
-    """
-    whole = f_hat.shape[-2:]
-    side = quantizer.latent_grid(state.schedule[state.scales - 1])
-    share = max(side[0] / whole[0], side[1] / whole[1], _SMALLEST / min(whole))
-    if share >= 1.0:
-        return f_hat
-    grid = [round(share * length) for length in whole]
-    return F.interpolate(f_hat, size=grid, mode="bilinear", align_corners=False)
 
 
 def name_of(checkpoint: Checkpoint) -> str:
