@@ -352,7 +352,8 @@ def check_families(have: Set) -> None:
             for found in (each.go_on(draft), each.go_on(saved(draft, "vq"))):
                 assert torch.allclose(each.shown(found.args[0]), each.shown(whole), rtol=0, atol=1e-6)
             one = each.go_on(picked(draft, 2)).args[0]
-            assert torch.allclose(each.shown(one), each.shown(whole)[2:], rtol=0, atol=1e-6)
+            near = 1e-3 if given else 1e-6  # mixtures round by the number of images, as codes do not
+            assert torch.allclose(each.shown(one), each.shown(whole)[2:], rtol=0, atol=near)
         refused(lambda draft=draft: have.go_on(draft), "latent: ", file, "embedded")
     var = Set(LoadModel.execute("tiny_var.safetensors", "default", "auto").args[0], vae, text(clip), size)
     refused(lambda: var.go_on(draft), "latent: ", "star", "tiny_var")
