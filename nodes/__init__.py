@@ -4,6 +4,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .acceleration import Accelerate
 from .compiling import Compile, CompileVAE
+from .continuing import Continue
 from .edit_by_text import EditByText
 from .editing import EditNode
 from .labels import ClassLabel
@@ -28,7 +29,7 @@ class StageVARExtension(ComfyExtension):
         register_folder()
         loaders = [Load, LoadModel, LoadTokenizer, LoadTextEncoder]
         compilers = [Compile, CompileVAE]
-        makers = [EditNode, MaskPreview, ChangeWords, Sampler, PasteBack, EditByText, Restore]
+        makers = [EditNode, MaskPreview, ChangeWords, Sampler, Continue, PasteBack, EditByText, Restore]
         shown = [PickDifferent, Report]
         return [*loaders, LoadLora, ClassLabel, Accelerate, Schedule, *compilers, *makers, *shown]
 

@@ -2,12 +2,14 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from comfy_api.latest import io
 
 from ..stagevar_core.checks import inside
 from ..stagevar_core.models.star_sampler import MODES
+from ..stagevar_core.sampling.paused import PausedRun
 from .host import sockets
 from .host.attached import Patcher, policy_of
 from .host.conditioning import HostConditioning, scheduled_of
@@ -15,16 +17,19 @@ from .host.drawing import draw, drawing_inputs, report_output, settings_of
 from .host.edit import Edit
 from .host.inpainting import Start, latent_start
 from .host.pairing import Pair, checked_pair
-from .host.running import Job
+from .host.running import Job, spare
 from .host.schema import CATEGORY, Node, Schema, StageEditType, VarModel, describe
 from .host.steering import Frame
+from .host.stopping import FINISHED, STOPS, scales_until
 from .host.vae import TokenizerVAE
 from .host.values import check_given, checked
 
 _MAX_SIDE = 16384
 _MAX_BATCH = 64
 _ASIDE = "negative has no effect: the picture's own prompt, from StageVAR Change Words, takes its place"
-# What older versions wrote on the node; their pages stored it in files, from where it lands in ``refine``.
+_EDITED = "the edit keeps its part up to here: StageVAR Continue draws the later scales of the whole picture"
+# What older versions wrote on the node; their pages stored it in files, from where it lands behind the values
+# of their time.
 _STATUS = re.compile(r"\d+x\d+.*, \d+ scales|: (?:as many|[\d.]+x fewer) FLOPs", re.DOTALL)
 
 
@@ -50,7 +55,8 @@ class Sampler(Node):
                 describe(
                     io.Latent.Output,
                     display_name="latent",
-                    tooltip="The sum of all scales' codes. Decode it with the tokenizer's VAE.",
+                    tooltip="The sum of all scales' codes. Decode it with the tokenizer's VAE. It holds the "
+                    "run, too, from which StageVAR Continue goes on.",
                 ),
                 report_output(),
             ],
@@ -96,8 +102,13 @@ class Sampler(Node):
             notes = (*notes, _ASIDE)
         made = _made(size, start.size, start.batch)
         policy = policy_of(pair.model.model_options)
+        until, said = scales_until(wanted["stop_after"], schedule, policy)
+        paused = PausedRun("cpu", spare()) if until < len(schedule) else None
+        if start.edit is not None and paused is not None:
+            said = (_EDITED,)
         job = Job(pair.model, pair.vae, conditioning, schedule, settings, wanted["seed"], policy, start.edit)
-        drawn = draw(job, size, made, (*notes, *start.notes))
+        job = replace(job, until=until, paused=paused)
+        drawn = draw(job, size, made, (*notes, *start.notes, *said))
         return io.NodeOutput(drawn.latent, drawn.report, ui={"text": drawn.lines})
 
 
@@ -128,10 +139,12 @@ def _inputs() -> list[io.Input]:
 
 
 def _mended(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values without what older versions wrote on the node, where it was stored for ``refine``."""
-    refine = values.get("refine")
-    stale = isinstance(refine, str) and _STATUS.search(refine)
-    return {name: value for name, value in values.items() if name != "refine" or not stale}
+    """The values without what older versions wrote on the node, where it was stored for a later input."""
+
+    def stale(name: str, value: Any) -> bool:
+        return name in ("refine", "stop_after") and isinstance(value, str) and bool(_STATUS.search(value))
+
+    return {name: value for name, value in values.items() if not stale(name, value)}
 
 
 def _model_inputs() -> list[io.Input]:
@@ -212,6 +225,16 @@ def _way_inputs() -> list[io.Input]:
             tooltip="In place of width and height: a latent, of which every picture is made. From VAE Encode "
             "and Set Latent Noise Mask the part under the mask is drawn anew and the rest stays; without a "
             "mask only its size counts.",
+        ),
+        describe(
+            io.Combo.Input,
+            "stop_after",
+            optional=True,
+            options=STOPS,
+            default=FINISHED,
+            tooltip="Drafts: stop at the end of the structure stage (about a fifth of the work: layout and "
+            "shapes), of the semantic stage (a few hundredths: colours), or after a scale. VAE Decode shows "
+            "them small; StageVAR Continue finishes those that are picked.",
         ),
     ]
 

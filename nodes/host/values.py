@@ -41,7 +41,7 @@ class OwnNumber(io.MultiType.Input):
     def read(self, value: object) -> float | int | tuple[float, ...] | None:
         """The number or numbers, None for the own one; raises ``ValueError`` for anything else."""
         kind = "a whole number" if self.whole else "a number"
-        expected = f"{AUTO!r}, or {kind} from 0 to {self.high:g}"
+        expected = f"{AUTO!r}, or {kind} from 0 to {self.high if self.whole else format(self.high, 'g')}"
         if self.stages:
             expected += f", or three with commas, one per stage ({', '.join(STAGES)})"
             if isinstance(value, str) and "," in value:
@@ -113,7 +113,9 @@ def _typed(value: object) -> object:
         return value
     if value.strip().lower() in ("", AUTO):
         return _OWN
-    try:
-        return float(value)
-    except ValueError:
-        return value
+    for kind in (int, float):  # seeds have more digits than a float
+        try:
+            return kind(value)
+        except ValueError:
+            continue
+    return value

@@ -51,7 +51,7 @@ KINDS = {
         },
         (
             *("seed", "cfg", "temperature", "top_k", "top_p", "width", "height", "batch_size"),
-            *("refine", "smooth"),
+            *("refine", "smooth", "stop_after"),
         ),
         {"latent": "LATENT", "report": "STAGE_REPORT"},
     ),
@@ -60,6 +60,14 @@ KINDS = {
     ),
     "StageVARPasteBack": Kind(
         {"original": "IMAGE", "drawn": "IMAGE", "mask": "MASK"}, ("feather",), {"image": "IMAGE"}
+    ),
+    "StageVARContinue": Kind(
+        {
+            **{"model": "VAR_MODEL", "vae": "VAE", "latent": "LATENT"},
+            **{"positive": "CONDITIONING", "negative": "CONDITIONING?"},
+        },
+        ("seed", "cfg", "temperature", "top_k", "top_p", "stop_after"),
+        {"latent": "LATENT", "report": "STAGE_REPORT"},
     ),
     "StageVAREditByText": Kind(
         {
@@ -101,6 +109,7 @@ KINDS = {
         ("left", "top", "right", "bottom", "feathering"),
         {"IMAGE": "IMAGE", "MASK": "MASK"},
     ),
+    "LatentFromBatch": Kind({"samples": "LATENT"}, ("batch_index", "length"), {"LATENT": "LATENT"}),
     "SaveImage": Kind({"images": "IMAGE"}, ("filename_prefix",), {}),
     "PreviewImage": Kind({"images": "IMAGE"}, (), {}),
     "LoadImage": Kind({}, ("image",), {"IMAGE": "IMAGE", "MASK": "MASK"}),
@@ -295,6 +304,7 @@ TITLES = {
     "StageVARSampler": "StageVAR Sampler",
     "StageVARMaskPreview": "StageVAR Mask Preview",
     "StageVARPasteBack": "StageVAR Paste Back",
+    "StageVARContinue": "StageVAR Continue",
     "StageVAREditByText": "StageVAR Edit by Text",
     "StageVARRestore": "StageVAR Restore",
     "StageVARStageReport": "Stage Report",
@@ -307,6 +317,7 @@ TITLES = {
     "SetLatentNoiseMask": "Set Latent Noise Mask",
     "ImageCrop": "Image Crop",
     "ImagePadForOutpaint": "Pad Image for Outpainting",
+    "LatentFromBatch": "Latent From Batch",
     "SaveImage": "Save Image",
     "PreviewImage": "Preview Image",
     "LoadImage": "Load Image",

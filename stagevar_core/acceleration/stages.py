@@ -44,6 +44,11 @@ class StageBoundaries:
         """The stage of every scale."""
         return [self.stage(schedule, scale) for scale in schedule]
 
+    def end(self, schedule: ScaleSchedule, stage: str) -> int:
+        """How many scales it takes to the end of a stage, at least one."""
+        reached = STAGES[: STAGES.index(stage) + 1]
+        return max(1, sum(each in reached for each in self.stages(schedule)))
+
 
 def holds(schedule: ScaleSchedule, scale: Scale, start: float, end: float) -> bool:
     """Whether a scale lies in a range of area fractions, beyond ``start`` and up to ``end``.
@@ -59,3 +64,10 @@ def per_stage(values: Sequence[float], schedule: ScaleSchedule) -> tuple[float, 
     if len(values) != len(STAGES):
         raise ValueError(f"got {len(values)} numbers; expected one per stage: {', '.join(STAGES)}")
     return tuple(values[STAGES.index(stage)] for stage in StageBoundaries().stages(schedule))
+
+
+def boundaries_of(policy: object) -> StageBoundaries:
+    """Those of a policy that has some, else the paper's."""
+    settings = getattr(policy, "settings", policy)
+    found = getattr(getattr(settings, "stages", settings), "boundaries", None)
+    return found if isinstance(found, StageBoundaries) else StageBoundaries()

@@ -14,6 +14,7 @@ NODES = (
     *("StageVARClassLabel", "StageVAREdit", "StageVARChangeWords", "StageVARCompile", "StageVARCompileVAE"),
     *("StageVARMaskPreview", "StageVARPasteBack"),
     "StageVARPickDifferent",
+    "StageVARContinue",
 )
 
 
@@ -69,6 +70,7 @@ WORDS = {
     "StageVAREdit": ("StageVAR", "Inpaint"),
     "StageVARMaskPreview": ("StageVAR", "Mask", "Preview"),
     "StageVARPasteBack": ("StageVAR", "Paste Back"),
+    "StageVARContinue": ("StageVAR", "Continue", "draft"),
     "StageVARChangeWords": ("StageVAR", "Change Words"),
     "StageVARPickDifferent": ("StageVAR", "Pick", "batch"),
     "StageVARStageSchedule": ("StageVAR", "Stage Schedule", "token"),

@@ -30,6 +30,7 @@ CORE = {
     "CLIPLoader": ([], 3),
     "LoadImage": ([], 2),
     "PreviewImage": (["images"], 0),
+    "LatentFromBatch": (["samples"], 2),
     "SolidMask": ([], 3),
     "MaskComposite": (["destination", "source"], 3),
     "VAEEncode": (["pixels", "vae"], 0),
@@ -105,6 +106,7 @@ def schemas() -> dict[str, tuple[list[str], int]]:
         "StageVARLoadTextEncoder": ([], 2),
         "StageVARLoadLora": (["model"], 2),
         "StageVARSampler": drawn("sampling.py"),
+        "StageVARContinue": schema_of("continuing.py"),
         "StageVAREditByText": drawn("edit_by_text.py"),
         "StageVARRestore": schema_of("restoring.py"),
         "StageVARClassLabel": schema_of("labels.py"),
@@ -180,7 +182,9 @@ def test_every_node_has_a_prefixed_id_and_a_help_page(schemas: dict) -> None:
 
 def test_sockets_stay_in_their_order(schemas: dict) -> None:
     """Stored workflows know sockets and widget values by position: new ones go to the end."""
-    assert schemas["StageVARSampler"] == (["model", "vae", "positive", "negative", "edit", "latent"], 11)
+    sockets = ["model", "vae", "positive", "negative", "edit", "latent"]
+    assert schemas["StageVARSampler"] == (sockets, 12)
+    assert schemas["StageVARContinue"] == (["model", "vae", "latent", "positive", "negative"], 6)
     assert schemas["StageVAREditByText"] == (["model", "vae", "image", "positive", "negative"], 7)
     assert schemas["StageVARRestore"] == (["model", "vae", "image", "positive", "upscale_model"], 4)
     assert schemas["StageVARClassLabel"] == ([], 2)
