@@ -14,6 +14,7 @@ from .restoring import Restore
 from .rewording import ChangeWords
 from .sampling import Sampler
 from .schedules import Schedule, register_folder
+from .varying import Vary
 
 
 class StageVARExtension(ComfyExtension):
@@ -24,7 +25,7 @@ class StageVARExtension(ComfyExtension):
         register_folder()
         loaders = [Load, LoadModel, LoadTokenizer, LoadTextEncoder]
         compilers = [Compile, CompileVAE]
-        makers = [EditNode, ChangeWords, Sampler, EditByText, Restore]
+        makers = [EditNode, Vary, ChangeWords, Sampler, EditByText, Restore]
         return [*loaders, ClassLabel, Accelerate, Schedule, *compilers, *makers, Report]
 
 

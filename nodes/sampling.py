@@ -94,7 +94,7 @@ class Sampler(Node):
         made = _made(size, asked, batch)
         policy = policy_of(pair.model.model_options)
         job = Job(pair.model, pair.vae, conditioning, schedule, settings, wanted["seed"], policy, edit)
-        drawn = draw(job, size, made, (*notes, *(edit.notes if edit else ())))
+        drawn = draw(job, size, made, (*notes, *(edit.said(wanted["seed"], batch) if edit else ())))
         return io.NodeOutput(drawn.latent, drawn.report, ui={"text": drawn.lines})
 
 
@@ -177,8 +177,9 @@ def _way_inputs() -> list[io.Input]:
             StageEditType.Input,
             "edit",
             optional=True,
-            tooltip="From StageVAR Inpaint: a picture of which a part is drawn anew; or from StageVAR Change "
-            "Words. Width and height are then those of the picture.",
+            tooltip="From StageVAR Inpaint: a picture of which a part is drawn anew; from StageVAR Vary: one "
+            "of which the first scales stay; or from StageVAR Change Words. Width and height are then those "
+            "of the picture.",
         ),
     ]
 

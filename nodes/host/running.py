@@ -197,7 +197,6 @@ def _generate(job: Job, images: Sequence[int], monitor: HostMonitor, way: Attemp
     models = [job.model, job.vae.patcher] if beside else [job.model]
     needed = int(way.memory(job).total * way.reserve)
     mm.load_models_gpu(models, memory_required=needed)
-    known, masks = job.edit.known(images) if job.edit else ((), ())
     result = generate(
         network_of(job.model),
         conditioning,
@@ -211,10 +210,8 @@ def _generate(job: Job, images: Sequence[int], monitor: HostMonitor, way: Attemp
         device=job.model.load_device,
         sequential=way.sequential,
         offload=job.offload if way.sequential else None,
-        known=known,
-        masks=masks,
         kept=job.kept if job.keeps else None,
-        words=job.edit.changed(images) if job.edit else None,
+        **(job.edit.given(images) if job.edit else {}),
     )
     return result.f_hat.to(mm.intermediate_device()), result.trace
 

@@ -128,12 +128,17 @@ class TokenizerVAE(comfy.sd.VAE):
         """What a run of ``schedule`` would draw for an image (B, H, W, 3) in 0..1, scale by scale."""
         return self._stored(self.features(pixel_samples), schedule, patch)[0]
 
+    def nearest(self, latent: Tensor, schedule: ScaleSchedule, patch: int = 1) -> list[Tensor]:
+        """The codes that come nearest to a latent (B, C, h, w) in whose making nothing is known."""
+        mm.load_models_gpu([self.patcher])
+        return self._stored(latent.float().to(self.device), schedule, patch)[0]
+
     def decode(self, samples_in: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Images of latents; where memory runs out, in tiles, and where it does so again, in smaller ones.
 
         Channels behind those of the tokenizer are not shown; they hold what a run left.
         """
-        samples_in = self._checked_latent(samples_in)
+        samples_in = self.shown(samples_in)
         try:
             images = super().decode(samples_in, *args, **kwargs)  # falls back to decode_tiled_ on GPUs
             return self._decoded(images, samples_in)
@@ -154,7 +159,7 @@ class TokenizerVAE(comfy.sd.VAE):
 
     def decode_tiled(self, samples: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """As :meth:`decode`, in tiles from the beginning."""
-        samples = self._checked_latent(samples)
+        samples = self.shown(samples)
         return self._decoded(super().decode_tiled(samples, *args, **kwargs), samples)
 
     def decode_tiled_(
@@ -284,13 +289,16 @@ class TokenizerVAE(comfy.sd.VAE):
             f"smaller image, or start ComfyUI with --cpu-vae. ({failure[:200]})"
         )
 
-    def _checked_latent(self, samples: Tensor) -> Tensor:
-        """The tokenizer's channels, without what a run left behind them."""
+    def shown(self, samples: Tensor, name: str = "samples") -> Tensor:
+        """The tokenizer's channels of a latent (B, C, h, w), without what a run left behind them.
+
+        ``ValueError`` naming the input ``name`` for a latent of another kind.
+        """
         shown = visible(samples, self.latent_channels)
         if shown.dim() == 4 and shown.shape[1] == self.latent_channels and 0 not in shown.shape:
             return shown
         raise ValueError(
-            f"samples: the latent has shape {tuple(samples.shape)}; the tokenizer {self.checkpoint.source!r} "
+            f"{name}: the latent has shape {tuple(samples.shape)}; the tokenizer {self.checkpoint.source!r} "
             f"decodes (batch, {self.latent_channels}, height, width). Use the VAE of the model that made it"
         )
 
