@@ -156,8 +156,8 @@ def _drawn(pair: Pair, samples: Tensor) -> tuple[RunState, list[str]]:
         height, width = pair.trained.image_size(schedule)
         if [height, width] != size:
             raise ValueError(
-                f"latent: it is one of {size[1]}x{size[0]} pixels, which this model does not make; the nearest "
-                f"size is {width}x{height}. Connect the picture to image instead, where it is scaled"
+                f"latent: it is one of {size[1]}x{size[0]} pixels, which this model does not make; the "
+                f"nearest size is {width}x{height}. Connect the picture to image instead, where it is scaled"
             )
         codes = vae.nearest(shown, schedule, pair.network.config.patch)
         note = "the latent carries no run; its codes are those nearest to it"
