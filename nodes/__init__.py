@@ -13,6 +13,7 @@ from .report import Report
 from .restoring import Restore
 from .rewording import ChangeWords
 from .sampling import Sampler
+from .scales import Scales
 from .schedules import Schedule, register_folder
 from .varying import Vary
 
@@ -26,7 +27,7 @@ class StageVARExtension(ComfyExtension):
         loaders = [Load, LoadModel, LoadTokenizer, LoadTextEncoder]
         compilers = [Compile, CompileVAE]
         makers = [EditNode, Vary, ChangeWords, Sampler, EditByText, Restore]
-        return [*loaders, ClassLabel, Accelerate, Schedule, *compilers, *makers, Report]
+        return [*loaders, ClassLabel, Accelerate, Schedule, *compilers, *makers, Scales, Report]
 
 
 async def comfy_entrypoint() -> StageVARExtension:

@@ -145,33 +145,33 @@ def _pictured(pair: Pair, image: Tensor) -> tuple[RunState, list[str]]:
 
 def _drawn(pair: Pair, samples: Tensor) -> tuple[RunState, list[str]]:
     """The run that a latent carries; of another latent the codes nearest to it."""
-    vae = pair.vae
+    vae, patch = pair.vae, pair.network.config.patch
     shown = vae.shown(samples, "latent")
-    size = [side * vae.config.stride for side in shown.shape[-2:]]
-    with inside("latent: its "):
-        schedule = pair.trained.snap(*size)
     with inside("latent: "):
         state = carried(samples, vae.latent_channels)
     if state is None:
+        size = [side * vae.config.stride for side in shown.shape[-2:]]
+        with inside("latent: its "):
+            schedule = pair.trained.snap(*size)
         height, width = pair.trained.image_size(schedule)
         if [height, width] != size:
             raise ValueError(
                 f"latent: it is one of {size[1]}x{size[0]} pixels, which this model does not make; the "
                 f"nearest size is {width}x{height}. Connect the picture to image instead, where it is scaled"
             )
-        codes = vae.nearest(shown, schedule, pair.network.config.patch)
         note = "the latent carries no run; its codes are those nearest to it"
-        return _state(pair, schedule, codes), [note]
-    source = vae.checkpoint.source
-    if state.tokenizer not in ("", source) or state.schedule != schedule:
+        return _state(pair, schedule, vae.nearest(shown, schedule, patch)), [note]
+    known = pair.trained.snap(*pair.trained.image_size(state.schedule))
+    if state.tokenizer not in ("", vae.checkpoint.source) or state.schedule != known:
+        height, width = pair.trained.image_size(known)
         raise ValueError(
             f"latent: it was drawn by {state.model or 'a model'} with {state.tokenizer or 'its tokenizer'} "
-            f"over {len(state.schedule)} scales; found {pair.network.checkpoint.source} with {source}, which "
-            f"has {len(schedule)} at this size. Connect the vae, and a model of the sizes, that it was drawn "
-            "with, or decode it and connect the picture to image"
+            f"over {len(state.schedule)} scales; found {pair.network.checkpoint.source} with "
+            f"{vae.checkpoint.source}, which has {len(known)} for {width}x{height}. Connect the vae, and a "
+            "model of the sizes, that it was drawn with, or decode it and connect the picture to image"
         )
     with inside("latent: "):
-        state.check(schedule, vae.quantizer(pair.network.config.patch), len(state.images))
+        state.check(known, vae.quantizer(patch), len(state.images))
     return state, []
 
 

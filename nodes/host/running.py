@@ -202,7 +202,7 @@ def _generate(job: Job, images: Sequence[int], monitor: HostMonitor, way: Attemp
     if len(images) < conditioning.batch:
         conditioning = conditioning.image(images[0])
     quantizer = job.vae.quantizer(job.network.config.patch)
-    beside = monitor.previews or isinstance(quantizer, torch.nn.Module)  # codebooks are part of the tokenizer
+    beside = monitor.decodes or isinstance(quantizer, torch.nn.Module)  # codebooks are part of the tokenizer
     models = [job.model, job.vae.patcher] if beside else [job.model]
     needed = int(way.memory(job).total * way.reserve)
     mm.load_models_gpu(models, memory_required=needed)

@@ -12,6 +12,7 @@ import torch
 from comfy.cli_args import args
 from torch import Tensor, nn
 
+from ...stagevar_core.autoencoders.colours import LinearColours, smooth_pictures
 from ...stagevar_core.checkpoints.header import KEY, record
 from ...stagevar_core.checkpoints.load import Checkpoint
 from ...stagevar_core.devices import default_dtype
@@ -25,6 +26,7 @@ from .carried import visible
 
 _LOG = logging.getLogger(__name__)
 _NO_WEIGHTS = "No VAE weights detected"
+_SMOOTH = (8, 8)  # pictures, and latent pixels of their sides, that a linear map to colours is fitted to
 _TILES = (512, 256)  # sides in pixels where memory is short; a quarter overlaps
 
 
@@ -97,6 +99,7 @@ class TokenizerVAE(comfy.sd.VAE):
         self.patcher = wrap(self.first_stage_model, self.device, mm.vae_offload_device())
         fill(tokenizer, _tokenizer(checkpoint, decode_dtype), checkpoint.tensors, decode_dtype)
         self.size = None
+        self._colours: LinearColours | None = None
         self.model_size()
         _LOG.info(
             "StageVAR: %s: %s tokenizer with %d channels, %s decoder",
@@ -127,6 +130,14 @@ class TokenizerVAE(comfy.sd.VAE):
     def codes(self, pixel_samples: Tensor, schedule: ScaleSchedule, patch: int = 1) -> list[Tensor]:
         """What a run of ``schedule`` would draw for an image (B, H, W, 3) in 0..1, scale by scale."""
         return self._stored(self.features(pixel_samples), schedule, patch)[0]
+
+    def colours(self) -> LinearColours:
+        """A linear map from latents to colours, fitted once to what the encoder makes of smooth pictures."""
+        if self._colours is None:
+            pictures = smooth_pictures(_SMOOTH[0], _SMOOTH[1] * self.config.stride)
+            shown = (pictures.movedim(1, -1) + 1.0) / 2.0
+            self._colours = LinearColours.fit(self.features(shown), pictures)
+        return self._colours
 
     def nearest(self, latent: Tensor, schedule: ScaleSchedule, patch: int = 1) -> list[Tensor]:
         """The codes that come nearest to a latent (B, C, h, w) in whose making nothing is known."""
