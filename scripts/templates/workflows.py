@@ -24,6 +24,7 @@ from .parts import (
     sized,
     transformer,
 )
+from .varying import image_to_image, strip, vary
 
 FOX = "a red fox sitting in fresh snow at the edge of a pine forest, morning light, detailed fur, photograph"
 LIGHTHOUSE = "a lighthouse on a cliff in a storm, huge waves, a beam of light through the rain, oil painting"
@@ -327,6 +328,9 @@ DRAW: dict[str, Callable[[Graph], None]] = {
     "14_edit_by_text_VAREdit_8B": lambda g: edit_by_text(g, EDIT_8B, 1024),
     "15_restore_VARestorer": restore_picture,
     "16_generate_edit_restore_2B": everything,
+    "18_vary_no_download": vary,
+    "19_image_to_image_no_download": image_to_image,
+    "20_scales_strip_no_download": strip,
 }
 
 

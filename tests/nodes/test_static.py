@@ -28,6 +28,9 @@ CORE = {
     "LoadImage": ([], 2),
     "PreviewImage": (["images"], 0),
     "SolidMask": ([], 3),
+    "EmptyImage": ([], 4),
+    "ImageCompositeMasked": (["destination", "source", "mask"], 3),
+    "SaveAnimatedWEBP": (["images"], 5),
     "MaskComposite": (["destination", "source"], 3),
 }
 NOTES = {"Note", "MarkdownNote", "Reroute"}  # the page's own, which run nothing
@@ -101,6 +104,8 @@ def schemas() -> dict[str, tuple[list[str], int]]:
         "StageVARRestore": schema_of("restoring.py"),
         "StageVARClassLabel": schema_of("labels.py"),
         "StageVAREdit": schema_of("editing.py"),
+        "StageVARVary": schema_of("varying.py"),
+        "StageVARScales": schema_of("scales.py"),
         "StageVARAccelerate": schema_of("acceleration.py"),
         "StageVARStageSchedule": schema_of("schedules.py"),
         "StageVARStageReport": schema_of("report.py"),
@@ -174,6 +179,8 @@ def test_sockets_stay_in_their_order(schemas: dict) -> None:
     assert schemas["StageVARRestore"] == (["model", "vae", "image", "positive", "upscale_model"], 4)
     assert schemas["StageVARClassLabel"] == ([], 2)
     assert schemas["StageVAREdit"] == (["model", "vae", "image", "mask"], 0)
+    assert schemas["StageVARVary"] == (["model", "vae", "image", "latent"], 1)
+    assert schemas["StageVARScales"] == (["latent", "vae"], 1)
     assert schemas["StageVARAccelerate"] == (["model", "schedule"], 8)
     assert schemas["StageVARStageSchedule"] == ([], 6)
     assert schemas["StageVARStageReport"] == (["report"], 0)
