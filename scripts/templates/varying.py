@@ -6,7 +6,7 @@ from .graph import COLUMN, Graph, Node
 from .parts import EMBEDDED, SAMPLER, SCENE, SCENES
 
 RING = "a ring to the left of a cross"
-DRAWING = "a striped red circle to the left of a dotted blue diamond on a grey background"
+DRAWING = "a striped red circle to the left of a blue diamond on a white background"
 FREE = {**SCENES, "cfg": 1.0, "temperature": 1.0}  # what the prompt leaves open differs from seed to seed
 VARY = (330, 210)  # with its line
 
@@ -24,7 +24,7 @@ def vary(graph: Graph) -> None:
     first = graph.add(
         *("StageVARSampler", (940, 220), SAMPLER),
         title="Draw the picture",
-        **{"model": model, "vae": vae, "positive": (text, "CONDITIONING"), "seed": 12},
+        **{"model": model, "vae": vae, "positive": (text, "CONDITIONING"), "seed": 7},
         **{**FREE, "width": 128, "height": 128, "batch_size": 1, "after": "fixed"},
     )
     decoded = graph.add("VAEDecode", (1430, 110), (220, 60), samples=(first, "latent"), vae=vae)
