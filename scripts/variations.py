@@ -3,10 +3,10 @@
     python scripts/variations.py                    100 pictures, into docs/measurements/variations.json
     python scripts/variations.py --pictures 20      a quick look
 
-Of runs: pictures that the model drew of captions it was not trained on. Of pictures: scenes with freely placed
-objects, through the tokenizer; the caption names them, but not where they are. The scorer reads objects back
-from the pixels. The layout is kept where as many objects have the same shapes within half a token of their
-places.
+Of runs: pictures that the model drew of captions it was not trained on. Of pictures: scenes with freely
+placed objects, through the tokenizer; the caption names them, but not where they are. The scorer reads
+objects back from the pixels. The layout is kept where as many objects have the same shapes within half a
+token of their places.
 """
 
 from __future__ import annotations
@@ -102,24 +102,31 @@ class Pictures(Source):
         return self.pipeline.quantizer.encode(features.float(), self.schedule)[0]
 
 
-def measured(source: Source, variation: float) -> dict[str, Any]:
-    """Shares with their intervals, and how far pixels are from the picture's."""
-    pipeline, kept = source.pipeline, kept_scales(source.schedule, variation)
-    layouts, colours, psnr = [], [], []
+def measured(source: Source, variations: list[float]) -> dict[str, Any]:
+    """For every variation shares with their intervals, and how far pixels are from the picture's."""
+    pipeline, rows = source.pipeline, {f"{variation:g}": [] for variation in variations}
     for first in range(0, len(source.captions), BATCH):
         codes = source.codes(first)
         stored = pipeline.decode(pipeline.quantizer.accumulate(codes, source.schedule)).numpy()
-        made = source.drawn(first, SEED + 1000 + first, codes[:kept])
-        for before, after in zip(stored, pipeline.decode(made.f_hat).numpy(), strict=True):
-            one, other = read(before), read(after)
-            layouts.append(same_layout(one, other))
-            colours.append(same_colours(one, other))
-            error = np.square(before.astype(float) - after).mean()
-            psnr.append(10 * np.log10(255**2 / max(error, 1e-9)))
-    named = (("layout", layouts), ("colours", colours))
-    shares = {name: interval(np.array(each, float), share=True) for name, each in named}
-    found = {name: share._asdict() for name, share in shares.items() if share}
-    return {"kept_scales": kept, **found, "psnr": float(np.mean(psnr))}
+        for variation in variations:
+            kept = kept_scales(source.schedule, variation)
+            made = pipeline.decode(source.drawn(first, SEED + 1000 + first, codes[:kept]).f_hat).numpy()
+            rows[f"{variation:g}"] += [compared(*pair) for pair in zip(stored, made, strict=True)]
+    found = {}
+    for name, each in rows.items():
+        layout, colours, psnr = np.array(each, float).T
+        shares = (("layout", interval(layout, share=True)), ("colours", interval(colours, share=True)))
+        found[name] = {"kept_scales": kept_scales(source.schedule, float(name))}
+        found[name] |= {key: share._asdict() for key, share in shares if share}
+        found[name]["psnr"] = float(psnr.mean())
+    return found
+
+
+def compared(before: np.ndarray, after: np.ndarray) -> tuple[bool, bool, float]:
+    """Layout, colours, and the peak signal-to-noise ratio of two pictures (H, W, 3) in dB."""
+    one, other = read(before), read(after)
+    error = np.square(before.astype(float) - after).mean()
+    return same_layout(one, other), same_colours(one, other), 10 * np.log10(255**2 / max(error, 1e-9))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -138,14 +145,13 @@ def main(arguments: list[str] | None = None) -> None:
     }
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     for name, source in (("runs", Source), ("pictures", Pictures)):
-        found[name] = {}
-        for variation in map(float, asked.variations.split(",")):
-            with torch.inference_mode():
-                each = measured(source(pipeline, asked.pictures), variation)
-            found[name][f"{variation:g}"] = each
+        with torch.inference_mode():
+            variations = [float(part) for part in asked.variations.split(",")]
+            found[name] = measured(source(pipeline, asked.pictures), variations)
+        for variation, each in found[name].items():
             shares = ", ".join(f"{key} {each[key]['mean']:.2f}" for key in ("layout", "colours"))
-            print(f"{name}, {variation:g}: {shares}, {each['psnr']:.1f} dB", flush=True)
-            asked.out.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+            print(f"{name}, {variation}: {shares}, {each['psnr']:.1f} dB", flush=True)
+        asked.out.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
