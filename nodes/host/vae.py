@@ -26,7 +26,7 @@ from .carried import visible
 
 _LOG = logging.getLogger(__name__)
 _NO_WEIGHTS = "No VAE weights detected"
-_SMOOTH = (8, 8)  # pictures, and latent pixels of their sides, that a linear map to colours is fitted to
+_SMOOTH = (16, 8)  # pictures, and latent pixels of their sides, that a linear map to colours is fitted to
 _TILES = (512, 256)  # sides in pixels where memory is short; a quarter overlaps
 
 

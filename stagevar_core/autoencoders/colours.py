@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_RIDGE = 1e-2  # of the mean square of a channel, so that few pictures do
+_RIDGE = 0.1  # of the mean square of an input, so that few pictures do
+_SIDE = 3  # latent pixels, side of the square that decides about the colour of its middle
 _DETAILS = (1, 2, 4, 8, 16)  # cells per side of the layers of a smooth picture
 
 
@@ -23,7 +24,10 @@ def smooth_pictures(count: int, side: int) -> Tensor:
 
 @dataclass(frozen=True)
 class LinearColours:
-    """One colour per latent pixel. ``weights``: (C + 1, 3), the last row for all pixels alike."""
+    """One colour per latent pixel, from it and its neighbours, which evens out what one code lacks.
+
+    ``weights``: (9 C + 1, 3), the last row for all pixels alike.
+    """
 
     weights: Tensor
 
@@ -44,5 +48,7 @@ class LinearColours:
 
 
 def _rows(latent: Tensor) -> Tensor:
-    """The pixels of a latent (B, C, h, w) with a one behind them, (B h w, C + 1)."""
-    return F.pad(latent.movedim(1, -1).flatten(0, 2), (0, 1), value=1.0)
+    """The squares around the pixels of a latent (B, C, h, w) with a one behind them, (B h w, 9 C + 1)."""
+    edge = _SIDE // 2
+    squares = F.unfold(F.pad(latent, (edge,) * 4, mode="replicate"), _SIDE)  # (B, 9 C, h w)
+    return F.pad(squares.transpose(1, 2).flatten(0, 1), (0, 1), value=1.0)

@@ -18,7 +18,7 @@ def test_the_pictures_are_always_the_same_and_leave_the_global_draws_alone() -> 
     assert pictures.std() > 0.3
 
 
-@pytest.mark.parametrize("channels", [3, 16, 32])
+@pytest.mark.parametrize("channels", [8, 16, 32])
 def test_a_linear_code_is_read_back(channels: int) -> None:
     pictures = smooth_pictures(8, 64)
     mixing = torch.randn(channels, 3, generator=torch.Generator().manual_seed(1))
@@ -29,11 +29,11 @@ def test_a_linear_code_is_read_back(channels: int) -> None:
 
     colours = LinearColours.fit(coded(pictures), pictures)
     other = pictures.flip(1, 2) * 0.7
-    assert (colours(coded(other)) - F.avg_pool2d(other, 8)).abs().max() < 0.1
+    assert (colours(coded(other)) - F.avg_pool2d(other, 8)).abs().mean() < 0.05
 
 
 def test_latents_of_any_number_shape_and_dtype_have_colours() -> None:
-    colours = LinearColours(torch.randn(17, 3))
+    colours = LinearColours(torch.randn(9 * 16 + 1, 3))
     for shape in ((1, 16, 1, 1), (3, 16, 5, 9)):
         found = colours(torch.randn(shape).half())
         assert found.shape == (shape[0], 3, *shape[2:]) and found.dtype == torch.float32
@@ -41,7 +41,7 @@ def test_latents_of_any_number_shape_and_dtype_have_colours() -> None:
 
 
 def test_the_colours_of_the_built_in_model_resemble_its_pictures() -> None:
-    """Within 3 dB of what the best linear map of these very pictures reaches."""
+    """Within 4 dB of what the best linear map of these very pictures reaches."""
     pipeline = Pipeline.embedded()
     texts = ["a red circle on a white background", "a dotted blue cross on a black background"]
     texts += ["two small green squares", "a yellow ring above a purple diamond on a grey background"]
@@ -55,7 +55,7 @@ def test_the_colours_of_the_built_in_model_resemble_its_pictures() -> None:
             quantizer=pipeline.quantizer,
         ).f_hat
         whole = pipeline.tokenizer.decode(latent).float().clamp(-1, 1)
-        smooth = smooth_pictures(8, 64)
+        smooth = smooth_pictures(16, 64)
         fitted = LinearColours.fit(pipeline.tokenizer.encode(smooth), smooth)
         best = LinearColours.fit(latent, whole)
 
@@ -63,4 +63,4 @@ def test_the_colours_of_the_built_in_model_resemble_its_pictures() -> None:
         error = (colours(latent) - F.interpolate(whole, size=(16, 16), mode="area")).square().mean()
         return float(10 * torch.log10(4 / error))
 
-    assert psnr(fitted) > 18 and psnr(best) - psnr(fitted) < 3, (psnr(fitted), psnr(best))
+    assert psnr(fitted) > 21 and psnr(best) - psnr(fitted) < 4, (psnr(fitted), psnr(best))
