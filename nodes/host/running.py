@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import comfy.model_management as mm
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ...stagevar_core.acceleration.policy import AccelerationPolicy, RunInfo
@@ -20,12 +19,10 @@ from ...stagevar_core.sampling.kept import KeptPrefix
 from ...stagevar_core.sampling.memory import MemoryEstimate, estimate_memory
 from ...stagevar_core.sampling.noise import SeededNoise
 from ...stagevar_core.sampling.settings import SamplingSettings
-from ...stagevar_core.sampling.state import RunState
 from ...stagevar_core.sampling.trace import Trace, joined
 from ...stagevar_core.schedule import ScaleSchedule
 from . import bridge
 from .attached import HostTransformer, Patcher, network_of, options_of
-from .carried import carry
 from .edit import Edit
 from .monitor import HostMonitor
 from .vae import TokenizerVAE
@@ -187,13 +184,7 @@ def _attempt(job: Job, way: Attempt, monitor: HostMonitor) -> Result:
     if not way.apart:
         return _generate(job, range(batch), monitor, way)
     parts = [_generate(job, [index], monitor, way) for index in range(batch)]
-    return _stacked([f_hat for f_hat, _ in parts]), joined([trace for _, trace in parts])
-
-
-def _stacked(latents: Sequence[Tensor]) -> Tensor:
-    """Latents (1, C, h, w) as one batch, whose states are of unequal lengths."""
-    channels = max(latent.shape[1] for latent in latents)
-    return torch.cat([F.pad(each, (0, 0, 0, 0, 0, channels - each.shape[1])) for each in latents])
+    return torch.cat([f_hat for f_hat, _ in parts]), joined([trace for _, trace in parts])
 
 
 def _generate(job: Job, images: Sequence[int], monitor: HostMonitor, way: Attempt) -> Result:
@@ -222,9 +213,7 @@ def _generate(job: Job, images: Sequence[int], monitor: HostMonitor, way: Attemp
         kept=job.kept if job.keeps else None,
         **(job.edit.given(images) if job.edit else {}),
     )
-    named = {"model": job.network.checkpoint.source, "tokenizer": job.vae.checkpoint.source}
-    state = RunState.of(result, SeededNoise(job.seed + images[0], len(images)).seeds, job.settings, **named)
-    return carry(result.f_hat.to(mm.intermediate_device()), state), result.trace
+    return result.f_hat.to(mm.intermediate_device()), result.trace
 
 
 def _out_of_memory(job: Job, size: tuple[int, int], failure: str) -> str:
