@@ -4,6 +4,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .acceleration import Accelerate
 from .compiling import Compile, CompileVAE
+from .continuing import Continue
 from .edit_by_text import EditByText
 from .editing import EditNode
 from .labels import ClassLabel
@@ -26,7 +27,7 @@ class StageVARExtension(ComfyExtension):
         register_folder()
         loaders = [Load, LoadModel, LoadTokenizer, LoadTextEncoder]
         compilers = [Compile, CompileVAE]
-        makers = [EditNode, Vary, ChangeWords, Sampler, EditByText, Restore]
+        makers = [EditNode, Vary, ChangeWords, Sampler, Continue, EditByText, Restore]
         return [*loaders, ClassLabel, Accelerate, Schedule, *compilers, *makers, Scales, Report]
 
 

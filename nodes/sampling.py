@@ -2,25 +2,29 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from comfy_api.latest import io
 
 from ..stagevar_core.models.star_sampler import MODES
+from ..stagevar_core.sampling.paused import PausedRun
 from .host import sockets
 from .host.attached import Patcher, policy_of
 from .host.conditioning import HostConditioning, conditioning_of
 from .host.drawing import draw, drawing_inputs, report_output, settings_of
 from .host.edit import Edit
 from .host.pairing import checked_pair
-from .host.running import Job
+from .host.running import Job, spare
 from .host.schema import CATEGORY, Node, Schema, StageEditType, VarModel, describe
+from .host.stopping import FINISHED, STOPS, scales_until
 from .host.vae import TokenizerVAE
 from .host.values import check_given, checked
 
 _MAX_SIDE = 16384
 _MAX_BATCH = 64
 _ASIDE = "negative has no effect: the picture's own prompt, from StageVAR Change Words, takes its place"
+_EDITED = "the edit keeps its part up to here: StageVAR Continue draws the later scales of the whole picture"
 # What older versions wrote on the node; their pages stored it in files, from where it lands in ``refine``.
 _STATUS = re.compile(r"\d+x\d+.*, \d+ scales|: (?:as many|[\d.]+x fewer) FLOPs", re.DOTALL)
 
@@ -47,7 +51,8 @@ class Sampler(Node):
                 describe(
                     io.Latent.Output,
                     display_name="latent",
-                    tooltip="The sum of all scales' codes. Decode it with the tokenizer's VAE.",
+                    tooltip="The sum of all scales' codes. Decode it with the tokenizer's VAE. It holds the "
+                    "run, too, from which StageVAR Continue goes on.",
                 ),
                 report_output(),
             ],
@@ -93,8 +98,13 @@ class Sampler(Node):
         size = pair.trained.image_size(schedule)
         made = _made(size, asked, batch)
         policy = policy_of(pair.model.model_options)
+        until, said = scales_until(wanted["stop_after"], schedule, policy)
+        paused = PausedRun("cpu", spare()) if until < len(schedule) else None
+        if edit is not None and edit.first is None and paused is not None:
+            said = (_EDITED,)
         job = Job(pair.model, pair.vae, conditioning, schedule, settings, wanted["seed"], policy, edit)
-        drawn = draw(job, size, made, (*notes, *(edit.said(wanted["seed"], batch) if edit else ())))
+        job = replace(job, until=until, paused=paused)
+        drawn = draw(job, size, made, (*notes, *(edit.said(wanted["seed"], batch) if edit else ()), *said))
         return io.NodeOutput(drawn.latent, drawn.report, ui={"text": drawn.lines})
 
 
@@ -180,6 +190,16 @@ def _way_inputs() -> list[io.Input]:
             tooltip="From StageVAR Inpaint: a picture of which a part is drawn anew; from StageVAR Vary: one "
             "of which the first scales stay; or from StageVAR Change Words. Width and height are then those "
             "of the picture.",
+        ),
+        describe(
+            io.Combo.Input,
+            "stop_after",
+            optional=True,
+            options=STOPS,
+            default=FINISHED,
+            tooltip="Drafts: stop at the end of the structure stage (about a fifth of the work: layout and "
+            "shapes), of the semantic stage (a few hundredths: colours), or after a scale. VAE Decode shows "
+            "them small; StageVAR Continue finishes those that are picked.",
         ),
     ]
 

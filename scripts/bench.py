@@ -6,14 +6,18 @@
     python scripts/bench.py --model infinity-2b --pixels 1024 --dtype bfloat16
     python scripts/bench.py --model infinity-8b --weights fp8 --text-encoder --presets balanced --alone
     python scripts/bench.py --model infinity-2b --pixels 1024 --presets balanced --batch 1,4
+    python scripts/bench.py --drafts 8 --pick 2
+    python scripts/bench.py --model infinity-2b --pixels 1024 --drafts 8 --pick 2 --counted
     python scripts/bench.py --model infinity-2b --pixels 1024 --presets balanced,paper --official CHECKOUT
 
 The full-size models have random weights, which changes no time, and 64 random text features, so that no file
 is needed; their text encoder is measured only with ``--text-encoder``. Every phase ends with a synchronised
 clock. The machine's ceilings (matrix product in the compute dtype, copy) are measured before and after in the
 same run, and the higher ones count. With ``--presets`` the acceleration presets are measured one after the
-other and compared with ``off``. With ``--official`` a clone of FoundationVision/Infinity makes images of the
-same size first, in a process of its own. The last line of the output is one JSON object;
+other and compared with ``off``. With ``--drafts`` runs stop after a stage, and some of them are finished;
+``--counted`` says what that costs without running it. With ``--official`` a clone of
+FoundationVision/Infinity makes images of the same size first, in a process of its own. The last line of the
+output is one JSON object;
 ``performance_report.py`` makes the tables of the documentation from such objects.
 """
 
@@ -34,6 +38,7 @@ from typing import Any
 import torch
 from benchmark import ROOT
 from benchmark import compiling as bench_compile
+from benchmark import drafts as bench_drafts
 from benchmark import official as bench_official
 from benchmark import presets as bench_presets
 from benchmark.machine import ceilings, code_version, higher
@@ -162,6 +167,23 @@ def measure(pipeline: MeasuredPipeline, arguments: argparse.Namespace, device: t
     return about | {"presets": bench_presets.compare(pipeline, found, rate)}
 
 
+def drafted(arguments: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """What drafts and finishing some of them cost, counted and, where that is wanted, timed."""
+    drafts, picked = arguments.drafts, arguments.pick
+    if arguments.counted:
+        shape = bench_drafts.without_weights(
+            arguments.model, arguments.pixels, arguments.cfg, arguments.text_tokens
+        )
+        return bench_drafts.counted(shape, drafts, picked)
+    weights = FP8 if arguments.weights else None
+    pipeline = load(arguments.model, arguments.text_tokens, device, dtype, weights)
+    side = arguments.pixels
+    request = {"width": side, "height": side, "batch": 1, "settings": pipeline.settings(cfg=arguments.cfg)}
+    warm_up(pipeline, request, whole=arguments.model == EMBEDDED)
+    found = bench_drafts.counted(bench_drafts.of(pipeline, request), drafts, picked)
+    return found | {"wall": bench_drafts.timed(pipeline, request, drafts, picked, print)}
+
+
 def baseline(found: dict[str, Any], official: dict[str, Any]) -> dict[str, Any]:
     """What the official code took beside the dense run of ours."""
     dense = found["presets"][0] if "presets" in found else found
@@ -226,6 +248,14 @@ def show_phases(found: dict[str, Any], ceiling: float) -> None:
     row("total", seconds["total"], flops["transformer"] + flops["decode"], attention, memory["peak"])
 
 
+def written(found: dict[str, Any], file: Path | None) -> None:
+    """The last line of the output, also to a file."""
+    line = json.dumps(found)
+    if file:
+        file.write_text(line + "\n", encoding="utf-8")
+    print(line)
+
+
 def main() -> int:
     """Measure and report."""
     arguments = parse(__doc__)
@@ -241,6 +271,14 @@ def main() -> int:
             "commit": code_version(ROOT),
             "note": arguments.note,
         }
+        if arguments.drafts is not None:
+            found |= {"model": arguments.model, "dtype": str(dtype).removeprefix("torch.")}
+            found |= drafted(arguments, device, dtype)
+            if not arguments.counted:
+                found["hardware"] = hardware(device)
+            bench_drafts.show(found)
+            written(found, arguments.json)
+            return 0
         if arguments.cold:
             found["cold_seconds"] = cold_start(arguments)
         if arguments.official:
@@ -257,13 +295,10 @@ def main() -> int:
         if arguments.official:
             found["official"] = baseline(found, official)
         show(found)
-        line = json.dumps(found)
-        if arguments.json:
-            arguments.json.write_text(line + "\n", encoding="utf-8")
+        written(found, arguments.json)
     except (ValueError, OSError, subprocess.CalledProcessError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(line)
     return 0
 
 

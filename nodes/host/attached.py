@@ -85,11 +85,16 @@ def kept_of(model: Patcher) -> KeptPrefix:
 
     It lives and goes with the network, and is forgotten where a node has patched the weights since.
     """
-    weights, left = getattr(model, "patches_uuid", None), getattr(model.model, _LEFT, None)
+    weights, left = weights_of(model), getattr(model.model, _LEFT, None)
     if left is None or left.weights != weights:
         left = Left(weights, KeptPrefix("cpu"))
         setattr(model.model, _LEFT, left)
     return left.prefix
+
+
+def weights_of(model: Patcher) -> object:
+    """What tells apart the weights that one network has under several patchers; None where nothing does."""
+    return getattr(model, "patches_uuid", None)
 
 
 def network_of(model: Patcher) -> Transformer:

@@ -6,23 +6,37 @@ holds exactly. In front of them is a channel of one number. It stays so where a 
 latent, whose bytes are then lost and whose picture is still one.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
 from ...stagevar_core.sampling.state import RunState
 
 _MARK = 85.0
+_HEADER = 2048  # bytes of a state beside its codes
 
 
 def carry(latent: Tensor, state: RunState) -> Tensor:
-    """A latent (B, C, h, w) with as many channels behind it as the state of its images needs."""
+    """A latent (B, C, h, w) with as many channels behind it as the state of its images needs.
+
+    The number follows from model and scales, not from how well the bytes pack: Latent Batch joins what has
+    as many.
+    """
     batch, _, height, width = latent.shape
     images = [state.to_bytes(index) for index in range(batch)]
-    channels = -(-max(map(len, images)) // (height * width))
+    channels = -(-max(_room(state), *map(len, images)) // (height * width))
     padded = b"".join(image.ljust(channels * height * width, b"\0") for image in images)
     behind = torch.frombuffer(bytearray(padded), dtype=torch.uint8).reshape(batch, channels, height, width)
     mark = torch.full_like(latent[:, :1], _MARK)
     return torch.cat((latent, mark, behind.to(latent)), dim=1)
+
+
+def _room(state: RunState) -> int:
+    """Bytes that an image takes at most, as long as its header is an ordinary one."""
+    parts = (part for image in state.images for scale in image for part in scale if part is not None)
+    each = [part.numel() / 8 if part.dtype == torch.uint8 else 4 * part.numel() for part in parts]
+    return _HEADER + math.ceil(sum(each) / len(state.images))
 
 
 def visible(samples: Tensor, channels: int) -> Tensor:

@@ -6,26 +6,32 @@ from typing import Any, NamedTuple
 
 import comfy.model_management as mm
 from comfy_api.latest import io
-from torch import Tensor
 
 from ...stagevar_core.acceleration.presets import OFF
+from ...stagevar_core.sampling.drafts import reduced
 from ...stagevar_core.sampling.settings import SamplingSettings
 from ...stagevar_core.sampling.trace import Trace
 from . import sockets
 from .attached import HostTransformer
+from .carried import carry
 from .running import Job, run
 from .schema import StageReportType, describe
+from .stopping import keep
 from .values import OwnNumber
 
 _LOG = logging.getLogger(__name__)
 _NOTES = 6  # on the node, which is small
 _OWN_TEXT = "auto: the model's own"
+_AGAIN = (
+    " ran again on their codes: their keys and values are not in memory, or preset, settings, prompt or "
+    "model are other ones"
+)
 
 
 class Drawn(NamedTuple):
-    """What a run leaves: a core latent, its report, and the lines on the node."""
+    """What a run leaves: a core latent with the state of the run, its report, and the lines on the node."""
 
-    latent: dict[str, Tensor]
+    latent: dict[str, Any]
     report: sockets.Report
     lines: list[str]
 
@@ -33,10 +39,19 @@ class Drawn(NamedTuple):
 def draw(job: Job, size: tuple[int, int], made: str, notes: Sequence[str]) -> Drawn:
     """Run a job of pictures of ``size`` (height, width), in words ``made``; ``notes`` come first."""
     _LOG.info("StageVAR: %s, %d scales", made, len(job.schedule))
-    f_hat, trace = run(job, size)
+    f_hat, trace, state = run(job, size)
+    if job.resumed is not None and trace.scales[0].ran:
+        notes = (*notes, f"the first {job.resumed.scales} scales{_AGAIN}")
     trace.notes[:0] = notes
+    if job.stops:
+        quantizer = job.vae.quantizer(job.network.config.patch)
+        f_hat = reduced(f_hat, quantizer.latent_grid(job.schedule[state.scales - 1]))
+        height, width = (side * job.vae.config.stride for side in f_hat.shape[-2:])
+        made = f"{made}, as a draft of {width} x {height}"
+    latent: dict[str, Any] = {"samples": carry(f_hat.to(mm.intermediate_device()), state)}
+    if job.stops and job.paused is not None:
+        trace.notes.append(keep(latent, job.paused, job.model))
     _LOG.info("StageVAR: %s", trace.summary())
-    latent = {"samples": f_hat.to(mm.intermediate_device())}
     return Drawn(latent, sockets.Report(trace.to_dict()), _said(trace, made))
 
 

@@ -44,6 +44,7 @@ class HostMonitor(Monitor):
         self._console = tqdm(total=len(shares), desc="StageVAR", unit="scale", disable=disabled)
         self._shown, self._run, self._runs, self._last = 0, 0, 1, 0
         self._told = (-1, -1)  # run and scale of the last event
+        self._begun: int | None = None  # the first scale that runs, of runs that go on from others
 
     def __enter__(self) -> "HostMonitor":
         return self
@@ -70,6 +71,8 @@ class HostMonitor(Monitor):
         if scale.index < self._last:  # the last scales of the run before may have been skipped
             self._run += 1
         self._last = scale.index
+        if self._begun is None:
+            self._begun = scale.index
         self._tell(scale.index)
         # The last share of a scale is kept for its end, so that a preview moves the bar, too.
         self._update(scale, (layer + 1) / (self._depth + 1), None)
@@ -90,7 +93,9 @@ class HostMonitor(Monitor):
             bridge.send(PROGRESS, {**of, "image": self._run + 1, "images": self._runs})
 
     def _update(self, scale: Scale, part: float, preview: Preview | None) -> None:
-        done = sum(self._shares[: scale.index]) + part * self._shares[scale.index]
+        begun = self._begun or 0
+        done = sum(self._shares[begun : scale.index]) + part * self._shares[scale.index]
+        done /= sum(self._shares[begun:])
         value = int(_TOTAL * (self._run + done) / self._runs + 0.5)
         if preview is None and value <= self._shown:
             return

@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import comfy.model_management as mm
 import torch
@@ -18,25 +19,37 @@ from ...stagevar_core.sampling.generate import generate
 from ...stagevar_core.sampling.kept import KeptPrefix
 from ...stagevar_core.sampling.memory import MemoryEstimate, estimate_memory
 from ...stagevar_core.sampling.noise import SeededNoise
+from ...stagevar_core.sampling.paused import PausedRun
 from ...stagevar_core.sampling.settings import SamplingSettings
+from ...stagevar_core.sampling.state import RunState
 from ...stagevar_core.sampling.trace import Trace, joined
 from ...stagevar_core.schedule import ScaleSchedule
 from . import bridge
 from .attached import HostTransformer, Patcher, network_of, options_of
 from .edit import Edit
 from .monitor import HostMonitor
+from .stopping import name_of
 from .vae import TokenizerVAE
 
 _LOG = logging.getLogger(__name__)
 _SPARE = 0.25  # of the host's free memory
-Result = tuple[Tensor, Trace]
+
+
+class Result(NamedTuple):
+    """What a job gives: the accumulated latent (B, C, h, w), what ran, and what its scales added."""
+
+    f_hat: Tensor
+    trace: Trace
+    state: RunState
 
 
 @dataclass(frozen=True)
 class Job:
     """Everything that does not change between attempts.
 
-    ``kept``: what earlier runs left of a picture to edit.
+    ``kept``: what earlier runs left of a picture to edit. ``until``: scales after which it stops.
+    ``resumed``: what runs that stopped have added, from which it goes on with their seeds. ``paused``: where
+    what is left of them is, and where a job that stops leaves its own.
     """
 
     model: Patcher
@@ -48,6 +61,27 @@ class Job:
     policy: AccelerationPolicy
     edit: Edit | None = None
     kept: KeptPrefix | None = None
+    until: int | None = None
+    resumed: RunState | None = None
+    paused: PausedRun | None = None
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """One per image."""
+        if self.resumed is not None:
+            return self.resumed.seeds
+        return SeededNoise(self.seed, self.conditioning.batch).seeds
+
+    def given(self, images: Sequence[int]) -> dict[str, Any]:
+        """What ``generate`` is given of these images."""
+        if self.resumed is not None:
+            return {"resumed": self.resumed.pick(images)}
+        return self.edit.given(images) if self.edit is not None else {}
+
+    @property
+    def stops(self) -> bool:
+        """Whether it ends before the last scale."""
+        return self.until is not None and self.until < len(self.schedule)
 
     @property
     def network(self) -> HostTransformer:
@@ -69,12 +103,12 @@ class Job:
             images,
             self.guided,
             self.conditioning.negative is not None,
-            SeededNoise(self.seed, images).seeds,
+            self.seeds[:images],
             self.network.prefix(self.conditioning, self.schedule),
         )
         units = run_costs(self.network, self.schedule, self.network.drawing_head(self.settings.refine))
         rows = {"sequential": sequential, "offload": self.offload is not None}
-        return forecast(self.policy, info, units, self.conditioning.tokens, **rows)
+        return forecast(self.policy, info, units, self.conditioning.tokens, until=self.until, **rows)
 
     def memory(self, batch: int, sequential: bool = False) -> MemoryEstimate:
         """What ``batch`` images need beside the weights."""
@@ -91,12 +125,17 @@ class Job:
         rows = self.conditioning.batch * (2 if self.guided else 1)
         itemsize = self.network.compute_dtype.itemsize
         needed = kv_bytes(self.network.config, prefix.tokens, rows=rows, itemsize=itemsize)
-        return needed <= _SPARE * bridge.free_memory(torch.device("cpu"))
+        return needed <= spare()
 
     @property
     def offload(self) -> torch.device | None:
         """Where keys and values may wait; nowhere where the device has the host's memory."""
         return None if self.model.load_device.type in ("cpu", "mps") else torch.device("cpu")
+
+
+def spare() -> float:
+    """Bytes of the host's memory that may be used to keep something for another run."""
+    return _SPARE * bridge.free_memory(torch.device("cpu"))
 
 
 @dataclass(frozen=True)
@@ -164,7 +203,7 @@ def run(job: Job, size: tuple[int, int]) -> Result:
                 mm.soft_empty_cache()
                 monitor.restart(job.conditioning.batch if way.apart else 1)
             try:
-                f_hat, trace = _attempt(job, way, monitor)
+                result = _attempt(job, way, monitor)
             except Exception as error:
                 if not bridge.is_out_of_memory(error):
                     raise
@@ -172,8 +211,8 @@ def run(job: Job, size: tuple[int, int]) -> Result:
                 continue
             monitor.finish()
             if reason:
-                trace.notes.append(f"{reason}: {way.note}")
-            return f_hat, trace
+                result.trace.notes.append(f"{reason}: {way.note}")
+            return result
     mm.soft_empty_cache()
     raise RuntimeError(_out_of_memory(job, size, failure))
 
@@ -184,11 +223,13 @@ def _attempt(job: Job, way: Attempt, monitor: HostMonitor) -> Result:
     if not way.apart:
         return _generate(job, range(batch), monitor, way)
     parts = [_generate(job, [index], monitor, way) for index in range(batch)]
-    return torch.cat([f_hat for f_hat, _ in parts]), joined([trace for _, trace in parts])
+    latents, traces, states = zip(*parts, strict=True)
+    images = tuple(image for state in states for image in state.images)
+    return Result(torch.cat(latents), joined(traces), replace(states[0], images=images, seeds=job.seeds))
 
 
 def _generate(job: Job, images: Sequence[int], monitor: HostMonitor, way: Attempt) -> Result:
-    """The latents of these images of the batch on the intermediate device, and their trace."""
+    """The latents of these images of the batch on the intermediate device, their trace and their state."""
     conditioning = job.conditioning
     if len(images) < conditioning.batch:
         conditioning = conditioning.image(images[0])
@@ -197,12 +238,13 @@ def _generate(job: Job, images: Sequence[int], monitor: HostMonitor, way: Attemp
     models = [job.model, job.vae.patcher] if beside else [job.model]
     needed = int(way.memory(job).total * way.reserve)
     mm.load_models_gpu(models, memory_required=needed)
+    seeds = [job.seeds[index] for index in images]
     result = generate(
         network_of(job.model),
         conditioning,
         job.schedule,
         job.settings,
-        noise=SeededNoise(job.seed + images[0], len(images)),
+        noise=SeededNoise.of(seeds),
         quantizer=quantizer,
         policy=job.policy,
         attention=bridge.attention_for(options_of(job.model.model_options)),
@@ -211,9 +253,13 @@ def _generate(job: Job, images: Sequence[int], monitor: HostMonitor, way: Attemp
         sequential=way.sequential,
         offload=job.offload if way.sequential else None,
         kept=job.kept if job.keeps else None,
-        **(job.edit.given(images) if job.edit else {}),
+        until=job.until,
+        paused=job.paused,
+        **job.given(images),
     )
-    return result.f_hat.to(mm.intermediate_device()), result.trace
+    names = {"model": name_of(job.network.checkpoint), "tokenizer": job.vae.checkpoint.source}
+    state = RunState.of(result, seeds, job.settings, **names)
+    return Result(result.f_hat.to(mm.intermediate_device()), result.trace, state)
 
 
 def _out_of_memory(job: Job, size: tuple[int, int], failure: str) -> str:

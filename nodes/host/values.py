@@ -30,7 +30,7 @@ class OwnNumber(io.MultiType.Input):
     def read(self, value: object) -> float | int | None:
         """The number, None for the own one; raises ``ValueError`` for anything else."""
         kind = "a whole number" if self.whole else "a number"
-        expected = f"{AUTO!r}, or {kind} from 0 to {self.high:g}"
+        expected = f"{AUTO!r}, or {kind} from 0 to {self.high if self.whole else format(self.high, 'g')}"
         given = _typed(value)
         if isinstance(given, int | float) and given == _OWN:
             return None
@@ -90,7 +90,9 @@ def _typed(value: object) -> object:
         return value
     if value.strip().lower() in ("", AUTO):
         return _OWN
-    try:
-        return float(value)
-    except ValueError:
-        return value
+    for kind in (int, float):  # seeds have more digits than a float
+        try:
+            return kind(value)
+        except ValueError:
+            continue
+    return value

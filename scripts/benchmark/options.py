@@ -42,6 +42,11 @@ def parse(description: str | None) -> argparse.Namespace:
     parser.add_argument(
         "--official", type=Path, metavar="CHECKOUT", help="time this clone of FoundationVision/Infinity, too"
     )
+    parser.add_argument("--drafts", type=int, help="so many drafts in place of pictures, then --pick of them")
+    parser.add_argument("--pick", type=int, default=2, help="how many of --drafts are finished")
+    parser.add_argument(
+        "--counted", action="store_true", help="count --drafts of a full-size model without running it"
+    )
     parser.add_argument("--compile", action="store_true", help="compare with blocks through torch.compile")
     parser.add_argument("--note", help="what a reader should know about the run, for the report")
     parser.add_argument("--json", type=Path, help="file to write the JSON object to as well")
@@ -79,6 +84,10 @@ def check_together(arguments: argparse.Namespace) -> None:
         if getattr(arguments, name) and not arguments.model.startswith("infinity-"):
             option = name.replace("_", "-")
             raise ValueError(f"--{option} is for Infinity of full size; the model is {arguments.model}")
+    if arguments.drafts is not None and (arguments.presets or arguments.official or arguments.compile):
+        raise ValueError("--drafts is measured alone; leave --presets, --official and --compile out")
+    if arguments.counted and (arguments.drafts is None or not full_size):
+        raise ValueError("--counted counts --drafts of a full-size model; give both, with --model")
     if arguments.alone and (arguments.presets is None or arguments.official):
         raise ValueError("--alone leaves off out of --presets, which --official is compared with")
 
@@ -89,7 +98,12 @@ def check_numbers(arguments: argparse.Namespace) -> None:
         arguments.batch = [int(number) for number in str(arguments.batch).split(",")]
     except ValueError:
         raise ValueError(f"--batch is {arguments.batch}; expected numbers with commas, as 1,4") from None
+    drafts = 1 if arguments.drafts is None else arguments.drafts
+    if drafts < arguments.pick and arguments.drafts is not None:
+        raise ValueError(f"--pick is {arguments.pick}; expected 1 to {drafts}, as many as there are drafts")
     for name, least in (
+        ("drafts", drafts),
+        ("pick", arguments.pick),
         ("repeat", arguments.repeat),
         ("batch", min(arguments.batch)),
         ("text_tokens", arguments.text_tokens),

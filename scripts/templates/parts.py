@@ -10,7 +10,7 @@ from .graph import COLUMN, Graph, Node
 EMBEDDED = "embedded/StageVAR-scenes (built in)"
 EDITOR = "embedded/StageVAR-scenes editor (built in)"
 OWN = {"cfg": "auto", "temperature": "auto", "top_k": "auto", "top_p": "auto"}
-DRAWN = {"refine": "auto", "smooth": False}
+DRAWN = {"refine": "auto", "smooth": False, "stop_after": "finished"}
 SCENES = {"cfg": 2.0, "temperature": 0.7, "top_k": 900, "top_p": 0.97, **DRAWN}
 SAMPLER = (430, 660)  # with its result line and preview
 SCENE = "a striped red ring to the left of a blue cross on a white background"

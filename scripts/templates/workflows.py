@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from .drafts import draft_pick_finish
 from .files import EDIT_2B, EDIT_8B, EDITS, INFINITY_2B, INFINITY_8B, RESTORER, STAR, VAR, File
 from .graph import COLUMN, Graph
 from .parts import (
@@ -328,6 +329,7 @@ DRAW: dict[str, Callable[[Graph], None]] = {
     "14_edit_by_text_VAREdit_8B": lambda g: edit_by_text(g, EDIT_8B, 1024),
     "15_restore_VARestorer": restore_picture,
     "16_generate_edit_restore_2B": everything,
+    "17_draft_pick_finish_no_download": draft_pick_finish,
     "18_vary_no_download": vary,
     "19_image_to_image_no_download": image_to_image,
     "20_scales_strip_no_download": strip,

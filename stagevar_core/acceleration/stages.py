@@ -43,6 +43,18 @@ class StageBoundaries:
         """The stage of every scale."""
         return [self.stage(schedule, scale) for scale in schedule]
 
+    def end(self, schedule: ScaleSchedule, stage: str) -> int:
+        """How many scales it takes to the end of a stage, at least one."""
+        reached = STAGES[: STAGES.index(stage) + 1]
+        return max(1, sum(each in reached for each in self.stages(schedule)))
+
+
+def boundaries_of(policy: object) -> StageBoundaries:
+    """Those of a policy that has some, else the paper's."""
+    settings = getattr(policy, "settings", policy)
+    found = getattr(getattr(settings, "stages", settings), "boundaries", None)
+    return found if isinstance(found, StageBoundaries) else StageBoundaries()
+
 
 def kept_scales(schedule: ScaleSchedule, variation: float) -> int:
     """How many of the first scales stay for a ``variation`` from 0, the same picture, to 1, another one.

@@ -7,7 +7,7 @@ from ..acceleration.policy import AccelerationPolicy, PolicyRun, RunInfo, ScaleP
 from ..acceleration.reduction import Reduction
 from ..costs import UnitCosts, prefix_flops, scale_flops, schedule_flops
 from ..network.tokens import Site
-from ..schedule import Scale
+from ..schedule import Scale, ScaleSchedule
 
 
 @dataclass(frozen=True)
@@ -55,29 +55,33 @@ def forecast(
     *,
     sequential: bool = False,
     offload: bool = False,
+    until: int | None = None,
 ) -> Forecast:
     """The forecast of a run; ``ValueError`` when the policy cannot run on this schedule.
 
     ``sequential``, ``offload``: whether guidance takes its rows in turn and half of the keys wait elsewhere.
+    ``until``: scales after which it stops; the others are not part of the forecast.
 
     Plans that wait for what is drawn cannot be asked in advance: then every scale counts as dense, whatever
     room the run begins with.
     """
     run, schedule = policy.start(info), info.schedule
+    ends = schedule if until is None else schedule.prefix(until)
     turns = 2 if sequential and info.guided else 1
     if not policy.per_image:
-        found = _planned(run, info, units, text_tokens, turns=turns, offload=offload)
+        found = _planned(run, info, units, text_tokens, ends=ends, turns=turns, offload=offload)
     else:
         every, before = _rows(info), _before(info)
         dense = schedule_flops(
             units, schedule, rows=every, text_tokens=text_tokens, images=info.batch, prefix=info.prefix
         )
-        stored = before + schedule.tokens - schedule.final.tokens
+        stored = before + sum(scale.tokens for scale in ends if scale != schedule.final)
         kept = every // 2 if turns == 2 and offload else every
-        keys = _with_one_layer(kept * stored, every * (before + schedule.tokens), units)
-        tokens = every * schedule.final.tokens
-        load = Load(tokens, tokens, info.batch * schedule.final.tokens, turns, reduced=True)
-        found = Forecast(keys, (load,), run.regions * tokens, tuple(flops.total for flops in dense))
+        keys = _with_one_layer(kept * stored, every * (before + ends.tokens), units)
+        tokens = every * ends.final.tokens
+        load = Load(tokens, tokens, info.batch * ends.final.tokens, turns, reduced=True)
+        costs = tuple(flops.total for flops in dense)[: len(ends)]
+        found = Forecast(keys, (load,), run.regions * tokens, costs)
     return found if info.prefix is None else _preceded(found, info, units, text_tokens, turns)
 
 
@@ -105,23 +109,30 @@ def _preceded(found: Forecast, info: RunInfo, units: UnitCosts, text_tokens: int
 
 
 def _planned(
-    run: PolicyRun, info: RunInfo, units: UnitCosts, text_tokens: int, *, turns: int, offload: bool
+    run: PolicyRun,
+    info: RunInfo,
+    units: UnitCosts,
+    text_tokens: int,
+    *,
+    ends: ScaleSchedule,
+    turns: int,
+    offload: bool,
 ) -> Forecast:
     """Goes through the plans of a run whose choices are known in advance."""
     # The cache holds rows x length keys; it is reserved up to the next narrowing.
     rows, before = _rows(info), _before(info)
-    length = before + _room(run, info, info.schedule[0])
+    length = before + _room(run, info, ends, info.schedule[0])
     away = info.batch if turns == 2 and offload else 0  # rows whose keys wait elsewhere
     keys, passing, remembered, stored = (rows - away) * length, 0, 0, 0.0
     costs: list[float] = []
     loads: list[Load] = []
-    for scale in info.schedule:
+    for scale in ends:
         plan = run.plan(scale)
         if not plan.run:
             costs.append(0.0)
             continue
         if plan.rows != "both" and rows != info.batch:
-            rows, length, turns, away = info.batch, length + _room(run, info, scale), 1, 0
+            rows, length, turns, away = info.batch, length + _room(run, info, ends, scale), 1, 0
             keys = max(keys, rows * length)
         tokens = _tokens(plan, scale)
         ways = {"rows": rows, "text_tokens": text_tokens, "images": info.batch}
@@ -143,9 +154,10 @@ def _planned(
     return Forecast(_with_one_layer(keys, passing, units), tuple(loads), remembered, tuple(costs))
 
 
-def _room(run: PolicyRun, info: RunInfo, scale: Scale) -> int:
+def _room(run: PolicyRun, info: RunInfo, ends: ScaleSchedule, scale: Scale) -> int:
     """Keys per row that the cache makes room for from ``scale`` on; never those of the last scale."""
-    return min(run.room(scale), sum(later.tokens for later in info.schedule.scales[scale.index : -1]))
+    stored = (later.tokens for later in ends.scales[scale.index :] if later != info.schedule.final)
+    return min(run.room(scale), sum(stored))
 
 
 def _tokens(plan: ScalePlan, scale: Scale) -> float:

@@ -63,7 +63,7 @@ def prefix_key(
     digest = hashlib.sha256()
     for tensor in _tensors(conditioning):
         digest.update(repr((tuple(tensor.shape), tensor.dtype)).encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     negative = conditioning.negative is not None
     return weakref.ref(model), prefix, guided, negative, model.compute_dtype, digest.hexdigest()
 

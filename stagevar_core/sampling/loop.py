@@ -97,7 +97,7 @@ class Run:
         self.given = given.start(quantizer, self.device)
         self.noise = None if self.settings.greedy else noise
         self.first = None if passage.fan is None else passage.fan.first  # the images that run shared scales
-        self.images = passage.conditioning.batch
+        self.images, self.stores = passage.conditioning.batch, min(passage.until, len(self.schedule) - 1)
         self.recorder = self._recorder(policy, passage)
         f_hat = quantizer.empty(self.rows.batch, self.schedule, self.device)
         scales: list[ScaleCodes] = []
@@ -333,7 +333,7 @@ class Run:
 
     def room(self, scale: Scale, policy_run: PolicyRun) -> int:
         """Keys to make room for from ``scale`` on; nothing looks at those of the last scale any more."""
-        stored = sum(later.tokens for later in self.schedule.scales[scale.index : -1])
+        stored = sum(later.tokens for later in self.schedule.scales[scale.index : self.stores])
         return min(stored, policy_run.room(scale))
 
     def _recorder(self, policy: AccelerationPolicy, passage: Passage) -> Recorder:

@@ -5,6 +5,7 @@ scales run again on their codes, which costs their work and keeps the same.
 """
 
 import hashlib
+import math
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
@@ -52,12 +53,19 @@ class Left(NamedTuple):
 class PausedRun:
     """What calls of ``generate`` that stop early leave for those that go on, any number of times.
 
-    ``device``: where it waits, such as the host's memory; None leaves it where it was made. It tells models
-    apart, not the weights that one of them has at different times.
+    ``device``: where it waits, such as the host's memory; None leaves it where it was made. ``room``: bytes
+    that it may hold; what does not fit is not kept. ``before``: what earlier calls left, which is found, too,
+    and stays theirs. It tells models apart, not the weights that one of them has at different times.
     """
 
-    def __init__(self, device: torch.device | str | None = None) -> None:
+    def __init__(
+        self,
+        device: torch.device | str | None = None,
+        room: float = math.inf,
+        before: "PausedRun | None" = None,
+    ) -> None:
         self._device = None if device is None else torch.device(device)
+        self._room, self.before = room, before
         self._runs: list[tuple[Key, list[str], Left]] = []
 
     @property
@@ -67,6 +75,8 @@ class PausedRun:
 
     def leave(self, key: Key, images: Sequence[str], left: Left, seeds: Sequence[int]) -> None:
         """Copy what a run has; ``key``: what holds for all its images, ``images``: what tells them apart."""
+        if self.bytes + left.cache.bytes > self._room:
+            return
         device = self._device or left.cache.device
         self._runs.append((key, list(images), left.of(range(len(images)), seeds, device)))
 
@@ -75,7 +85,7 @@ class PausedRun:
         for other, names, left in self._runs:
             if other == key and left.scales == count and set(images) <= set(names):
                 return left, [names.index(name) for name in images]
-        return None
+        return None if self.before is None else self.before.find(key, images, count)
 
 
 def image_key(conditioning: Conditioning, index: int, scales: Sequence[ScaleCodes]) -> str:
@@ -84,7 +94,7 @@ def image_key(conditioning: Conditioning, index: int, scales: Sequence[ScaleCode
     for value in _values((conditioning.image(index), list(scales))):
         if isinstance(value, Tensor):
             digest.update(repr((tuple(value.shape), value.dtype)).encode())
-            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
         else:
             digest.update(repr(value).encode())
     return digest.hexdigest()

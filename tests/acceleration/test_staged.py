@@ -13,9 +13,9 @@ from stagevar_core.acceleration.reduction import best
 from stagevar_core.acceleration.scores import evened
 from stagevar_core.acceleration.settings import StageSettings, interpolate, share_at
 from stagevar_core.acceleration.staged import StagedPolicy, StagedRun, chunks
-from stagevar_core.acceleration.stages import StageBoundaries, kept_scales
+from stagevar_core.acceleration.stages import StageBoundaries, boundaries_of, kept_scales
 from stagevar_core.network.tokens import resize_tokens
-from stagevar_core.schedule import Scale, ScaleSchedule, infinity_aspect_table
+from stagevar_core.schedule import SIDES_256, Scale, ScaleSchedule, infinity_aspect_table
 from tests.support.tiny import SQUARE, Logits, prompts, run, tiny_infinity
 
 ASPECTS = infinity_aspect_table()
@@ -371,3 +371,27 @@ def test_rows_are_restored_from_their_own_past(
         past = past + x.repeat(len(past) // 2, 1, 1) if restoration == "delta" else past
         expected = narrowed(past, states[-1])
     assert torch.allclose(seen.raw[-1], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("grids", "semantic", "structure"),
+    [
+        ([(s, s) for s in (1, 2, 4, 6, 8, 12, 16)], 3, 5),
+        ([(s, s) for s in SIDES_256], 4, 7),
+        ([(1, 1), (8, 8)], 1, 1),
+        ([(1, 1)], 1, 1),
+    ],
+    ids=str,
+)
+def test_a_stage_ends_after_its_last_scale(grids: list, semantic: int, structure: int) -> None:
+    schedule, stages = ScaleSchedule.of(grids), StageBoundaries()
+    assert stages.end(schedule, "semantic") == semantic and stages.end(schedule, "structure") == structure
+    assert stages.end(schedule, "fidelity") == len(schedule)
+    assert StageBoundaries(0.0, 0.0).end(schedule, "structure") == 1
+
+
+def test_boundaries_are_those_of_the_policy() -> None:
+    assert boundaries_of(preset("off")) == boundaries_of(preset("skipvar")) == StageBoundaries()
+    assert boundaries_of(preset("balanced", structure_end=0.5)).structure_end == 0.5
+    assert boundaries_of(preset("auto")) == preset("auto").settings.stages.boundaries
+    assert boundaries_of(preset("fastvar")) == preset("fastvar").boundaries

@@ -111,7 +111,7 @@ def check_out_of_memory(model: Any, vae: Any, preset: str) -> None:
     from pack.stagevar_core.acceleration.presets import PRESETS
 
     work = job(attach(model, PRESETS[preset]), vae, 3)
-    expected, whole = running.run(work, (128, 128))
+    expected, whole, _ = running.run(work, (128, 128))
     generate, calls = running.generate, []
 
     def fails_on_batches(network: Any, conditioning: Any, *args: Any, **options: Any) -> Any:
@@ -123,7 +123,7 @@ def check_out_of_memory(model: Any, vae: Any, preset: str) -> None:
 
     running.generate = fails_on_batches
     try:
-        latents, trace = running.run(work, (128, 128))
+        latents, trace, _ = running.run(work, (128, 128))
     finally:
         running.generate = generate
     assert calls == [3, 3, 1, 1, 1]  # together, the rows of guidance in turn, then one by one
@@ -151,7 +151,7 @@ def check_progress(model: Any, vae: Any, preset: str) -> None:
     real, monitor.comfy.utils.ProgressBar = monitor.comfy.utils.ProgressBar, Bar
     try:
         work = job(attach(model, PRESETS[preset]), vae, 2)
-        _, trace = running.run(work, (128, 128))
+        _, trace, _ = running.run(work, (128, 128))
     finally:
         monitor.comfy.utils.ProgressBar = real
     assert trace.images == 2

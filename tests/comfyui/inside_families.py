@@ -39,7 +39,7 @@ def sample(model: Any, vae: Any, positive: list, **inputs: Any) -> tuple[Any, An
         latent, report = Node.execute(model=model, vae=vae, positive=positive, **settings).args
     finally:
         running.generate = generate
-    return latent["samples"], report, kept[-1]
+    return latent["samples"][:, : vae.latent_channels], report, kept[-1]
 
 
 def label(text: str) -> list:

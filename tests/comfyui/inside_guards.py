@@ -284,7 +284,7 @@ def sample(model: Any, vae: Any, positive: list, **inputs: Any) -> tuple[Any, An
     chosen = {"cfg": 2.0, "temperature": 0.7, "top_k": 900, "top_p": 0.97, "width": 128, "height": 128}
     chosen |= {"seed": 1, "batch_size": 1, **inputs}
     latent, report = Node.execute(model=model, vae=vae, positive=positive, **chosen).args[:2]
-    return latent["samples"], report
+    return latent["samples"][:, : vae.latent_channels], report
 
 
 def loaded() -> tuple[Any, Any]:

@@ -115,9 +115,9 @@ def check_ladder(model: Any, vae: Any) -> None:
     ]
     for cfg, images, until, expected, words in cases:
         work, calls = job(model, vae, images, cfg_scale=cfg), []
-        whole, dense = running.run(work, SIZE)
+        whole, dense, _ = running.run(work, SIZE)
         with replaced(running, generate=failing(running.generate, calls, until)), Said() as said:
-            latents, trace = running.run(work, SIZE)
+            latents, trace, _ = running.run(work, SIZE)
         assert calls == expected, calls
         assert torch.allclose(latents, whole, atol=1e-3) and trace.flops == dense.flops
         assert not dense.notes and any(
@@ -339,24 +339,24 @@ def check_offloading(vae: Any) -> None:
 
     model, _ = loaded()
     clip, work = text_encoder(), job(model, vae, 1)
-    expected, _ = running.run(work, SIZE)
+    expected, *_ = running.run(work, SIZE)
     needed, weights = work.memory(1).total, model.model_size()
     room = needed + 1.05 * weights
     with small_card(lambda: room) as card:
         clip.patcher.load_device = model.load_device = card
         mm.load_models_gpu([clip.patcher])
         assert clip.patcher.loaded_size() > room - needed - weights, "both fit; the check says nothing"
-        latents, _ = running.run(work, SIZE)
+        latents, *_ = running.run(work, SIZE)
         assert model.loaded_size() == weights, "the transformer did not fit"
         assert clip.patcher.loaded_size() < clip.patcher.model_size(), "the text encoder stayed"
         assert torch.allclose(latents, expected, atol=1e-4)
     room = needed + 0.5 * weights
     with small_card(lambda: room) as card:
-        latents, _ = running.run(work, SIZE)
+        latents, *_ = running.run(work, SIZE)
         assert 0 < model.loaded_size() <= 0.55 * weights, model.loaded_size() / weights
         assert torch.allclose(latents, expected, atol=1e-4)
     with small_card(lambda: room) as card, replaced(mm, vram_state=mm.VRAMState.NO_VRAM):
-        latents, _ = running.run(work, SIZE)
+        latents, *_ = running.run(work, SIZE)
         assert model.loaded_size() < 0.1 * weights, model.loaded_size() / weights
         assert torch.allclose(latents, expected, atol=1e-4)
     clip.patcher.load_device = model.load_device = torch.device("cpu")

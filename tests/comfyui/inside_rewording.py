@@ -39,7 +39,7 @@ class Bench:
         latent, report = Sampler.execute(
             model=settings.pop("model", self.model), positive=positive, **settings
         ).args
-        return latent["samples"], report
+        return latent["samples"][:, : self.vae.latent_channels], report
 
     def edit(self, **inputs: Any) -> Any:
         from pack.nodes.rewording import ChangeWords

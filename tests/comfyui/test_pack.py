@@ -12,6 +12,7 @@ NODES = (
     *("StageVARLoadModel", "StageVARLoadTokenizer", "StageVARLoadTextEncoder", "StageVARSampler"),
     *("StageVARAccelerate", "StageVARStageSchedule", "StageVARStageReport"),
     *("StageVARClassLabel", "StageVAREdit", "StageVARChangeWords", "StageVARCompile", "StageVARCompileVAE"),
+    "StageVARContinue",
 )
 
 
@@ -64,6 +65,7 @@ WORDS = {
     "StageVARSampler": ("StageVAR", "Sampler", "Infinity", "VAR", "STAR"),
     "StageVARAccelerate": ("StageVAR", "Accelerate", "faster"),
     "StageVAREdit": ("StageVAR", "Inpaint"),
+    "StageVARContinue": ("StageVAR", "Continue", "draft"),
     "StageVARChangeWords": ("StageVAR", "Change Words"),
     "StageVARStageSchedule": ("StageVAR", "Stage Schedule", "token"),
     "StageVARStageReport": ("StageVAR", "Stage Report", "time"),

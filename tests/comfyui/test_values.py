@@ -24,6 +24,7 @@ from tests.support.events import Watcher, add_node, saved_images
 # By node: inputs that have no default.
 NEEDED = {
     "StageVARSampler": {"model", "vae", "positive"},
+    "StageVARContinue": {"model", "vae", "latent", "positive"},
     "StageVARAccelerate": {"model"},
     "StageVARStageSchedule": set(),
     "StageVARCompile": {"model"},

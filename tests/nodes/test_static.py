@@ -27,6 +27,7 @@ CORE = {
     "CLIPLoader": ([], 3),
     "LoadImage": ([], 2),
     "PreviewImage": (["images"], 0),
+    "LatentFromBatch": (["samples"], 2),
     "SolidMask": ([], 3),
     "EmptyImage": ([], 4),
     "ImageCompositeMasked": (["destination", "source", "mask"], 3),
@@ -100,6 +101,7 @@ def schemas() -> dict[str, tuple[list[str], int]]:
         "StageVARLoadTokenizer": ([], 1),
         "StageVARLoadTextEncoder": ([], 2),
         "StageVARSampler": drawn("sampling.py"),
+        "StageVARContinue": schema_of("continuing.py"),
         "StageVAREditByText": drawn("edit_by_text.py"),
         "StageVARRestore": schema_of("restoring.py"),
         "StageVARClassLabel": schema_of("labels.py"),
@@ -174,7 +176,8 @@ def test_every_node_has_a_prefixed_id_and_a_help_page(schemas: dict) -> None:
 
 def test_sockets_stay_in_their_order(schemas: dict) -> None:
     """Stored workflows know sockets and widget values by position: new ones go to the end."""
-    assert schemas["StageVARSampler"] == (["model", "vae", "positive", "negative", "edit"], 11)
+    assert schemas["StageVARSampler"] == (["model", "vae", "positive", "negative", "edit"], 12)
+    assert schemas["StageVARContinue"] == (["model", "vae", "latent", "positive", "negative"], 6)
     assert schemas["StageVAREditByText"] == (["model", "vae", "image", "positive", "negative"], 7)
     assert schemas["StageVARRestore"] == (["model", "vae", "image", "positive", "upscale_model"], 4)
     assert schemas["StageVARClassLabel"] == ([], 2)

@@ -3,8 +3,12 @@
 import pytest
 import torch
 
+from stagevar_core.acceleration.policy import RunInfo
 from stagevar_core.acceleration.presets import PRESETS, preset
 from stagevar_core.acceleration.stages import kept_scales
+from stagevar_core.models.draws import run_costs
+from stagevar_core.sampling.drafts import draft_grid, reduced
+from stagevar_core.sampling.forecast import forecast
 from stagevar_core.sampling.generate import generate
 from stagevar_core.sampling.loop import ALL_GIVEN, GONE_ON
 from stagevar_core.sampling.noise import SeededNoise
@@ -39,7 +43,7 @@ class Draws:
         """A run of these images with their own seeds, or with others."""
         options.setdefault("policy", self.policy)
         settings, noise = options.pop("settings", self.settings), SeededNoise(SEED, BATCH)
-        noise = noise_of(seeds or [noise.seeds[image] for image in images])
+        noise = SeededNoise.of(seeds or [noise.seeds[image] for image in images])
         asked = (self.model, options.pop("texts", self.texts).images(list(images)), self.schedule, settings)
         return generate(*asked, noise=noise, quantizer=self.quantizer, **options)
 
@@ -49,17 +53,6 @@ class Draws:
         read = RunState.from_bytes([state.to_bytes(index) + b"\0\0" for index in range(BATCH)])
         assert read is not None
         return read
-
-
-class noise_of(SeededNoise):  # noqa: N801 - reads as what it makes
-    """Draws for any seeds, not only for those that follow each other."""
-
-    def __init__(self, seeds) -> None:
-        super().__init__(0, len(seeds))
-        self.seeds = tuple(seeds)
-        for generators in (self._generators, self._second):
-            for generator, seed in zip(generators, seeds, strict=True):
-                generator.manual_seed(seed)
 
 
 def same(found: Generation, whole: Generation, images=range(BATCH)) -> bool:
@@ -202,8 +195,64 @@ def test_a_scale_that_was_skipped_stays_skipped() -> None:
 
 def test_smooth_mixtures_go_on_bit_for_bit() -> None:
     settings = SamplingSettings(cfg_scale=3.0, temperature=1.0, smooth=True)
-    draws = Draws(BY_NAME["var"], "off", settings)
-    assert same(draws(resumed=draws.state(draws(until=3))), draws())
+    draws, paused = Draws(BY_NAME["var"], "off", settings), PausedRun()
+    for until in (1, 3):  # mixtures of one token lie in memory as channels last
+        state = draws.state(draws(until=until, paused=paused))
+        assert same(draws(resumed=state), draws()) and same(draws(resumed=state, paused=paused), draws())
+
+
+def test_what_does_not_fit_is_not_kept() -> None:
+    draws, paused = Draws(BY_NAME["infinity"]), PausedRun()
+    draws(until=3, paused=paused)
+    short, enough = PausedRun(room=paused.bytes - 1), PausedRun(room=paused.bytes)
+    for each in (short, enough):
+        draws(until=3, paused=each)
+    assert short.bytes == 0 and enough.bytes == paused.bytes > 0
+
+
+def test_what_earlier_runs_left_is_found_and_stays_theirs() -> None:
+    draws, first = Draws(BY_NAME["infinity"]), PausedRun()
+    state, held = draws.state(draws(until=2, paused=first)), first.bytes
+    second = PausedRun(before=first)
+    later = draws(until=4, resumed=state, paused=second)
+    assert later.trace.scales[0].note == GONE_ON and first.bytes == held
+    second.before = None
+    assert same(draws(resumed=draws.state(later), paused=second), draws())
+
+
+@pytest.mark.parametrize("name", ["off", "balanced", "turbo"])
+def test_drafts_are_forecast(name: str) -> None:
+    """The work of a run that stops, and no more keys than it holds room for."""
+    draws, until = Draws(BY_NAME["infinity"], name), 4
+    units = run_costs(draws.model, draws.schedule, draws.model.drawing_head())
+    info = RunInfo(draws.schedule, draws.model.config.depth, BATCH, True, False, tuple(range(BATCH)))
+    tokens = draws.texts.tokens
+    draft, whole = (forecast(draws.policy, info, units, tokens, until=each) for each in (until, None))
+    trace = draws(until=until).trace
+    assert draft.flops == whole.flops[:until] and sum(draft.shares) == pytest.approx(1.0)
+    assert [scale.flops.total for scale in trace.scales] == pytest.approx(draft.flops, rel=0.02)
+    assert draft.keys < whole.keys and draft.loads == whole.loads[:until]
+    assert trace.kv_peak_bytes < draws().trace.kv_peak_bytes
+
+
+@pytest.mark.parametrize(
+    ("whole", "last", "grid"),
+    [
+        ((64, 64), (32, 32), (32, 32)),
+        ((64, 64), (16, 16), (16, 16)),
+        ((64, 64), (8, 8), (12, 12)),
+        ((16, 16), (8, 8), (12, 12)),
+        ((8, 8), (4, 4), (8, 8)),
+        ((90, 46), (45, 23), (45, 23)),
+        ((24, 48), (3, 6), (12, 24)),
+    ],
+    ids=str,
+)
+def test_drafts_are_no_smaller_than_their_decoder_draws(whole, last, grid) -> None:
+    assert draft_grid(whole, last) == grid
+    latent = torch.randn(2, 3, *whole)
+    assert reduced(latent, last).shape == (2, 3, *grid)
+    assert (reduced(latent, whole) is latent) and draft_grid(whole, whole) == whole
 
 
 def test_a_run_that_stopped_says_what_it_cost() -> None:

@@ -1,0 +1,54 @@
+"""Workflows that draft before they finish."""
+
+from __future__ import annotations
+
+from .graph import COLUMN, Graph
+from .parts import EMBEDDED, OWN, SAMPLER, SCENES, accelerate
+
+LOOSE = "a red ring to the left of a blue cross"  # says no background, so that drafts differ
+
+
+def draft_pick_finish(graph: Graph) -> None:
+    """Eight drafts, the number of one of them, and that one finished; drafts are drawn once.
+
+    The model runs through one preset, so that what the drafts leave in memory is used. Wires of what both
+    parts need run above the first part and below it.
+    """
+    loaded = graph.add("StageVARLoad", (0, 0), (COLUMN, 130), model_name=EMBEDDED, task="auto")
+    made = accelerate(graph, (480, 100), (loaded, "var_model"))
+    text = graph.add("CLIPTextEncode", (480, 500), (420, 150), clip=(loaded, "clip"), text=LOOSE)
+    model, asked = (made, "var_model"), (text, "CONDITIONING")
+    above = graph.reroute((990, -150), loaded, "vae")
+    sampler = graph.add(
+        *("StageVARSampler", (1080, 150), SAMPLER),
+        title="Eight drafts",
+        **{"model": model, "vae": above, "positive": asked},
+        **{"seed": 12, "after": "fixed", **SCENES, "temperature": 0.8, "stop_after": "structure"},
+        **{"width": 128, "height": 128, "batch_size": 8},
+    )
+    small = graph.add("VAEDecode", (1580, -60), (220, 60), samples=(sampler, "latent"), vae=above)
+    drafts = graph.add(
+        "PreviewImage", (1860, -60), (400, 480), title="The drafts: 0 to 7", images=(small, "IMAGE")
+    )
+    pick = graph.add(
+        *("LatentFromBatch", (1580, 500), (300, 110)),
+        title="Pick: 0 is the first draft",
+        **{"samples": (sampler, "latent"), "batch_index": 0, "length": 1},
+    )
+    done = graph.add(
+        *("StageVARContinue", (2320, 870), (430, 520)),
+        title="Finish what was picked",
+        **{"model": graph.reroute((990, 860), *model), "vae": graph.reroute((480, 900), loaded, "vae")},
+        **{"latent": (pick, "LATENT"), "positive": graph.reroute((990, 940), *asked)},
+        **{"seed": "auto", **OWN, "stop_after": "finished"},
+    )
+    bend = graph.reroute((2760, -400), loaded, "vae")
+    decoded = graph.add("VAEDecode", (2900, 870), (220, 60), samples=(done, "latent"), vae=bend)
+    saved = graph.add(
+        *("SaveImage", (3180, 870), (440, 500)),
+        title="The picture",
+        images=(decoded, "IMAGE"),
+        filename_prefix="StageVAR_picked",
+    )
+    graph.app([(text, "text"), (sampler, "seed"), (pick, "batch_index"), (done, "seed")], [drafts, saved])
+    graph.note((0, 350), (COLUMN, 520))
