@@ -17,8 +17,10 @@ from .report import Report
 from .restoring import Restore
 from .rewording import ChangeWords
 from .sampling import Sampler
+from .scales import Scales
 from .schedules import Schedule, register_folder
 from .variety import PickDifferent
+from .varying import Vary
 
 
 class StageVARExtension(ComfyExtension):
@@ -29,8 +31,8 @@ class StageVARExtension(ComfyExtension):
         register_folder()
         loaders = [Load, LoadModel, LoadTokenizer, LoadTextEncoder]
         compilers = [Compile, CompileVAE]
-        makers = [EditNode, MaskPreview, ChangeWords, Sampler, Continue, PasteBack, EditByText, Restore]
-        shown = [PickDifferent, Report]
+        makers = [EditNode, Vary, MaskPreview, ChangeWords, Sampler, Continue, PasteBack, EditByText, Restore]
+        shown = [PickDifferent, Scales, Report]
         return [*loaders, LoadLora, ClassLabel, Accelerate, Schedule, *compilers, *makers, *shown]
 
 

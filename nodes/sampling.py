@@ -104,7 +104,7 @@ class Sampler(Node):
         policy = policy_of(pair.model.model_options)
         until, said = scales_until(wanted["stop_after"], schedule, policy)
         paused = PausedRun("cpu", spare()) if until < len(schedule) else None
-        if start.edit is not None and paused is not None:
+        if start.edit is not None and start.edit.first is None and paused is not None:
             said = (_EDITED,)
         job = Job(pair.model, pair.vae, conditioning, schedule, settings, wanted["seed"], policy, start.edit)
         job = replace(job, until=until, paused=paused)
@@ -123,7 +123,7 @@ def _start(pair: Pair, wanted: Mapping[str, Any], edit: object, latent: object) 
     if edit is not None:
         given = sockets.edit("edit", edit)
         given.check(pair.vae.checkpoint.source, pair.trained)
-        return Start(given.size, batch, given, given.notes)
+        return Start(given.size, batch, given, given.said(wanted["seed"], batch))
     if latent is None:
         return Start(asked, batch)
     start = latent_start(pair, latent, batch, _MAX_BATCH)
@@ -215,8 +215,9 @@ def _way_inputs() -> list[io.Input]:
             StageEditType.Input,
             "edit",
             optional=True,
-            tooltip="From StageVAR Inpaint: a picture of which a part is drawn anew; or from StageVAR Change "
-            "Words. Width and height are then those of the picture.",
+            tooltip="From StageVAR Inpaint: a picture of which a part is drawn anew; from StageVAR Vary: one "
+            "of which the first scales stay; or from StageVAR Change Words. Width and height are then those "
+            "of the picture.",
         ),
         describe(
             io.Latent.Input,

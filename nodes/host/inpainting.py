@@ -8,6 +8,7 @@ from ...stagevar_core.checks import inside
 from ...stagevar_core.sampling.editing import scale_masks
 from ...stagevar_core.schedule import ScaleSchedule
 from . import latents, sockets
+from .carried import carried
 from .edit import Edit
 from .pairing import Pair
 from .pictures import fitted, fitted_mask
@@ -64,7 +65,22 @@ def latent_start(pair: Pair, value: object, batch: int, most: int) -> Start:
     size = (own.shape[2] * stride, own.shape[3] * stride)
     if mask is None:
         return Start(size, batch, None, (*notes, _NO_MASK))
+    run = drawn_codes(samples, pair)
+    if run is not None:
+        return Start(size, batch, masked_edit(pair, run[0], run[1], fitted_mask(mask, size, size)), notes)
     return Start(size, batch, _latent_edit(pair, own, mask, size), notes)
+
+
+def drawn_codes(samples: Tensor, pair: Pair) -> tuple[ScaleSchedule, list[Tensor]] | None:
+    """The codes of finished runs that a latent holds, which encoding it again would change; else None.
+
+    Scales that a preset skipped have none.
+    """
+    state = carried(samples, pair.vae.latent_channels)
+    if state is None or not state.finished or not state.uniform:
+        return None
+    codes = [scale.drawn for scale in state.joined() if scale.drawn is not None and scale.weights is None]
+    return (state.schedule, codes) if len(codes) == len(state.schedule) else None
 
 
 def _latent_edit(pair: Pair, own: Tensor, mask: Tensor, size: tuple[int, int]) -> Edit:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ...stagevar_core.sampling.numbers import finite
 from . import sockets
+from .carried import visible
 from .vae import TokenizerVAE
 
 _EMPTY_RATIO = 8  # pixels per latent pixel of core's empty latents, where they do not say it
@@ -42,6 +43,7 @@ def empty_size(name: str, value: Mapping[str, Any]) -> tuple[int, int]:
 
 def accumulated(name: str, samples: Tensor, vae: TokenizerVAE) -> Tensor:
     """The tokenizer's own latent in ``samples``, (B, C, h, w); ``ValueError`` where it is another's."""
+    samples = visible(samples, vae.config.dim)
     if samples.shape[1] != vae.config.dim:
         raise ValueError(
             f"{name}: found {samples.shape[1]} channels; the tokenizer {vae.checkpoint.source!r} of this "

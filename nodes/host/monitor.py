@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from ...stagevar_core.autoencoders.colours import LinearColours
 from ...stagevar_core.models.contract import Config
 from ...stagevar_core.sampling.result import Monitor
 from ...stagevar_core.schedule import Scale
@@ -33,7 +34,9 @@ class HostMonitor(Monitor):
     ) -> None:
         """``size``: (height, width) in pixels. ``shares``: part of the work of every scale, together 1."""
         self.previews = args.preview_method != LatentPreviewMethod.NoPreviews
+        self.decodes = args.preview_method == LatentPreviewMethod.TAESD
         self._vae, self._size, self._depth = vae, size, config.depth
+        self._colours = self._fitted() if self.previews and not self.decodes else None
         self._patch = config.patch
         self._shares = shares
         self._bar = comfy.utils.ProgressBar(_TOTAL)
@@ -99,24 +102,43 @@ class HostMonitor(Monitor):
         self._shown = max(value, min(self._shown + 1, _TOTAL))
         self._bar.update_absolute(self._shown, _TOTAL, preview)
 
-    def _preview(self, scale: Scale, f_hat: Tensor) -> Preview | None:
-        """The first image so far. Early scales hold little, so they are decoded small."""
-        height, width = f_hat.shape[-2:]
-        detail = max(scale.height, scale.width) * self._patch
-        side = min(max(detail, _SMALLEST), _SIDE, max(height, width))
-        grid = [max(1, round(length * side / max(height, width))) for length in (height, width)]
-        latent = f_hat[:1]
-        if grid != [height, width]:
-            latent = F.interpolate(latent, size=grid, mode="area")
+    def _fitted(self) -> LinearColours | None:
+        """The tokenizer's map to colours; without one there are no previews."""
         try:
-            image = self._vae.first_stage_model.preview(latent.to(self._vae.device))
+            return self._vae.colours()
+        except Exception as error:
+            if not (isinstance(error, ValueError) or bridge.is_out_of_memory(error)):
+                raise
+            self._without(error)
+            return None
+
+    def _preview(self, scale: Scale, f_hat: Tensor) -> Preview | None:
+        """The first image so far: a colour per latent pixel, or what the decoder makes of it."""
+        try:
+            latent = f_hat[:1]
+            image = self._decoded(scale, latent) if self._colours is None else self._colours(latent)
         except Exception as error:
             if not bridge.is_out_of_memory(error):
                 raise
-            _LOG.warning("StageVAR: no memory for previews; going on without")
-            self.previews = False
+            self._without(error)
             return None
         pixels = image[0].add(1).mul(127.5).clamp(0, 255).byte().movedim(0, -1).cpu().numpy()
         shrink = min(1.0, args.preview_size / max(self._size))
         shown = (round(self._size[1] * shrink), round(self._size[0] * shrink))
         return "JPEG", Image.fromarray(pixels).resize(shown, Image.Resampling.BICUBIC), args.preview_size
+
+    def _decoded(self, scale: Scale, latent: Tensor) -> Tensor:
+        """The decoder's picture of a latent (1, C, h, w). Early scales hold little, and are decoded small."""
+        height, width = latent.shape[-2:]
+        detail = max(scale.height, scale.width) * self._patch
+        side = min(max(detail, _SMALLEST), _SIDE, max(height, width))
+        grid = [max(1, round(length * side / max(height, width))) for length in (height, width)]
+        if grid != [height, width]:
+            latent = F.interpolate(latent, size=grid, mode="area")
+        return self._vae.first_stage_model.preview(latent.to(self._vae.device))
+
+    def _without(self, error: Exception) -> None:
+        """No previews from now on."""
+        reason = "no memory" if bridge.is_out_of_memory(error) else str(error)
+        _LOG.warning("StageVAR: no previews (%s); going on without", reason)
+        self.previews = self.decodes = False

@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import comfy.model_management as mm
 import torch
@@ -71,6 +71,12 @@ class Job:
         if self.resumed is not None:
             return self.resumed.seeds
         return SeededNoise(self.seed, self.conditioning.batch).seeds
+
+    def given(self, images: Sequence[int]) -> dict[str, Any]:
+        """What ``generate`` is given of these images."""
+        if self.resumed is not None:
+            return {"resumed": self.resumed.pick(images)}
+        return self.edit.given(images) if self.edit is not None else {}
 
     @property
     def stops(self) -> bool:
@@ -229,11 +235,10 @@ def _generate(job: Job, images: Sequence[int], monitor: HostMonitor, way: Attemp
     if len(images) < conditioning.batch:
         conditioning = conditioning.image(images[0])
     quantizer = job.vae.quantizer(job.network.config.patch)
-    beside = monitor.previews or isinstance(quantizer, torch.nn.Module)  # codebooks are part of the tokenizer
+    beside = monitor.decodes or isinstance(quantizer, torch.nn.Module)  # codebooks are part of the tokenizer
     models = [job.model, job.vae.patcher] if beside else [job.model]
     needed = int(way.memory(job).total * way.reserve)
     mm.load_models_gpu(models, memory_required=needed)
-    known, masks = job.edit.known(images) if job.edit else ((), ())
     seeds = [job.seeds[index] for index in images]
     result = generate(
         network_of(job.model),
@@ -248,13 +253,10 @@ def _generate(job: Job, images: Sequence[int], monitor: HostMonitor, way: Attemp
         device=job.model.load_device,
         sequential=way.sequential,
         offload=job.offload if way.sequential else None,
-        known=known,
-        masks=masks,
         kept=job.kept if job.keeps else None,
-        words=job.edit.changed(images) if job.edit else None,
         until=job.until,
-        resumed=job.resumed and job.resumed.pick(images),
         paused=job.paused,
+        **job.given(images),
     )
     names = {"model": name_of(job.network.checkpoint), "tokenizer": job.vae.checkpoint.source}
     state = RunState.of(result, seeds, job.settings, **names)

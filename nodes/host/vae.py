@@ -12,6 +12,7 @@ import torch
 from comfy.cli_args import args
 from torch import Tensor, nn
 
+from ...stagevar_core.autoencoders.colours import LinearColours, smooth_pictures
 from ...stagevar_core.checkpoints.header import KEY, record
 from ...stagevar_core.checkpoints.load import Checkpoint
 from ...stagevar_core.devices import default_dtype
@@ -25,6 +26,7 @@ from .carried import visible
 
 _LOG = logging.getLogger(__name__)
 _NO_WEIGHTS = "No VAE weights detected"
+_SMOOTH = (16, 8)  # pictures, and latent pixels of their sides, that a linear map to colours is fitted to
 _TILES = (512, 256)  # sides in pixels where memory is short; a quarter overlaps
 
 
@@ -97,6 +99,7 @@ class TokenizerVAE(comfy.sd.VAE):
         self.patcher = wrap(self.first_stage_model, self.device, mm.vae_offload_device())
         fill(tokenizer, _tokenizer(checkpoint, decode_dtype), checkpoint.tensors, decode_dtype)
         self.size = None
+        self._colours: LinearColours | None = None
         self.model_size()
         _LOG.info(
             "StageVAR: %s: %s tokenizer with %d channels, %s decoder",
@@ -128,12 +131,25 @@ class TokenizerVAE(comfy.sd.VAE):
         """What a run of ``schedule`` would draw for an image (B, H, W, 3) in 0..1, scale by scale."""
         return self.stored(self.features(pixel_samples), schedule, patch)[0]
 
+    def colours(self) -> LinearColours:
+        """A linear map from latents to colours, fitted once to what the encoder makes of smooth pictures."""
+        if self._colours is None:
+            pictures = smooth_pictures(_SMOOTH[0], _SMOOTH[1] * self.config.stride)
+            shown = (pictures.movedim(1, -1) + 1.0) / 2.0
+            self._colours = LinearColours.fit(self.features(shown), pictures)
+        return self._colours
+
+    def nearest(self, latent: Tensor, schedule: ScaleSchedule, patch: int = 1) -> list[Tensor]:
+        """The codes that come nearest to a latent (B, C, h, w) in whose making nothing is known."""
+        mm.load_models_gpu([self.patcher])
+        return self._stored(latent.float().to(self.device), schedule, patch)[0]
+
     def decode(self, samples_in: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Images of latents; where memory runs out, in tiles, and where it does so again, in smaller ones.
 
         Channels behind those of the tokenizer are not shown; they hold what a run left.
         """
-        samples_in = self._checked_latent(samples_in)
+        samples_in = self.shown(samples_in)
         try:
             images = super().decode(samples_in, *args, **kwargs)  # falls back to decode_tiled_ on GPUs
             return self._decoded(images, samples_in)
@@ -154,7 +170,7 @@ class TokenizerVAE(comfy.sd.VAE):
 
     def decode_tiled(self, samples: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """As :meth:`decode`, in tiles from the beginning."""
-        samples = self._checked_latent(samples)
+        samples = self.shown(samples)
         return self._decoded(super().decode_tiled(samples, *args, **kwargs), samples)
 
     def decode_tiled_(
@@ -284,13 +300,16 @@ class TokenizerVAE(comfy.sd.VAE):
             f"smaller image, or start ComfyUI with --cpu-vae. ({failure[:200]})"
         )
 
-    def _checked_latent(self, samples: Tensor) -> Tensor:
-        """The tokenizer's channels, without what a run left behind them."""
+    def shown(self, samples: Tensor, name: str = "samples") -> Tensor:
+        """The tokenizer's channels of a latent (B, C, h, w), without what a run left behind them.
+
+        ``ValueError`` naming the input ``name`` for a latent of another kind.
+        """
         shown = visible(samples, self.latent_channels)
         if shown.dim() == 4 and shown.shape[1] == self.latent_channels and 0 not in shown.shape:
             return shown
         raise ValueError(
-            f"samples: the latent has shape {tuple(samples.shape)}; the tokenizer {self.checkpoint.source!r} "
+            f"{name}: the latent has shape {tuple(samples.shape)}; the tokenizer {self.checkpoint.source!r} "
             f"decodes (batch, {self.latent_channels}, height, width). Use the VAE of the model that made it"
         )
 

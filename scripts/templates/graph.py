@@ -44,6 +44,12 @@ KINDS = {
     "StageVAREdit": Kind(
         {"model": "VAR_MODEL", "vae": "VAE", "image": "IMAGE", "mask": "MASK"}, (), {"edit": "STAGE_EDIT"}
     ),
+    "StageVARVary": Kind(
+        {"model": "VAR_MODEL", "vae": "VAE", "image": "IMAGE?", "latent": "LATENT?"},
+        ("variation",),
+        {"edit": "STAGE_EDIT"},
+    ),
+    "StageVARScales": Kind({"latent": "LATENT", "vae": "VAE"}, ("decoding",), {"images": "IMAGE"}),
     "StageVARSampler": Kind(
         {
             **{"model": "VAR_MODEL", "vae": "VAE", "positive": "CONDITIONING"},
@@ -116,6 +122,15 @@ KINDS = {
     "UNETLoader": Kind({}, ("unet_name", "weight_dtype"), {"MODEL": "MODEL"}),
     "CLIPLoader": Kind({}, ("clip_name", "type", "device"), {"CLIP": "CLIP"}),
     "PrimitiveInt": Kind({}, ("value",), {"INT": "INT"}),
+    "EmptyImage": Kind({}, ("width", "height", "batch_size", "color"), {"IMAGE": "IMAGE"}),
+    "ImageCompositeMasked": Kind(
+        {"destination": "IMAGE", "source": "IMAGE", "mask": "MASK?"},
+        ("x", "y", "resize_source"),
+        {"IMAGE": "IMAGE"},
+    ),
+    "SaveAnimatedWEBP": Kind(
+        {"images": "IMAGE"}, ("filename_prefix", "fps", "lossless", "quality", "method"), {}
+    ),
     "SolidMask": Kind({}, ("value", "width", "height"), {"MASK": "MASK"}),
     "MaskComposite": Kind(
         {"destination": "MASK", "source": "MASK"}, ("x", "y", "operation"), {"MASK": "MASK"}
@@ -301,6 +316,8 @@ TITLES = {
     "StageVARClassLabel": "StageVAR Class Label",
     "StageVARAccelerate": "StageVAR Accelerate",
     "StageVAREdit": "StageVAR Inpaint",
+    "StageVARVary": "StageVAR Vary",
+    "StageVARScales": "Scales to Images",
     "StageVARSampler": "StageVAR Sampler",
     "StageVARMaskPreview": "StageVAR Mask Preview",
     "StageVARPasteBack": "StageVAR Paste Back",
@@ -320,6 +337,9 @@ TITLES = {
     "LatentFromBatch": "Latent From Batch",
     "SaveImage": "Save Image",
     "PreviewImage": "Preview Image",
+    "EmptyImage": "Empty Image",
+    "ImageCompositeMasked": "Image Composite Masked",
+    "SaveAnimatedWEBP": "Save Animated WEBP",
     "LoadImage": "Load Image",
     "UNETLoader": "Load Diffusion Model",
     "CLIPLoader": "Load CLIP",

@@ -28,6 +28,7 @@ from .parts import (
     transformer,
 )
 from .steering import HALVES, STAGED, steered
+from .varying import image_to_image, strip, vary
 
 FOX = "a red fox sitting in fresh snow at the edge of a pine forest, morning light, detailed fur, photograph"
 LIGHTHOUSE = "a lighthouse on a cliff in a storm, huge waves, a beam of light through the rain, oil painting"
@@ -367,6 +368,9 @@ DRAW: dict[str, Callable[[Graph], None]] = {
     "15_restore_VARestorer": restore_picture,
     "16_generate_edit_restore_2B": everything,
     "17_draft_pick_finish_no_download": draft_pick_finish,
+    "18_vary_no_download": vary,
+    "19_image_to_image_no_download": image_to_image,
+    "20_scales_strip_no_download": strip,
     "21_inpaint_latent_no_download": inpaint_latent,
     "22_outpaint_no_download": outpaint,
     "25_lora_no_download": lora_built_in,

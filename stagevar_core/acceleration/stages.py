@@ -71,3 +71,17 @@ def boundaries_of(policy: object) -> StageBoundaries:
     settings = getattr(policy, "settings", policy)
     found = getattr(getattr(settings, "stages", settings), "boundaries", None)
     return found if isinstance(found, StageBoundaries) else StageBoundaries()
+
+
+def kept_scales(schedule: ScaleSchedule, variation: float) -> int:
+    """How many of the first scales stay for a ``variation`` from 0, the same picture, to 1, another one.
+
+    Those whose area fraction is at most ``(1 - variation)`` squared, so that equal steps of it are equal
+    steps of the sides of the token maps: 0.5 keeps the structure stage, 0.75 the semantic one. Grids are
+    rounded as for stages; above 0 the last scale is always drawn.
+    """
+    number("variation", variation, 0.0, 1.0)
+    if not variation:
+        return len(schedule)
+    most = (1.0 - variation) ** 2 * ROUNDING
+    return sum(schedule.area_fraction(scale) <= most for scale in schedule.scales[:-1])

@@ -33,6 +33,7 @@ from .trace import Recorder
 _LOG = logging.getLogger(__name__)
 REUSED = "the picture's keys and values are those of an earlier run"
 GONE_ON = "they are those of the run that this one goes on from"
+ALL_GIVEN = "nothing is left to draw"
 
 
 class Run:
@@ -125,11 +126,11 @@ class Run:
     def pass_scale(self, scale: Scale, policy_run: PolicyRun, f_hat: Tensor) -> tuple[Tensor, ScaleCodes]:
         """One scale, run or skipped: the latent after it, and what it added."""
         plan, settled = policy_run.plan(scale), self.given.settled(scale)
-        if settled is not None and settled.drawn is None and plan.run:
-            plan = ScalePlan(run=False, stage=plan.stage, note="skipped, as when its picture was drawn")
         if settled is not None:
-            settled = settled.to(self.device)
-            settled = settled if self.first is None else settled.images(self.first)
+            settled = (settled if self.first is None else settled.images(self.first)).to(self.device)
+            if plan.run and (settled.drawn is None or self.given.settled(self.schedule.final) is not None):
+                note = "skipped, as when its picture was drawn" if settled.drawn is None else ALL_GIVEN
+                plan = ScalePlan(run=False, stage=plan.stage, note=note)
         if plan.run:
             return self.run_scale(scale, plan, policy_run, f_hat, settled)
         return self.skip_scale(scale, plan, f_hat, settled)

@@ -13,7 +13,7 @@ from stagevar_core.acceleration.reduction import best
 from stagevar_core.acceleration.scores import evened
 from stagevar_core.acceleration.settings import StageSettings, interpolate, share_at
 from stagevar_core.acceleration.staged import StagedPolicy, StagedRun, chunks
-from stagevar_core.acceleration.stages import StageBoundaries, boundaries_of
+from stagevar_core.acceleration.stages import StageBoundaries, boundaries_of, kept_scales
 from stagevar_core.network.tokens import resize_tokens
 from stagevar_core.schedule import SIDES_256, Scale, ScaleSchedule, infinity_aspect_table
 from tests.support.tiny import SQUARE, Logits, prompts, run, tiny_infinity
@@ -112,6 +112,27 @@ def test_presets_take_changes_by_name() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             preset(name, **changes)
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [*(ASPECTS.schedule(ratio, budget) for ratio in ASPECTS.grids for budget in ASPECTS.budgets), LATE],
+    ids=str,
+)
+def test_a_variation_keeps_fewer_scales_the_larger_it_is(schedule: ScaleSchedule) -> None:
+    """From all to none; its middle is the end of structure, three quarters that of the semantic stage."""
+    kept = [kept_scales(schedule, step / 1000) for step in range(1001)]
+    assert kept == sorted(kept, reverse=True) and kept[0] == len(schedule) and kept[1] == len(schedule) - 1
+    assert kept[1000] == 0 and set(kept) >= set(range(1, len(schedule)))
+    stages = StageBoundaries().stages(schedule)
+    assert kept[500] == len(schedule) - stages.count("fidelity")
+    assert kept[750] == stages.count("semantic")
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, float("nan"), None, "half", True])
+def test_a_variation_is_a_number_from_0_to_1(value: object) -> None:
+    with pytest.raises(ValueError, match="variation"):
+        kept_scales(MEGAPIXEL, value)  # pyright: ignore[reportArgumentType]
 
 
 # ------------------------------------------------------------------------------------------------ budgets

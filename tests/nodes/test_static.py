@@ -32,6 +32,9 @@ CORE = {
     "PreviewImage": (["images"], 0),
     "LatentFromBatch": (["samples"], 2),
     "SolidMask": ([], 3),
+    "EmptyImage": ([], 4),
+    "ImageCompositeMasked": (["destination", "source", "mask"], 3),
+    "SaveAnimatedWEBP": (["images"], 5),
     "MaskComposite": (["destination", "source"], 3),
     "VAEEncode": (["pixels", "vae"], 0),
     "SetLatentNoiseMask": (["samples", "mask"], 0),
@@ -113,6 +116,8 @@ def schemas() -> dict[str, tuple[list[str], int]]:
         "StageVAREdit": schema_of("editing.py"),
         "StageVARMaskPreview": schema_of("mask_preview.py"),
         "StageVARPasteBack": schema_of("paste_back.py"),
+        "StageVARVary": schema_of("varying.py"),
+        "StageVARScales": schema_of("scales.py"),
         "StageVARAccelerate": schema_of("acceleration.py"),
         "StageVARStageSchedule": schema_of("schedules.py"),
         "StageVARStageReport": schema_of("report.py"),
@@ -191,6 +196,8 @@ def test_sockets_stay_in_their_order(schemas: dict) -> None:
     assert schemas["StageVAREdit"] == (["model", "vae", "image", "mask"], 0)
     assert schemas["StageVARMaskPreview"] == (["model", "image", "mask"], 0)
     assert schemas["StageVARPasteBack"] == (["original", "drawn", "mask"], 1)
+    assert schemas["StageVARVary"] == (["model", "vae", "image", "latent"], 1)
+    assert schemas["StageVARScales"] == (["latent", "vae"], 1)
     assert schemas["StageVARAccelerate"] == (["model", "schedule"], 8)
     assert schemas["StageVARStageSchedule"] == ([], 6)
     assert schemas["StageVARStageReport"] == (["report"], 0)

@@ -5,11 +5,12 @@ import torch
 
 from stagevar_core.acceleration.policy import RunInfo
 from stagevar_core.acceleration.presets import PRESETS, preset
+from stagevar_core.acceleration.stages import kept_scales
 from stagevar_core.models.draws import run_costs
 from stagevar_core.sampling.drafts import draft_grid, reduced
 from stagevar_core.sampling.forecast import forecast
 from stagevar_core.sampling.generate import generate
-from stagevar_core.sampling.loop import GONE_ON
+from stagevar_core.sampling.loop import ALL_GIVEN, GONE_ON
 from stagevar_core.sampling.noise import SeededNoise
 from stagevar_core.sampling.paused import PausedRun
 from stagevar_core.sampling.result import Generation, Monitor
@@ -146,6 +147,39 @@ def test_variations_of_one_picture_run_its_first_scales_once(family: Family) -> 
     assert sum(scale.flops.total for scale in together.trace.scales) - late < 0.5 * sum(
         scale.dense.total for scale in together.trace.scales[:until]
     )
+
+
+@pytest.mark.parametrize("name", ["off", "balanced", "skipvar"])
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_a_finished_picture_comes_back_without_a_block(family: Family, name: str) -> None:
+    """Whatever the seeds."""
+    draws = Draws(family, name)
+    whole = draws()
+    again = draws(seeds=(5, 6, 7), resumed=draws.state(whole))
+    assert same(again, whole) and not any(scale.ran for scale in again.trace.scales)
+    assert ALL_GIVEN in {scale.note for scale in again.trace.scales}
+
+
+def test_none_of_a_picture_is_another_one() -> None:
+    draws = Draws(BY_NAME["infinity"])
+    assert same(draws(resumed=draws.state(draws()).first(0)), draws())
+
+
+def test_sixteen_variations_cost_sixteen_late_stages_and_one_early_one() -> None:
+    """On the built-in model's schedule, by its own count and by the time its blocks are asked."""
+    draws, blocks = Draws(BY_NAME["infinity"]), []
+
+    class Count(Monitor):
+        def logits(self, scale: Scale, raw: torch.Tensor, guided: torch.Tensor) -> None:
+            blocks.append((scale.index, len(guided)))
+
+    keep = kept_scales(draws.schedule, 0.5)
+    state = draws.state(draws()).first(keep).pick([1] * 16)
+    varied = draws([1] * 16, tuple(range(16)), resumed=state, monitor=Count())
+    assert blocks == [(index, 1 if index < keep else 16) for index in range(len(draws.schedule))]
+    one = draws([1], [5]).trace.scales
+    early, late = (sum(scale.flops.total for scale in part) for part in (one[:keep], one[keep:]))
+    assert varied.trace.flops <= (early + 16 * late) * 1.0001
 
 
 def test_a_scale_that_was_skipped_stays_skipped() -> None:
