@@ -142,7 +142,7 @@ class TokenizerVAE(comfy.sd.VAE):
     def nearest(self, latent: Tensor, schedule: ScaleSchedule, patch: int = 1) -> list[Tensor]:
         """The codes that come nearest to a latent (B, C, h, w) in whose making nothing is known."""
         mm.load_models_gpu([self.patcher])
-        return self._stored(latent.float().to(self.device), schedule, patch)[0]
+        return self.stored(latent.float().to(self.device), schedule, patch)[0]
 
     def decode(self, samples_in: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Images of latents; where memory runs out, in tiles, and where it does so again, in smaller ones.

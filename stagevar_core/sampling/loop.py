@@ -215,7 +215,6 @@ class Run:
         rows.turn_to(scale.index)
         rows.narrow(plan.rows, self.room(scale, policy_run), policy_run)
         work: Work = defaultdict(float)
-
         ctx = self.context(scale, plan, work)
         hidden = model(self.tokens(scale, f_hat), ctx)  # (rows, L, C)
         raw = model.logits(hidden, rows.conditioned)  # (rows, L, V)
