@@ -308,3 +308,13 @@ def test_states_of_other_runs_are_refused_by_name() -> None:
         RunState.from_bytes([state.to_bytes(0), state.first(2).to_bytes(1)])
     with pytest.raises(ValueError, match="until"):
         draws(until=0)
+
+
+def test_noise_of_seeds_is_that_of_each() -> None:
+    scale, device = ScaleSchedule.of([(2, 2)])[0], torch.device("cpu")
+    several = SeededNoise.of((7, 3, 2**64 + 3))
+    assert several.seeds == (7, 3, 3)
+    for ways in ("exponential", "uniform"):
+        found = getattr(several, ways)(scale, (3, 4), device)
+        alone = [getattr(SeededNoise(seed, 1), ways)(scale, (1, 4), device) for seed in (7, 3, 3)]
+        assert torch.equal(found, torch.cat(alone))
