@@ -104,7 +104,7 @@ class Sampler(Node):
         policy = policy_of(pair.model.model_options)
         until, said = scales_until(wanted["stop_after"], schedule, policy)
         paused = PausedRun("cpu", spare()) if until < len(schedule) else None
-        if start.edit is not None and start.edit.first is None and paused is not None:
+        if paused is not None and start.edit is not None and start.edit.scales > until:
             said = (_EDITED,)
         job = Job(pair.model, pair.vae, conditioning, schedule, settings, wanted["seed"], policy, start.edit)
         job = replace(job, until=until, paused=paused)

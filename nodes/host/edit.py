@@ -41,6 +41,11 @@ class Edit:
                 f"the same ones to StageVAR {self._maker}"
             )
 
+    @property
+    def scales(self) -> int:
+        """The last scale of which it says something."""
+        return len(self.schedule) if self.first is None else self.first.scales
+
     def given(self, images: Sequence[int]) -> dict[str, Any]:
         """What ``generate`` is given of these images of a batch, which use the pictures in turn."""
         if self.words is not None:

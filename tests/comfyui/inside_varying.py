@@ -107,17 +107,27 @@ def check_varied(bench: Bench) -> None:
     assert any("image 1 has the seed" in note for note in report["notes"]), report["notes"]
     other, _ = bench.sample(bench.encode("a blue circle on a white background"), edit=bench.vary().args[0])
     assert not torch.equal(bench.decode(other), bench.picture)
-    short = bench.vary(latent=first_of(bench, 3), variation=0.25)
+    draft, _ = bench.sample(stop_after="semantic")
+    short = bench.vary(latent=draft, variation=0.25)
     assert "keeps 3 of 7" in short.ui["text"][0] and "stopped after 3 of 7" in short.ui["text"][1]
     assert torch.equal(bench.decode(bench.sample(edit=short.args[0])[0]), bench.picture)
 
 
-def first_of(bench: Bench, scales: int) -> dict:
-    """The latent of the run as it was after some scales."""
-    from pack.nodes.host.carried import carried, carry
+def check_drafts(bench: Bench) -> None:
+    """Variations that stop behind what is kept are finished as the others; before it is said."""
+    import torch
+    from pack.nodes.continuing import Continue
 
-    state = carried(bench.latent["samples"], bench.vae.latent_channels).first(scales)
-    return {"samples": carry(state.latents(bench.vae.quantizer())[-1], state)}
+    edit = bench.vary().args[0]
+    whole, _ = bench.sample(edit=edit, seed=6, batch_size=2)
+    _, report = bench.sample(edit=edit, seed=6, stop_after="semantic")
+    assert any("the edit keeps its part" in note for note in report["notes"]), report["notes"]
+    for stop in ("structure", "scale 6"):
+        draft, report = bench.sample(edit=edit, seed=6, batch_size=2, stop_after=stop)
+        assert not any("the edit keeps its part" in note for note in report["notes"]), report["notes"]
+        for latent in (draft, {"samples": draft["samples"]}):
+            found = Continue.execute(model=bench.model, vae=bench.vae, positive=bench.text, latent=latent)
+            assert torch.allclose(bench.decode(found.args[0]), bench.decode(whole), atol=1e-5), stop
 
 
 def check_sixteen(bench: Bench) -> None:

@@ -18,6 +18,8 @@ def said(bed: Bed, tmp_path_factory: pytest.TempPathFactory) -> str:
     return run_inside(bed, Path(__file__).with_name("inside_varying.py"), models, models)
 
 
-@pytest.mark.parametrize("check", ("same", "varied", "sixteen", "batches", "sizes", "families", "refusals"))
+@pytest.mark.parametrize(
+    "check", ("same", "varied", "drafts", "sixteen", "batches", "sizes", "families", "refusals")
+)
 def test_check_passes_inside_comfyui(said: str, check: str) -> None:
     assert f"ok: {check}\n" in said, said
