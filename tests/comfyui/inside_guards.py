@@ -144,7 +144,8 @@ def check_pictures() -> None:
         picture = torch.full((2, height, width, channels), 0.5)
         for mask in (torch.full((13, 128), 0.6), torch.ones(3, height, width), torch.ones(1, 1)):
             edit = edited(model, vae, picture, mask)
-            assert not edit.notes and len(edit.codes[0]) == 2
+            assert all("anew, all but its tone" in note for note in edit.notes) and edit.notes
+            assert len(edit.codes[0]) == 2
     assert "image: its width is 16385; expected 1 to 16384" in refused(
         edited, model, vae, torch.zeros(1, 1, 16385, 3), torch.ones(1, 1)
     )
