@@ -115,6 +115,10 @@ KINDS = {
         ("left", "top", "right", "bottom", "feathering"),
         {"IMAGE": "IMAGE", "MASK": "MASK"},
     ),
+    "RebatchImages": Kind({"images": "IMAGE"}, ("batch_size",), {"IMAGE": "IMAGE"}),
+    "ImageGrid": Kind(
+        {"images": "IMAGE"}, ("columns", "cell_width", "cell_height", "padding"), {"images": "IMAGE"}
+    ),
     "LatentFromBatch": Kind({"samples": "LATENT"}, ("batch_index", "length"), {"LATENT": "LATENT"}),
     "SaveImage": Kind({"images": "IMAGE"}, ("filename_prefix",), {}),
     "PreviewImage": Kind({"images": "IMAGE"}, (), {}),
@@ -335,6 +339,8 @@ TITLES = {
     "ImageCrop": "Image Crop",
     "ImagePadForOutpaint": "Pad Image for Outpainting",
     "LatentFromBatch": "Latent From Batch",
+    "RebatchImages": "Rebatch Images",
+    "ImageGrid": "Image Grid",
     "SaveImage": "Save Image",
     "PreviewImage": "Preview Image",
     "EmptyImage": "Empty Image",

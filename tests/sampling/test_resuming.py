@@ -6,6 +6,7 @@ import torch
 from stagevar_core.acceleration.policy import RunInfo
 from stagevar_core.acceleration.presets import PRESETS, preset
 from stagevar_core.acceleration.stages import kept_scales
+from stagevar_core.models.compiling import CompiledTransformer, Compiler
 from stagevar_core.models.draws import run_costs
 from stagevar_core.sampling.drafts import draft_grid, reduced
 from stagevar_core.sampling.forecast import forecast
@@ -318,3 +319,15 @@ def test_noise_of_seeds_is_that_of_each() -> None:
         found = getattr(several, ways)(scale, (3, 4), device)
         alone = [getattr(SeededNoise(seed, 1), ways)(scale, (1, 4), device) for seed in (7, 3, 3)]
         assert torch.equal(found, torch.cat(alone))
+
+
+def test_models_with_compiled_blocks_go_on_from_their_own() -> None:
+    """The wrapper is made anew for every run."""
+    draws, paused = Draws(BY_NAME["infinity"]), PausedRun()
+    plain, compiler = draws.model, Compiler("eager")
+    draws.model = CompiledTransformer(plain, compiler)
+    state = draws.state(draws(until=3, paused=paused))
+    draws.model = CompiledTransformer(plain, compiler)
+    assert draws(resumed=state, paused=paused).trace.scales[0].note == GONE_ON
+    draws.model = plain
+    assert draws(resumed=state, paused=paused).trace.scales[0].ran
