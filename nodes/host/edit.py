@@ -66,7 +66,8 @@ class Edit:
         pictures, notes = len(self.first.images), list(self.notes)
         if pictures > batch:
             notes.append(f"edit holds {pictures} pictures for {batch} images; the rest is ignored")
-        same = [index for index in range(batch) if self.first.seeds[index % pictures] == seed + index]
+        own = self.first.seeds
+        same = [index for index in range(batch) if own[index % pictures] == (seed + index) % 2**64]
         if same and self.first.model and not self.first.finished:
             named = ", ".join(str(index + 1) for index in same)
             notes.append(

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+from testbed.comfy_server import ComfyServer, Json, PromptFailed, nodes_of, read_json, shipped_workflow
 
+from stagevar_core.scenes.scorer import read
+from tests.support.events import saved_images
 from tests.support.testbed import Bed, run_inside
 from tests.support.tiny_families import write_families
+
+CHECKS = ("same", "varied", "drafts", "sixteen", "batches", "sizes", "families", "refusals")
 
 
 @pytest.fixture(scope="module")
@@ -18,8 +26,75 @@ def said(bed: Bed, tmp_path_factory: pytest.TempPathFactory) -> str:
     return run_inside(bed, Path(__file__).with_name("inside_varying.py"), models, models)
 
 
-@pytest.mark.parametrize(
-    "check", ("same", "varied", "drafts", "sixteen", "batches", "sizes", "families", "refusals")
-)
+@pytest.mark.parametrize("check", CHECKS)
 def test_check_passes_inside_comfyui(said: str, check: str) -> None:
     assert f"ok: {check}\n" in said, said
+
+
+# ----------------------------------------------------------------------------------------- through the server
+
+
+def shipped(name: str) -> tuple[Json, str, str]:
+    """A shipped workflow that saves what it shows, and its nodes that save, in their order."""
+    made = read_json(shipped_workflow(name))
+    (before,) = nodes_of(made, "PreviewImage")
+    (after,) = nodes_of(made, "SaveImage")
+    inputs = {**made[before]["inputs"], "filename_prefix": "before"}
+    made[before] = {**made[after], "inputs": inputs}
+    return made, before, after
+
+
+def objects(picture: np.ndarray) -> list[tuple[str, int, int]]:
+    """Shapes from left to right, with their places on a grid of 16 pixels."""
+    found = sorted(read((picture * 255).round().astype(np.uint8)).objects, key=lambda each: each.x)
+    return [(each.shape, round(each.x / 16), round(each.y / 16)) for each in found]
+
+
+def test_shipped_variations_keep_the_composition(comfy_server: ComfyServer) -> None:
+    made, before, after = shipped("18_vary_no_download")
+    entry = comfy_server.run(made)
+    (one,), four = (saved_images(comfy_server, entry, node) for node in (before, after))
+    assert len(four) == 4 and [objects(each) for each in four] == [objects(one)] * 4
+    assert min(np.abs(each - one).max() for each in four) > 0.3
+    (node,) = nodes_of(made, "StageVARVary")
+    assert entry["outputs"][node]["text"] == [
+        "keeps 2 of 7 scales, up to 2 x 2 tokens; draws the others anew"
+    ]
+
+
+def test_shipped_drawing_becomes_what_the_prompt_says(comfy_server: ComfyServer) -> None:
+    made, before, after = shipped("19_image_to_image_no_download")
+    entry = comfy_server.run(made)
+    (one,), (other,) = (saved_images(comfy_server, entry, node) for node in (before, after))
+    drawn, became = objects(one), objects(other)
+    assert [shape for shape, *_ in drawn] == ["square"] * 2
+    assert [shape for shape, *_ in became] == ["circle", "diamond"]
+    for (_, x, y), (_, u, v) in zip(drawn, became, strict=True):
+        assert abs(x - u) + abs(y - v) <= 1
+
+
+def test_shipped_strip_is_an_animation_of_all_scales(comfy_server: ComfyServer) -> None:
+    made = read_json(shipped_workflow("20_scales_strip_no_download"))
+    (shown,), (saver,) = (nodes_of(made, kind) for kind in ("PreviewImage", "SaveAnimatedWEBP"))
+    made[shown]["class_type"] = "SaveImage"
+    made[shown]["inputs"]["filename_prefix"] = "scales"
+    entry = comfy_server.run(made)
+    strip = saved_images(comfy_server, entry, shown)
+    assert [each.shape for each in strip] == [(128, 128, 3)] * 7
+    away = [np.abs(each - strip[-1]).mean() for each in strip]
+    assert away[2:] == sorted(away[2:], reverse=True) and away[0] > away[2], away
+    (file,) = comfy_server.images({"outputs": {saver: entry["outputs"][saver]}})
+    assert Image.open(io.BytesIO(comfy_server.view(file))).n_frames == 7
+
+
+@pytest.mark.parametrize("ways", [(), ("image", "latent")], ids=["neither", "both"])
+def test_one_picture_has_to_be_connected(comfy_server: ComfyServer, ways: tuple[str, ...]) -> None:
+    made = read_json(shipped_workflow("18_vary_no_download"))
+    (node,), (sampler, _) = nodes_of(made, "StageVARVary"), nodes_of(made, "StageVARSampler")
+    decoder = made[nodes_of(made, "PreviewImage")[0]]["inputs"]["images"]
+    given = {"image": decoder, "latent": [sampler, 0]}
+    made[node]["inputs"].pop("latent")
+    made[node]["inputs"] |= {way: given[way] for way in ways}
+    with pytest.raises(PromptFailed) as caught:
+        comfy_server.run(made)
+    assert "image, latent: " in str(caught.value), caught.value
