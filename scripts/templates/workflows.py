@@ -351,35 +351,35 @@ DRAW: dict[str, Callable[[Graph], None]] = {
     "03_inpaint_no_download": inpaint_built_in,
     "04_compare_presets_no_download": compare,
     "05_edit_by_text_no_download": edit_built_in,
-    "06_text_to_image_Infinity_2B": lambda g: plain(
+    "06_draft_pick_finish_no_download": draft_pick_finish,
+    "07_vary_no_download": vary,
+    "08_image_to_image_no_download": image_to_image,
+    "09_scales_strip_no_download": strip,
+    "10_inpaint_latent_no_download": inpaint_latent,
+    "11_outpaint_no_download": outpaint,
+    "12_prompt_per_stage_no_download": lambda g: steered(
+        g, STAGED, "ConditioningSetTimestepRange", "StageVAR_stages", BUILT_IN
+    ),
+    "13_regional_prompts_no_download": lambda g: steered(
+        g, HALVES, "ConditioningSetAreaPercentage", "StageVAR_regions", BUILT_IN
+    ),
+    "14_lora_no_download": lora_built_in,
+    "15_text_to_image_Infinity_2B": lambda g: plain(
         g, INFINITY_2B, FOX, "StageVAR_2B", **sized(42, 1024, cfg=3.0, temperature=0.5, top_k=900, top_p=0.97)
     ),
-    "07_text_to_image_Infinity_8B": lambda g: plain(
+    "16_text_to_image_Infinity_8B": lambda g: plain(
         *(g, INFINITY_8B, LIGHTHOUSE, "StageVAR_8B"),
         **sized(42, 1024, cfg=3.0, temperature=1.0, top_k=900, top_p=0.97),
     ),
-    "08_text_to_image_STAR": lambda g: plain(g, STAR, FOX, "StageVAR_STAR", **sized(42, 1024)),
-    "09_faster_STAR": lambda g: plain(g, STAR, FOX, "StageVAR_STAR", faster=True, **sized(42, 1024)),
-    "10_class_to_image_VAR": lambda g: plain(g, VAR, RETRIEVER, "StageVAR_class", **sized(42, 256, 4)),
-    "11_faster_VAR": lambda g: plain(g, VAR, RETRIEVER, "StageVAR_class", faster=True, **sized(42, 256, 4)),
-    "12_inpaint_VAR": inpaint_var,
-    "13_edit_by_text_VAREdit_2B": lambda g: edit_by_text(g, EDIT_2B, 512),
-    "14_edit_by_text_VAREdit_8B": lambda g: edit_by_text(g, EDIT_8B, 1024),
-    "15_restore_VARestorer": restore_picture,
-    "16_generate_edit_restore_2B": everything,
-    "17_draft_pick_finish_no_download": draft_pick_finish,
-    "18_vary_no_download": vary,
-    "19_image_to_image_no_download": image_to_image,
-    "20_scales_strip_no_download": strip,
-    "21_inpaint_latent_no_download": inpaint_latent,
-    "22_outpaint_no_download": outpaint,
-    "25_lora_no_download": lora_built_in,
-    "23_prompt_per_stage_no_download": lambda g: steered(
-        g, STAGED, "ConditioningSetTimestepRange", "StageVAR_stages", BUILT_IN
-    ),
-    "24_regional_prompts_no_download": lambda g: steered(
-        g, HALVES, "ConditioningSetAreaPercentage", "StageVAR_regions", BUILT_IN
-    ),
+    "17_text_to_image_STAR": lambda g: plain(g, STAR, FOX, "StageVAR_STAR", **sized(42, 1024)),
+    "18_faster_STAR": lambda g: plain(g, STAR, FOX, "StageVAR_STAR", faster=True, **sized(42, 1024)),
+    "19_class_to_image_VAR": lambda g: plain(g, VAR, RETRIEVER, "StageVAR_class", **sized(42, 256, 4)),
+    "20_faster_VAR": lambda g: plain(g, VAR, RETRIEVER, "StageVAR_class", faster=True, **sized(42, 256, 4)),
+    "21_inpaint_VAR": inpaint_var,
+    "22_edit_by_text_VAREdit_2B": lambda g: edit_by_text(g, EDIT_2B, 512),
+    "23_edit_by_text_VAREdit_8B": lambda g: edit_by_text(g, EDIT_8B, 1024),
+    "24_restore_VARestorer": restore_picture,
+    "25_generate_edit_restore_2B": everything,
 }
 
 

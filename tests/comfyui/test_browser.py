@@ -414,7 +414,7 @@ def test_a_picture_is_edited_and_the_second_try_is_said(page: Page, artifacts: P
 
 
 @pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])
-@pytest.mark.parametrize("name", ["21_inpaint_latent_no_download", "22_outpaint_no_download"])
+@pytest.mark.parametrize("name", ["10_inpaint_latent_no_download", "11_outpaint_no_download"])
 def test_a_part_is_drawn_anew_and_its_tokens_are_shown(
     page: Page, artifacts: Path, name: str, vue: bool
 ) -> None:
@@ -444,7 +444,7 @@ def test_another_number_finishes_another_draft(
     page: Page, comfy_server: ComfyServer, artifacts: Path, vue: bool
 ) -> None:
     set_renderer(page, vue)
-    drop(page, "17_draft_pick_finish_no_download", 815 + vue)
+    drop(page, "06_draft_pick_finish_no_download", 815 + vue)
     page.keyboard.press("Control+Enter")
     page.wait_for_function(SHOWN_IMAGE, timeout=5 * MINUTE)
     page.wait_for_function(SHOWN_IMAGE, arg="PreviewImage", timeout=MINUTE)

@@ -14,7 +14,7 @@ from tests.support.tiny_families import write_families
 
 CHECKS = ("same_end", "picks", "presets", "drafts", "finished", "room", "patches", "memory", "progress")
 CHECKS += ("cancel", "changes", "families", "refusals")
-SHIPPED = "17_draft_pick_finish_no_download"
+SHIPPED = "06_draft_pick_finish_no_download"
 
 
 @pytest.fixture(scope="module")

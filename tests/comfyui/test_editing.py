@@ -28,10 +28,10 @@ CHECKS = ("sizes", "square", "batches", "tries", "room", "notes", "cancel", "mem
 SHIPPED = "05_edit_by_text_no_download"
 FOLDERS = {"transformer": "diffusion_models", "tokenizer": "vae", "text_encoder": "text_encoders"}
 DOWNLOADED = {
-    "13_edit_by_text_VAREdit_2B": "2B-512.pth",
-    "14_edit_by_text_VAREdit_8B": "8B-1024.pth",
-    "15_restore_VARestorer": "varestorer.pth",
-    "16_generate_edit_restore_2B": "2B-512.pth",
+    "22_edit_by_text_VAREdit_2B": "2B-512.pth",
+    "23_edit_by_text_VAREdit_8B": "8B-1024.pth",
+    "24_restore_VARestorer": "varestorer.pth",
+    "25_generate_edit_restore_2B": "2B-512.pth",
 }
 
 

@@ -14,11 +14,11 @@ from tests.support.testbed import Bed, run_inside
 from tests.support.tiny_families import CLIP_FILE, STAR_FILE, TOKENIZER_FILE, VAR_FILE, write_families
 
 FAMILIES = (
-    "10_class_to_image_VAR",
-    "11_faster_VAR",
-    "08_text_to_image_STAR",
-    "09_faster_STAR",
-    "12_inpaint_VAR",
+    "19_class_to_image_VAR",
+    "20_faster_VAR",
+    "17_text_to_image_STAR",
+    "18_faster_STAR",
+    "21_inpaint_VAR",
 )
 CHECKS = ("loaded", "var", "defaults", "in-painting", "in-painting with bits", "star")
 CHECKS += ("star, accelerated", "refusals")
@@ -61,7 +61,7 @@ def shipped(name: str) -> Json:
 @pytest.fixture
 def prompt() -> Json:
     """The shipped class-to-image workflow with the tiny files."""
-    made = shipped("10_class_to_image_VAR")
+    made = shipped("19_class_to_image_VAR")
     with_value(made, "label", "3")
     with_value(made, "batch_size", 1)
     return made

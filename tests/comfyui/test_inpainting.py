@@ -25,7 +25,7 @@ CHECKS = (
     *("read_back", "same_machinery", "sizes", "batches", "masks", "other_pictures"),
     *("families", "preview", "paste", "refusals"),
 )
-INPAINT, OUTPAINT = "21_inpaint_latent_no_download", "22_outpaint_no_download"
+INPAINT, OUTPAINT = "10_inpaint_latent_no_download", "11_outpaint_no_download"
 OTHER = "a striped red ring to the left of a green triangle on a white background"
 
 

@@ -46,7 +46,7 @@ def test_check_passes_inside_comfyui(said: str, check: str) -> None:
 @pytest.fixture
 def prompt() -> Json:
     """The shipped workflow in API format: one picture with the LoRA, and the same without."""
-    return read_json(shipped_workflow("25_lora_no_download"))
+    return read_json(shipped_workflow("14_lora_no_download"))
 
 
 def colours(server: ComfyServer, prompt: Json) -> list[set[str]]:

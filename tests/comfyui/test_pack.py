@@ -90,7 +90,7 @@ def test_names_carry_the_words_that_people_search_for(comfy_server: ComfyServer,
 def test_workflow_templates_are_offered(comfy_server: ComfyServer) -> None:
     offered = comfy_server.get("/workflow_templates")
     wanted = {"01_text_to_image_no_download", "02_faster_no_download", "04_compare_presets_no_download"}
-    wanted |= {"10_class_to_image_VAR", "11_faster_VAR", "12_inpaint_VAR"}
-    wanted |= {"08_text_to_image_STAR", "09_faster_STAR"}
-    wanted |= {"21_inpaint_latent_no_download", "22_outpaint_no_download"}
+    wanted |= {"19_class_to_image_VAR", "20_faster_VAR", "21_inpaint_VAR"}
+    wanted |= {"17_text_to_image_STAR", "18_faster_STAR"}
+    wanted |= {"10_inpaint_latent_no_download", "11_outpaint_no_download"}
     assert wanted <= set(offered[PACK_NAME])

@@ -9,7 +9,7 @@ from testbed.comfy_server import ComfyServer, Json, PromptRejected, nodes_of, re
 from stagevar_core.scenes.scorer import read
 from tests.support.events import saved_images, with_value
 
-STAGED, REGIONAL = "23_prompt_per_stage_no_download", "24_regional_prompts_no_download"
+STAGED, REGIONAL = "12_prompt_per_stage_no_download", "13_regional_prompts_no_download"
 
 
 def made(server: ComfyServer, prompt: Json) -> list[np.ndarray]:

@@ -51,7 +51,7 @@ def objects(picture: np.ndarray) -> list[tuple[str, int, int]]:
 
 
 def test_shipped_variations_keep_the_composition(comfy_server: ComfyServer) -> None:
-    made, before, after = shipped("18_vary_no_download")
+    made, before, after = shipped("07_vary_no_download")
     entry = comfy_server.run(made)
     (one,), four = (saved_images(comfy_server, entry, node) for node in (before, after))
     assert len(four) == 4 and [objects(each) for each in four] == [objects(one)] * 4
@@ -63,7 +63,7 @@ def test_shipped_variations_keep_the_composition(comfy_server: ComfyServer) -> N
 
 
 def test_shipped_drawing_becomes_what_the_prompt_says(comfy_server: ComfyServer) -> None:
-    made, before, after = shipped("19_image_to_image_no_download")
+    made, before, after = shipped("08_image_to_image_no_download")
     entry = comfy_server.run(made)
     (one,), (other,) = (saved_images(comfy_server, entry, node) for node in (before, after))
     drawn, became = objects(one), objects(other)
@@ -74,7 +74,7 @@ def test_shipped_drawing_becomes_what_the_prompt_says(comfy_server: ComfyServer)
 
 
 def test_shipped_strip_is_an_animation_of_all_scales(comfy_server: ComfyServer) -> None:
-    made = read_json(shipped_workflow("20_scales_strip_no_download"))
+    made = read_json(shipped_workflow("09_scales_strip_no_download"))
     (shown,), (saver,) = (nodes_of(made, kind) for kind in ("PreviewImage", "SaveAnimatedWEBP"))
     made[shown]["class_type"] = "SaveImage"
     made[shown]["inputs"]["filename_prefix"] = "scales"
@@ -89,7 +89,7 @@ def test_shipped_strip_is_an_animation_of_all_scales(comfy_server: ComfyServer) 
 
 @pytest.mark.parametrize("ways", [(), ("image", "latent")], ids=["neither", "both"])
 def test_one_picture_has_to_be_connected(comfy_server: ComfyServer, ways: tuple[str, ...]) -> None:
-    made = read_json(shipped_workflow("18_vary_no_download"))
+    made = read_json(shipped_workflow("07_vary_no_download"))
     (node,), (sampler, _) = nodes_of(made, "StageVARVary"), nodes_of(made, "StageVARSampler")
     decoder = made[nodes_of(made, "PreviewImage")[0]]["inputs"]["images"]
     given = {"image": decoder, "latent": [sampler, 0]}

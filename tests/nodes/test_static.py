@@ -346,7 +346,7 @@ def test_workflow_has_a_thumbnail_and_says_where_its_files_are(path: Path) -> No
     kinds = [node["type"] for node in loaders]
     # Classes and what is only restored need no text encoder, and one node loads all three.
     whole, wordless = "StageVARLoad" in kinds, path.stem.endswith(("_VAR", "_VARestorer"))
-    further = {"05_edit_by_text_no_download": 1, "16_generate_edit_restore_2B": 2, "25_lora_no_download": 1}
+    further = {"05_edit_by_text_no_download": 1, "25_generate_edit_restore_2B": 2, "14_lora_no_download": 1}
     assert len(loaders) == (1 if whole else 2 if wordless else 3) + further.get(path.stem, 0)
     for node in loaders:
         hints = node["properties"].get("models", [])
@@ -371,7 +371,7 @@ def test_every_file_of_a_workflow_is_a_value_that_the_page_can_miss(path: Path) 
 
 @pytest.mark.parametrize(
     ("plain", "accelerated"),
-    [("10_class_to_image_VAR", "11_faster_VAR"), ("08_text_to_image_STAR", "09_faster_STAR")],
+    [("19_class_to_image_VAR", "20_faster_VAR"), ("17_text_to_image_STAR", "18_faster_STAR")],
 )
 def test_the_accelerated_workflow_is_the_plain_one_with_a_preset(plain: str, accelerated: str) -> None:
     """The same models, prompt, seed and settings, so that the two can be compared."""
