@@ -25,7 +25,8 @@ _MAX_SIDE = 16384
 _MAX_BATCH = 64
 _ASIDE = "negative has no effect: the picture's own prompt, from StageVAR Change Words, takes its place"
 _EDITED = "the edit keeps its part up to here: StageVAR Continue draws the later scales of the whole picture"
-# What older versions wrote on the node; their pages stored it in files, from where it lands in ``refine``.
+# What older versions wrote on the node; their pages stored it in files, from where it lands behind the values
+# of their time.
 _STATUS = re.compile(r"\d+x\d+.*, \d+ scales|: (?:as many|[\d.]+x fewer) FLOPs", re.DOTALL)
 
 
@@ -113,10 +114,12 @@ def _inputs() -> list[io.Input]:
 
 
 def _mended(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values without what older versions wrote on the node, where it was stored for ``refine``."""
-    refine = values.get("refine")
-    stale = isinstance(refine, str) and _STATUS.search(refine)
-    return {name: value for name, value in values.items() if name != "refine" or not stale}
+    """The values without what older versions wrote on the node, where it was stored for a later input."""
+
+    def stale(name: str, value: Any) -> bool:
+        return name in ("refine", "stop_after") and isinstance(value, str) and bool(_STATUS.search(value))
+
+    return {name: value for name, value in values.items() if not stale(name, value)}
 
 
 def _model_inputs() -> list[io.Input]:

@@ -87,6 +87,10 @@ KINDS = {
     "StageVARStageReport": Kind({"report": "STAGE_REPORT"}, (), {"plot": "IMAGE", "json": "STRING"}),
     "CLIPTextEncode": Kind({"clip": "CLIP"}, ("text",), {"CONDITIONING": "CONDITIONING"}),
     "VAEDecode": Kind({"samples": "LATENT", "vae": "VAE"}, (), {"IMAGE": "IMAGE"}),
+    "RebatchImages": Kind({"images": "IMAGE"}, ("batch_size",), {"IMAGE": "IMAGE"}),
+    "ImageGrid": Kind(
+        {"images": "IMAGE"}, ("columns", "cell_width", "cell_height", "padding"), {"images": "IMAGE"}
+    ),
     "LatentFromBatch": Kind({"samples": "LATENT"}, ("batch_index", "length"), {"LATENT": "LATENT"}),
     "SaveImage": Kind({"images": "IMAGE"}, ("filename_prefix",), {}),
     "PreviewImage": Kind({"images": "IMAGE"}, (), {}),
@@ -297,6 +301,8 @@ TITLES = {
     "CLIPTextEncode": "CLIP Text Encode (Prompt)",
     "VAEDecode": "VAE Decode",
     "LatentFromBatch": "Latent From Batch",
+    "RebatchImages": "Rebatch Images",
+    "ImageGrid": "Image Grid",
     "SaveImage": "Save Image",
     "PreviewImage": "Preview Image",
     "EmptyImage": "Empty Image",

@@ -65,7 +65,12 @@ def prefix_key(
         digest.update(repr((tuple(tensor.shape), tensor.dtype)).encode())
         digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     negative = conditioning.negative is not None
-    return weakref.ref(model), prefix, guided, negative, model.compute_dtype, digest.hexdigest()
+    return *model_key(model), prefix, guided, negative, digest.hexdigest()
+
+
+def model_key(model: Transformer) -> tuple[object, ...]:
+    """A model as long as it lives; another one with compiled blocks, which are wrapped anew for each run."""
+    return weakref.ref(getattr(model, "network", model)), type(model), model.compute_dtype
 
 
 def _tensors(conditioning: Conditioning) -> Iterator[Tensor]:

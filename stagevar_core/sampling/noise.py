@@ -16,18 +16,18 @@ class SeededNoise:
     """
 
     def __init__(self, seed: int, batch: int, device: str | torch.device = "cpu") -> None:
-        # Seeds wrap at 64 bits, the range of the host's seed widget.
-        self._begin(tuple((seed + index) % 2**64 for index in range(batch)), device)
+        self._begin([seed + index for index in range(batch)], device)
 
     @classmethod
     def of(cls, seeds: Sequence[int], device: str | torch.device = "cpu") -> "SeededNoise":
         """Streams of any seeds, one per image."""
         noise = cls(0, 0, device)
-        noise._begin(tuple(seeds), device)
+        noise._begin(seeds, device)
         return noise
 
-    def _begin(self, seeds: tuple[int, ...], device: str | torch.device) -> None:
-        self.seeds = seeds
+    def _begin(self, seeds: Sequence[int], device: str | torch.device) -> None:
+        # Seeds wrap at 64 bits, the range of the host's seed widget.
+        self.seeds = tuple(seed % 2**64 for seed in seeds)
         self._generators = [torch.Generator(device).manual_seed(each) for each in self.seeds]
         self._second = [torch.Generator(device).manual_seed(each) for each in self.seeds]
         self._device = device

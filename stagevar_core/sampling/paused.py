@@ -6,7 +6,6 @@ scales run again on their codes, which costs their work and keeps the same.
 
 import hashlib
 import math
-import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from ..conditioning.types import Conditioning
 from ..models.contract import Transformer
 from ..network.cache import KVCache
 from ..schedule import Scale
+from .kept import model_key
 from .result import ScaleCodes
 from .rows import GuidanceRows
 
@@ -102,7 +102,7 @@ def image_key(conditioning: Conditioning, index: int, scales: Sequence[ScaleCode
 
 def run_key(model: Transformer, *parts: object) -> Key:
     """What the state of a run depends on beside its images: the model as long as it lives, and ``parts``."""
-    return weakref.ref(model), model.compute_dtype, *parts
+    return *model_key(model), *parts
 
 
 def _values(value: Any) -> Iterator[Any]:

@@ -411,3 +411,39 @@ def test_a_picture_is_edited_and_the_second_try_is_said(page: Page, artifacts: P
     reused = f"() => ({SAID})().StageVAREditByText?.some(line => line.includes('of an earlier run'))"
     page.wait_for_function(reused, timeout=5 * MINUTE)
     assert not page.locator(".p-toast-message-error").all_inner_texts()
+
+
+PICK = """number => {
+    const node = window.app.graph.nodes.find(found => found.type === 'LatentFromBatch');
+    node.widgets.find(widget => widget.name === 'batch_index').value = number;
+}"""
+SHOWN_SOURCES = """type => {
+    const node = window.app.graph.nodes.find(found => found.type === type);
+    const drawn = [...document.querySelectorAll(`[data-node-id="${node.id}"] img`)];
+    return (node.imgs?.length ? node.imgs : drawn).map(image => image.src);
+}"""
+
+
+@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])
+def test_another_number_finishes_another_draft(
+    page: Page, comfy_server: ComfyServer, artifacts: Path, vue: bool
+) -> None:
+    set_renderer(page, vue)
+    drop(page, "17_draft_pick_finish_no_download", 815 + vue)
+    page.keyboard.press("Control+Enter")
+    page.wait_for_function(SHOWN_IMAGE, timeout=5 * MINUTE)
+    page.wait_for_function(SHOWN_IMAGE, arg="PreviewImage", timeout=MINUTE)
+    said = page.evaluate(SAID)
+    assert "as a draft of 96 x 96" in said["StageVARSampler"][0]
+    assert any("goes on from" in line for line in said["StageVARContinue"])
+    before = page.evaluate(SHOWN_SOURCES, "SaveImage")
+    page.evaluate(PICK, 3)
+    page.keyboard.press("Control+Enter")
+    changed = f"([type, before]) => ({SHOWN_SOURCES})(type)[0] && ({SHOWN_SOURCES})(type)[0] !== before"
+    page.wait_for_function(changed, arg=["SaveImage", before[0]], timeout=5 * MINUTE)
+    screenshot(page, artifacts / f"browser_drafts_{'vue' if vue else 'canvas'}.png")
+    last = list(comfy_server.get("/history").values())[-1]
+    cached = next(data for name, data in last["status"]["messages"] if name == "execution_cached")
+    prompt = last["prompt"][2]
+    assert sampler_node(prompt) in cached["nodes"]
+    assert not page.locator(".p-toast-message-error").all_inner_texts()

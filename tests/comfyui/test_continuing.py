@@ -38,21 +38,20 @@ def drafts() -> Json:
     """The shipped workflow with drafts that are saved."""
     made = read_json(shipped_workflow(SHIPPED))
     made[only_node(made, "PreviewImage")]["class_type"] = "SaveImage"
-    first, second = (node for node in made.values() if node["class_type"] == "SaveImage")
-    first["inputs"].setdefault("filename_prefix", "drafts")
-    second["inputs"].setdefault("filename_prefix", "drafts")
+    for node in made.values():
+        if node["class_type"] == "SaveImage":
+            node["inputs"].setdefault("filename_prefix", "drafts")
     return made
 
 
 def places(made: Json) -> tuple[str, str]:
-    """The nodes that save the drafts, and the picture."""
-    decoders = {
-        node: made[made[node]["inputs"]["images"][0]]["inputs"]["samples"][0]
+    """The nodes that save the grid of drafts, and the picture."""
+    saved = {
+        made[each["inputs"]["images"][0]]["class_type"]: node
         for node, each in made.items()
         if each["class_type"] == "SaveImage"
     }
-    by_kind = {made[source]["class_type"]: node for node, source in decoders.items()}
-    return by_kind["StageVARSampler"], by_kind["StageVARContinue"]
+    return saved["ImageGrid"], saved["VAEDecode"]
 
 
 def test_shipped_workflow_draws_drafts_once_and_finishes_the_picked_one(
@@ -65,9 +64,11 @@ def test_shipped_workflow_draws_drafts_once_and_finishes_the_picked_one(
     )
     drafts[sampler]["inputs"]["seed"] = 4711  # no other test's
     entry = comfy_server.run(drafts)
-    before = saved_images(comfy_server, entry, small)
+    (grid,) = saved_images(comfy_server, entry, small)
     (first,) = saved_images(comfy_server, entry, large)
-    assert [picture.shape for picture in before] == [(96, 96, 3)] * 8 and first.shape == (128, 128, 3)
+    assert grid.shape == (2 * 192 + 4, 4 * 192 + 12, 3) and first.shape == (128, 128, 3)
+    cells = [grid[196 * (n // 4) :, 196 * (n % 4) :][:192, :192] for n in range(8)]
+    assert all(np.abs(one - other).mean() > 0.001 for one, other in zip(cells, cells[1:], strict=False))
     assert "as a draft of 96 x 96" in entry["outputs"][sampler]["text"][0]
     assert any(
         "those of the run that this one goes on from" in line for line in entry["outputs"][done]["text"]

@@ -219,7 +219,9 @@ def test_status_text_of_older_pages_is_taken_for_auto(comfy_server: ComfyServer,
         STATUS,
         "off: as many FLOPs as the dense run\n100% of the tokens computed, KV 8.6 MB, 4.88 s",
     ):
-        owner_of(prompt, "refine")["refine"] = refine
+        owner_of(prompt, "refine").update(
+            refine=refine, stop_after=refine if refine != "auto" else "finished"
+        )
         owner_of(prompt, "seed")["seed"] = 63
         pictures += saved_images(comfy_server, comfy_server.run(prompt))
     assert all(np.array_equal(picture, pictures[0]) for picture in pictures[1:])

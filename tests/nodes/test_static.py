@@ -28,6 +28,8 @@ CORE = {
     "LoadImage": ([], 2),
     "PreviewImage": (["images"], 0),
     "LatentFromBatch": (["samples"], 2),
+    "RebatchImages": (["images"], 1),
+    "ImageGrid": (["images"], 4),
     "SolidMask": ([], 3),
     "EmptyImage": ([], 4),
     "ImageCompositeMasked": (["destination", "source", "mask"], 3),

@@ -6,6 +6,7 @@ import torch
 from stagevar_core.acceleration.policy import RunInfo
 from stagevar_core.acceleration.presets import PRESETS, preset
 from stagevar_core.acceleration.stages import kept_scales
+from stagevar_core.models.compiling import CompiledTransformer, Compiler
 from stagevar_core.models.draws import run_costs
 from stagevar_core.sampling.drafts import draft_grid, reduced
 from stagevar_core.sampling.forecast import forecast
@@ -308,3 +309,25 @@ def test_states_of_other_runs_are_refused_by_name() -> None:
         RunState.from_bytes([state.to_bytes(0), state.first(2).to_bytes(1)])
     with pytest.raises(ValueError, match="until"):
         draws(until=0)
+
+
+def test_noise_of_seeds_is_that_of_each() -> None:
+    scale, device = ScaleSchedule.of([(2, 2)])[0], torch.device("cpu")
+    several = SeededNoise.of((7, 3, 2**64 + 3))
+    assert several.seeds == (7, 3, 3)
+    for ways in ("exponential", "uniform"):
+        found = getattr(several, ways)(scale, (3, 4), device)
+        alone = [getattr(SeededNoise(seed, 1), ways)(scale, (1, 4), device) for seed in (7, 3, 3)]
+        assert torch.equal(found, torch.cat(alone))
+
+
+def test_models_with_compiled_blocks_go_on_from_their_own() -> None:
+    """The wrapper is made anew for every run."""
+    draws, paused = Draws(BY_NAME["infinity"]), PausedRun()
+    plain, compiler = draws.model, Compiler("eager")
+    draws.model = CompiledTransformer(plain, compiler)
+    state = draws.state(draws(until=3, paused=paused))
+    draws.model = CompiledTransformer(plain, compiler)
+    assert draws(resumed=state, paused=paused).trace.scales[0].note == GONE_ON
+    draws.model = plain
+    assert draws(resumed=state, paused=paused).trace.scales[0].ran
