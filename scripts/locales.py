@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 from testbed.bootstrap import bootstrap
@@ -42,7 +41,7 @@ def text(content: Any) -> str:
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
-def main(place: Path = PLACE) -> int:
+def main() -> int:
     """Writes the file; returns the exit code."""
     try:
         setup = bootstrap()
@@ -51,9 +50,8 @@ def main(place: Path = PLACE) -> int:
     except (SetupError, ServerError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    place.parent.mkdir(parents=True, exist_ok=True)
-    place.write_text(text(made), encoding="utf-8")
-    print(place.relative_to(ROOT))
+    PLACE.write_text(text(made), encoding="utf-8")
+    print(PLACE.relative_to(ROOT))
     return 0
 
 
