@@ -526,8 +526,11 @@ def test_the_page_speaks_chinese_and_workflows_stay(page: Page, artifacts: Path,
 
 BLUEPRINT = "Fast Text to Image (StageVAR)"
 # The widgets that the node of a blueprint shows, by the names that they have inside.
-OUTER = """() => JSON.stringify(Object.fromEntries(window.app.graph.nodes.find(node => node.subgraph).widgets.map(
-    widget => [widget.name.replace(/^\\d+: /, ''), widget.value])))"""
+OUTER = """() => {
+    const made = window.app.graph.nodes.find(node => node.subgraph);
+    const named = widget => [widget.name.replace(/^\\d+: /, ''), widget.value];
+    return JSON.stringify(Object.fromEntries(made.widgets.map(named)));
+}"""
 SAVE = """() => {
     const made = window.app.graph.nodes.find(node => node.subgraph);
     const save = window.LiteGraph.createNode('SaveImage');
