@@ -496,7 +496,7 @@ def search(page: Page, words: str) -> list[str]:
 def test_the_page_speaks_chinese_and_workflows_stay(page: Page, artifacts: Path, vue: bool) -> None:
     """Names change on the page alone: what is sent and stored is the same as in English.
 
-    Pages before 1.35 forget the translations of packs when they load a language; they stay English.
+    The page of 0.3.75 forgets the translations of packs when it loads a language; it stays English.
     """
     path = shipped_workflow("06_draft_pick_finish_no_download", api=False)
     workflow = read_json(path)
