@@ -462,3 +462,104 @@ def test_another_number_finishes_another_draft(
     prompt = last["prompt"][2]
     assert sampler_node(prompt) in cached["nodes"]
     assert not page.locator(".p-toast-message-error").all_inner_texts()
+
+
+CHOOSE = """async ([language, vue]) => {
+    await window.app.extensionManager.setting.set('Comfy.Locale', language);
+    await window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', vue);
+}"""
+# What the page shows of a new node, beside the names that it stores.
+NAMED = """type => {
+    const node = window.LiteGraph.createNode(type);
+    return JSON.stringify({
+        title: node.title,
+        widgets: node.widgets.map(widget => [widget.name, widget.label]),
+        inputs: node.inputs.map(input => [input.name, input.localized_name]),
+        outputs: node.outputs.map(output => output.localized_name),
+    });
+}"""
+STORED_VALUES = """() => JSON.stringify(window.app.graph.serialize().nodes.map(
+    node => [node.id, node.type, node.widgets_values]))"""
+
+
+def search(page: Page, words: str) -> list[str]:
+    """What the node search finds, by the names that it shows; it stays open."""
+    page.evaluate("() => window.app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
+    box = page.locator(".comfy-vue-node-search-container input")
+    box.wait_for(timeout=MINUTE)
+    box.fill(words)
+    page.wait_for_timeout(1000)
+    return [name.strip() for name in page.locator(".option-display-name").all_inner_texts()]
+
+
+@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])
+def test_the_page_speaks_chinese_and_workflows_stay(page: Page, artifacts: Path, vue: bool) -> None:
+    """Names change on the page alone: what is sent and stored is the same as in English.
+
+    The page of 0.3.75 forgets the translations of packs when it loads a language; it stays English.
+    """
+    path = shipped_workflow("06_draft_pick_finish_no_download", api=False)
+    workflow = read_json(path)
+    page.evaluate(CHOOSE, ["zh", vue])
+    try:
+        page.reload(wait_until="commit")
+        page.wait_for_timeout(2000)
+        page.wait_for_function(READY, timeout=2 * MINUTE)
+        found = {
+            language: read_json(ROOT / "locales" / language / "nodeDefs.json") for language in ("en", "zh")
+        }
+        title = json.loads(page.evaluate(NAMED, "StageVARSampler"))["title"]
+        nodes = found["zh" if title == found["zh"]["StageVARSampler"]["display_name"] else "en"]
+        for kind in ("StageVARSampler", "StageVARAccelerate", "StageVARContinue"):
+            shown, known = json.loads(page.evaluate(NAMED, kind)), nodes[kind]
+            names = {name: said["name"] for name, said in known["inputs"].items()}
+            assert shown["title"] == known["display_name"] and dict(shown["inputs"]) == names
+            assert all(names.get(name, label) == label for name, label in shown["widgets"])
+            assert shown["outputs"] == [said["name"] for said in known["outputs"].values()]
+        sent = json.loads(page.evaluate(CONVERT, path.read_text(encoding="utf-8")))
+        assert without_titles(sent) == without_titles(read_json(path.parent / "api" / path.name))
+        values = [[node["id"], node["type"], node.get("widgets_values")] for node in workflow["nodes"]]
+        kept = json.loads(page.evaluate(STORED_VALUES))
+        assert [node for node in kept if node[1].startswith("StageVAR")] == [
+            node for node in values if node[1].startswith("StageVAR")
+        ]
+        screenshot(page, artifacts / f"browser_zh_{'vue' if vue else 'canvas'}.png")
+    finally:
+        page.evaluate(CHOOSE, ["en", False])
+
+
+BLUEPRINT = "Fast Text to Image (StageVAR)"
+# The widgets that the node of a blueprint shows, by the names that they have inside.
+OUTER = """() => {
+    const made = window.app.graph.nodes.find(node => node.subgraph);
+    const named = widget => [widget.name.replace(/^\\d+: /, ''), widget.value];
+    return JSON.stringify(Object.fromEntries(made.widgets.map(named)));
+}"""
+SAVE = """() => {
+    const made = window.app.graph.nodes.find(node => node.subgraph);
+    const save = window.LiteGraph.createNode('SaveImage');
+    window.app.graph.add(save);
+    save.pos = [made.pos[0] + made.size[0] + 100, made.pos[1]];
+    made.connect(0, save, 0);
+}"""
+
+
+@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])
+def test_the_blueprint_is_found_and_makes_a_picture(page: Page, artifacts: Path, vue: bool) -> None:
+    set_renderer(page, vue)
+    page.evaluate("() => window.app.graph.clear()")
+    assert search(page, "Fast Text") == [BLUEPRINT]
+    page.keyboard.press("Enter")
+    page.wait_for_function("() => window.app.graph.nodes.some(node => node.subgraph)", timeout=MINUTE)
+    page.evaluate(SAVE)
+    before = json.loads(page.evaluate(OUTER))
+    assert list(before) == [
+        *("text", "seed", "control_after_generate", "width", "height", "preset", "model_name")
+    ]
+    page.keyboard.press("Control+Enter")
+    page.wait_for_function(SHOWN_IMAGE, timeout=5 * MINUTE)
+    assert page.evaluate(SHOWN_IMAGE) == [128, 128]
+    after = {name: value for name, value in json.loads(page.evaluate(OUTER)).items() if "preview" not in name}
+    assert after.pop("seed") != before.pop("seed") and after == before
+    screenshot(page, artifacts / f"browser_blueprint_{'vue' if vue else 'canvas'}.png")
+    assert not page.locator(".p-toast-message-error").all_inner_texts()

@@ -25,7 +25,7 @@ QUIET = {
     "COMFY_OBJECT_INFO_TTL": "0",
 }
 # What a user's ComfyUI needs of this pack; everything else must stay out of the archive.
-RUNTIME_PLACES = {"nodes", "stagevar_core", "workflows", "models", "locales", "web", "assets"}
+RUNTIME_PLACES = {"nodes", "stagevar_core", "workflows", "subgraphs", "models", "locales", "web", "assets"}
 RUNTIME_FILES = {"__init__.py", "pyproject.toml", "requirements.txt", "README.md", "LICENSE", "CHANGELOG.md"}
 
 Comfy = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -137,3 +137,5 @@ def test_archive_holds_only_runtime_files(comfy: Comfy, checkout_copy: Path) -> 
     } <= set(names)
     assert any(name.endswith(".safetensors") for name in names), "the embedded model is missing"
     assert f"workflows/{WORKFLOW}.json" in names
+    assert {f"locales/{language}/nodeDefs.json" for language in ("en", "zh")} <= set(names)
+    assert [name for name in names if name.startswith("subgraphs/") and name.endswith(".json")]
