@@ -282,7 +282,7 @@ def test_workflow_has_an_app_panel_of_what_it_has(path: Path) -> None:
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 def test_a_note_names_samplers_by_where_they_are(path: Path) -> None:
-    """Two that stand beside each other are a left and a right one, two in a column an upper and a lower one."""
+    """Beside each other they are a left and a right one, in a column an upper and a lower one."""
     nodes = json.loads(path.read_text(encoding="utf-8"))["nodes"]
     note = next(node for node in nodes if node["type"] == "MarkdownNote")["widgets_values"][0]
     drawing = ("StageVARSampler", "StageVAREditByText")
