@@ -281,6 +281,18 @@ def test_workflow_has_an_app_panel_of_what_it_has(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_a_note_names_samplers_by_where_they_are(path: Path) -> None:
+    """Beside each other they are a left and a right one, in a column an upper and a lower one."""
+    nodes = json.loads(path.read_text(encoding="utf-8"))["nodes"]
+    note = next(node for node in nodes if node["type"] == "MarkdownNote")["widgets_values"][0]
+    drawing = ("StageVARSampler", "StageVAREditByText")
+    columns = {node["pos"][0] for node in nodes if node["type"] in drawing}
+    sides = re.findall(r"\b(left|right|upper|lower)\b (?:sampler|one)", note)
+    beside = {"left", "right"} if len(columns) > 1 else {"upper", "lower"}
+    assert set(sides) <= beside, sides
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 def test_no_wire_runs_behind_a_node(path: Path) -> None:
     assert hidden_wires(read(path)) == []
 

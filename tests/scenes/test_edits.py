@@ -1,6 +1,9 @@
 """Edits of scenes: every instruction says what changes, and the scorer tells whether it did."""
 
+import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +19,10 @@ from stagevar_core.scenes.edits import (
     score_edit,
     undone,
 )
-from stagevar_core.scenes.grammar import is_held_out
+from stagevar_core.scenes.grammar import is_held_out, parse, place
+
+ROOT = Path(__file__).resolve().parents[2]
+WORKFLOW = ROOT / "workflows" / "05_edit_by_text_no_download.json"
 
 
 def edits(kind: str | None = None, split: str = "test", count: int = 40, seed: int = 0):
@@ -79,3 +85,16 @@ def test_scenes_without_room_have_no_such_edit() -> None:
         moved, added, removed = (edit_of(scene, rng, kind) for kind in ("move", "add", "remove"))
         assert (moved is None and added is None) or scene.task == "grid"
         assert removed is None or (scene.task != "count" and len(scene.objects) > 1)
+
+
+def test_the_workflow_proposes_what_the_editor_was_trained_on_for_its_picture() -> None:
+    """Other words, a colour twice and things that cannot move there are followed badly or not at all."""
+    nodes = json.loads(WORKFLOW.read_text(encoding="utf-8"))["nodes"]
+    texts = {node.get("title"): node["widgets_values"][0] for node in nodes if node.get("widgets_values")}
+    rng = np.random.default_rng(0)
+    scene = place(parse(texts["The picture"]), rng)
+    known = {edit.instruction for kind in KINDS for _ in range(300) if (edit := edit_of(scene, rng, kind))}
+    (line,) = [line for line in texts["How to use"].splitlines() if "For this picture:" in line]
+    proposed = re.findall(r"\*((?:make|paint|remove|take away|move|add) [^*]+)\*", line)
+    assert len(proposed) >= 4
+    assert {*proposed, texts["What to change"]} <= known
