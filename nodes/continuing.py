@@ -22,8 +22,10 @@ from .host.stopping import FINISHED, STOPS, begun_elsewhere, paused_in, scales_u
 from .host.vae import TokenizerVAE
 from .host.values import OwnNumber, check_given, checked
 
+_NAMES = {"cfg": "cfg_scale", "temperature": "temperature", "top_k": "top_k", "top_p": "top_p"}
 _OWN = "auto: as the run was begun"
 _TWINS = "some pictures are the same run with the same seed, so they come out the same; give a seed"
+_UNMASKED = "the latent's noise mask has no effect here; StageVAR Sampler follows it, on finished pictures"
 _IN_TURN = "the prompts are taken in turn by the pictures of this latent, whichever they were begun with"
 
 
@@ -102,15 +104,28 @@ class Continue(Node):
             paused=PausedRun("cpu", spare() if stops else 0, paused_in(latent, pair.model)),
         )
         made = f"{f'{batch} images of ' if batch > 1 else ''}{width} x {height}"
-        notes = (*said, *begun_elsewhere(state, pair), *_notes(state, positive), *notes)
+        begun = (*_differing(state, wanted), *begun_elsewhere(state, pair))
+        masked = () if latent.get("noise_mask") is None else (_UNMASKED,)
+        notes = (*said, *begun, *masked, *_notes(state, positive), *notes)
         drawn = draw(job, size, made, notes)
         return io.NodeOutput(drawn.latent, drawn.report, ui={"text": drawn.lines})
 
 
 def _settings(begun: SamplingSettings, wanted: Mapping[str, Any]) -> SamplingSettings:
     """Those of the run, but for what is asked for."""
-    names = {"cfg": "cfg_scale", "temperature": "temperature", "top_k": "top_k", "top_p": "top_p"}
-    return replace(begun, **{own: wanted[name] for name, own in names.items() if wanted[name] is not None})
+    return replace(begun, **{own: wanted[name] for name, own in _NAMES.items() if wanted[name] is not None})
+
+
+def _differing(state: RunState, wanted: Mapping[str, Any]) -> tuple[str, ...]:
+    """That the runs were begun with different settings, of which only the first one's are gone on with."""
+    shown = {own: name for name, own in _NAMES.items()}
+    names = [shown.get(own, own) for own in state.differing if wanted.get(shown.get(own, own)) is None]
+    if not names:
+        return ()
+    return (
+        f"begun with different values of {', '.join(names)}; all go on with those of the first picture. "
+        "Finish them one by one to keep their own",
+    )
 
 
 def _notes(state: RunState, positive: HostConditioning) -> tuple[str, ...]:

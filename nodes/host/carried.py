@@ -43,8 +43,8 @@ def visible(samples: Tensor, channels: int) -> Tensor:
     """The tokenizer's ``channels`` of samples (B, C, h, w), where the others are what a run left."""
     if samples.dim() != 4 or samples.shape[1] <= channels or 0 in samples.shape:
         return samples
-    low, high = samples[:, channels].float().aminmax()
-    even = bool(high - low <= 1e-3 * high) and bool(high > 0)
+    low, high = (float(end) for end in samples[:, channels].float().aminmax())
+    even = low * high > 0 and high - low <= 1e-3 * max(abs(low), abs(high))  # other nodes may multiply it
     return samples[:, :channels] if even else samples
 
 

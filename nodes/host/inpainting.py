@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ...stagevar_core.checks import inside
 from ...stagevar_core.sampling.editing import scale_masks
+from ...stagevar_core.sampling.state import RunState
 from ...stagevar_core.schedule import ScaleSchedule
 from . import latents, sockets
 from .carried import carried
@@ -60,42 +61,61 @@ def latent_start(pair: Pair, value: object, batch: int, most: int) -> Start:
     if latents.is_empty(samples):
         unused = () if mask is None else (_NO_PICTURE,)
         return Start(latents.empty_size("latent", given), batch, None, (*notes, *unused))
-    own = latents.accumulated("latent", samples, pair.vae)
+    own, run = latents.accumulated("latent", samples, pair.vae), _run_of(samples, pair)
     stride = pair.vae.config.stride
     size = (own.shape[2] * stride, own.shape[3] * stride)
+    if run is not None and not run.finished:
+        size = pair.trained.image_size(run.schedule)  # drafts are smaller than what becomes of them
     if mask is None:
         return Start(size, batch, None, (*notes, _NO_MASK))
-    run = drawn_codes(samples, pair)
-    if run is not None:
-        return Start(size, batch, masked_edit(pair, run[0], run[1], fitted_mask(mask, size, size)), notes)
+    drawn = None if run is None else drawn_codes(run)
+    if drawn is not None:
+        return Start(size, batch, masked_edit(pair, drawn[0], drawn[1], fitted_mask(mask, size, size)), notes)
     return Start(size, batch, _latent_edit(pair, own, mask, size), notes)
 
 
-def drawn_codes(samples: Tensor, pair: Pair) -> tuple[ScaleSchedule, list[Tensor]] | None:
-    """The codes of finished runs that a latent holds, which encoding it again would change; else None.
+def drawn_codes(run: RunState) -> tuple[ScaleSchedule, list[Tensor]] | None:
+    """The codes of finished runs, which encoding the picture again would change; else None.
 
     Scales that a preset skipped have none.
     """
-    state = carried(samples, pair.vae.latent_channels)
-    if state is None or not state.finished or not state.uniform:
+    if not run.finished or not run.uniform:
         return None
-    codes = [scale.drawn for scale in state.joined() if scale.drawn is not None and scale.weights is None]
-    return (state.schedule, codes) if len(codes) == len(state.schedule) else None
+    codes = [scale.drawn for scale in run.joined() if scale.drawn is not None and scale.weights is None]
+    return (run.schedule, codes) if len(codes) == len(run.schedule) else None
+
+
+def _run_of(samples: Tensor, pair: Pair) -> RunState | None:
+    """The runs that a latent holds; None where they are not of these sizes, or it is a picture and no run.
+
+    Of several runs, and of what other nodes made of runs, the picture still counts.
+    """
+    try:
+        run = carried(samples, pair.vae.latent_channels)
+        fits = run is not None and pair.trained.snap(*pair.trained.image_size(run.schedule)) == run.schedule
+    except ValueError:
+        return None
+    return run if fits else None
 
 
 def _latent_edit(pair: Pair, own: Tensor, mask: Tensor, size: tuple[int, int]) -> Edit:
-    """The codes of a latent (B, C, h, w); where no picture has its size, those of its decoded pictures."""
+    """The codes of a latent (B, C, h, w) for pictures of ``size``; where the model has no latent so large,
+    those of its decoded pictures.
+    """
     with inside("latent: its "):
         schedule = pair.trained.snap(*size)
-    trained = pair.trained.image_size(schedule)
-    if size == trained:
+    trained, stride = pair.trained.image_size(schedule), pair.vae.config.stride
+    given = (own.shape[2] * stride, own.shape[3] * stride)
+    if given == trained:
         codes, _ = pair.vae.stored(own, schedule, pair.network.config.patch)
         return masked_edit(pair, schedule, codes, fitted_mask(mask, size, size))
+    found = "no size of the model" if given == size else "a draft"
     note = (
-        f"the latent is {size[1]} x {size[0]}, no size of the model: its picture was scaled to "
+        f"the latent is {given[1]} x {given[0]}, {found}: its picture was scaled to "
         f"{trained[1]} x {trained[0]} and encoded again"
     )
-    return image_edit(pair, pair.vae.decode(own), mask, (note,))
+    pictures = pair.vae.decode(own)
+    return image_edit(pair, pictures if given == size else fitted(pictures, size), mask, (note,))
 
 
 def _batch_notes(pictures: int, batch: int, most: int) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ import math
 import struct
 import zlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -33,8 +33,9 @@ class RunState:
     """The first scales of some images: a :class:`~.editing.Given` that a run goes on from.
 
     ``images``: what each scale added to each image, all of as many scales. ``seeds``: of the images.
-    ``settings``: of the run that drew them. ``model``, ``tokenizer``: names of the files, for messages and
-    to tell others apart.
+    ``settings``: of the run that drew them, where several did of that of the first. ``model``, ``tokenizer``:
+    names of the files, for messages and to tell others apart. ``differing``: names of the settings in which
+    the runs of these images differ.
     """
 
     schedule: ScaleSchedule
@@ -43,6 +44,7 @@ class RunState:
     settings: SamplingSettings
     model: str = ""
     tokenizer: str = ""
+    differing: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -182,6 +184,14 @@ class RunState:
             first,
             images=tuple(state.images[0] for state in states),
             seeds=tuple(state.seeds[0] for state in states),
+            differing=tuple(
+                each.name
+                for each in fields(SamplingSettings)
+                if any(
+                    getattr(state.settings, each.name) != getattr(first.settings, each.name)
+                    for state in states
+                )
+            ),
         )
 
     @classmethod

@@ -330,6 +330,21 @@ def check_changes(have: Set) -> None:
     )
 
 
+def check_joined(have: Set) -> None:
+    """What a joined batch cannot keep of its runs, and what a latent holds besides, is said on the node."""
+    import torch
+    from comfy_extras.nodes_latent import LatentBatch
+
+    from nodes import SetLatentNoiseMask
+
+    draft, other = (have.sample(1, stop_after="scale 3", cfg=cfg).args[0] for cfg in (1.0, 3.0))
+    joined = LatentBatch.execute(draft, other).args[0]
+    assert "different values of cfg" in said(have.go_on(joined, stop_after="scale 4"))
+    assert "different values" not in said(have.go_on(joined, stop_after="scale 4", cfg=2.0))
+    masked = SetLatentNoiseMask().set_mask(draft, torch.ones(1, 8, 8))[0]
+    assert "noise mask has no effect" in said(have.go_on(masked, stop_after="scale 4"))
+
+
 def check_families(have: Set) -> None:
     """VAR and STAR, whose codes are rows of a codebook."""
     import torch

@@ -259,6 +259,27 @@ def check_families(bench: Bench) -> None:
     refused(lambda: bench.sample(label, latent=wrong, **given), "latent: found 16 channels", "has 4")
 
 
+def check_runs(bench: Bench) -> None:
+    """Drafts count as what becomes of them; runs that other nodes mixed or turned are pictures still."""
+    import torch
+
+    import nodes
+
+    draft = bench.latent(stop_after="scale 3")
+    start = bench.start(draft)
+    assert start.size == (128, 128) and start.edit is None
+    masked = bench.start(nodes.SetLatentNoiseMask().set_mask(draft, bench.mask)[0])
+    assert masked.size == masked.edit.size == (128, 128)
+    assert any("a draft: its picture was scaled to 128 x 128" in note for note in masked.edit.notes)
+    left, right = bench.latent(seed=1), bench.latent(seed=2)
+    mixed = nodes.LatentComposite().composite(left, right, 64, 0)[0]
+    seam = bench.start(nodes.SetLatentNoiseMask().set_mask(mixed, bench.mask)[0])
+    assert seam.edit is not None and seam.size == (128, 128)
+    cut = nodes.LatentCrop().crop(left, 64, 64, 0, 0)[0]
+    assert bench.start(nodes.SetLatentNoiseMask().set_mask(cut, bench.mask)[0]).edit is not None
+    assert torch.equal(bench.vae.shown(-left["samples"]), -picture_of(left))
+
+
 def check_preview(bench: Bench) -> None:
     """The preview is the mask of the run, and what lies over the picture is only where tokens are drawn."""
     import torch

@@ -13,7 +13,7 @@ from tests.support.testbed import Bed, run_inside
 from tests.support.tiny_families import write_families
 
 CHECKS = ("same_end", "picks", "presets", "drafts", "finished", "room", "patches", "memory", "progress")
-CHECKS += ("cancel", "changes", "families", "refusals")
+CHECKS += ("cancel", "changes", "joined", "families", "refusals")
 SHIPPED = "06_draft_pick_finish_no_download"
 
 

@@ -22,7 +22,7 @@ from tests.support.testbed import Bed, run_inside
 from tests.support.tiny_families import write_families
 
 CHECKS = (
-    *("read_back", "same_machinery", "sizes", "batches", "masks", "other_pictures"),
+    *("read_back", "same_machinery", "sizes", "batches", "masks", "other_pictures", "runs"),
     *("families", "preview", "paste", "refusals"),
 )
 INPAINT, OUTPAINT = "10_inpaint_latent_no_download", "11_outpaint_no_download"

@@ -1,5 +1,7 @@
 """Runs that stop, are picked from and go on end where they would have ended, bit for bit."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -293,6 +295,16 @@ def test_damaged_states_are_refused(damage, message: str) -> None:
 
 def test_other_bytes_are_no_state() -> None:
     assert RunState.from_bytes([b"\0" * 100]) is None and RunState.from_bytes([b""]) is None
+
+
+def test_images_of_runs_with_other_settings_say_in_which() -> None:
+    """They go on with those of the first, which a host has to say."""
+    draws = Draws(BY_NAME["infinity"])
+    state = draws.state(draws(until=3))
+    other = replace(state, settings=replace(SETTINGS, cfg_scale=(3.0, 2.0, 1.0), top_k=7))
+    joined = RunState.from_bytes([state.to_bytes(0), other.to_bytes(1)])
+    assert joined is not None and joined.differing == ("cfg_scale", "top_k")
+    assert state.differing == () and joined.settings == SETTINGS
 
 
 def test_states_of_other_runs_are_refused_by_name() -> None:
