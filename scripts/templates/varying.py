@@ -33,7 +33,7 @@ def vary(graph: Graph) -> None:
     )
     varied = graph.add(
         *("StageVARVary", (1430, -220), VARY),
-        **{"model": model, "vae": vae, "latent": (first, "latent"), "variation": 0.8},
+        **{"model": model, "vae": vae, "latent": (first, "latent"), "variation": 0.9},
     )
     second = graph.add(
         *("StageVARSampler", (2190, -320), SAMPLER),

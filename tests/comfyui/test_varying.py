@@ -50,15 +50,22 @@ def objects(picture: np.ndarray) -> list[tuple[str, int, int]]:
     return [(each.shape, round(each.x / 16), round(each.y / 16)) for each in found]
 
 
-def test_shipped_variations_keep_the_composition(comfy_server: ComfyServer) -> None:
+def colours(picture: np.ndarray) -> tuple[str, ...]:
+    """Colours from left to right."""
+    found = sorted(read((picture * 255).round().astype(np.uint8)).objects, key=lambda each: each.x)
+    return tuple(each.colour for each in found)
+
+
+def test_shipped_variations_keep_the_composition_and_differ_in_colour(comfy_server: ComfyServer) -> None:
     made, before, after = shipped("07_vary_no_download")
     entry = comfy_server.run(made)
     (one,), four = (saved_images(comfy_server, entry, node) for node in (before, after))
     assert len(four) == 4 and [objects(each) for each in four] == [objects(one)] * 4
     assert min(np.abs(each - one).max() for each in four) > 0.3
+    assert len({colours(each) for each in four}) > 1
     (node,) = nodes_of(made, "StageVARVary")
     assert entry["outputs"][node]["text"] == [
-        "keeps 2 of 7 scales, up to 2 x 2 tokens; draws the others anew"
+        "keeps 1 of 7 scales, up to 1 x 1 tokens; draws the others anew"
     ]
 
 
