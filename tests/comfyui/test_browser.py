@@ -302,7 +302,7 @@ def test_accelerated_workflow_says_what_was_saved(page: Page, artifacts: Path, v
     assert re.fullmatch(r"balanced: [\d.]+x less work, [\d.]+ s, 128 x 128", line)
     assert set(page.evaluate("() => window.said")) & {f"scale {scale} of 7" for scale in range(1, 8)}
     assert (
-        line not in page.evaluate(STORED) and len(json.loads(page.evaluate(STORED))["widgets_values"]) == 11
+        line not in page.evaluate(STORED) and len(json.loads(page.evaluate(STORED))["widgets_values"]) == 12
     )
     page.keyboard.press("Control+Enter")
     page.wait_for_timeout(2000)

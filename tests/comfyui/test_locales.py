@@ -8,7 +8,7 @@ from pathlib import Path
 from testbed.comfy_server import PACK_NAME, ComfyServer
 from testbed.environment import ROOT, python_says
 
-from tests.nodes.test_locales import CORE, LANGUAGES, definitions
+from tests.support.locales import CORE, LANGUAGES, definitions
 from tests.support.testbed import Bed, missing
 
 

@@ -12,16 +12,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-LOCALES = ROOT / "locales"
-LANGUAGES = sorted(path.name for path in LOCALES.iterdir() if path.name != "en")
-# Nodes of ComfyUI itself that texts name, as its own page calls them in that language.
-CORE = {
-    "zh": {
-        *("CLIP文本编码", "VAE解码", "VAE编码", "加载图像", "预览图像", "保存图像", "外补画板"),
-        *("设置Latent噪波遮罩", "从批次获取Latent", "复制Latent批次", "加载Latent", "加载放大模型"),
-    }
-}
+from tests.support.locales import CORE, LANGUAGES, LOCALES, ROOT, definitions
+
 # Words that stay as they are in every language.
 NAMES = {
     *(
@@ -62,11 +54,6 @@ QUOTED = re.compile(r"「[^」]*」|“[^”]*”")
 WORD = re.compile(r"[A-Za-z]+(?:-[A-Za-z]+)*")
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
 SYNTAX = re.compile(r"[{}|@]")  # what the page's translator takes for a variable, a plural or a link
-
-
-def definitions(language: str) -> dict[str, dict]:
-    """The nodes of a language."""
-    return json.loads((LOCALES / language / "nodeDefs.json").read_text(encoding="utf-8"))
 
 
 def texts(nodes: dict[str, dict]) -> dict[tuple[str, ...], str]:
