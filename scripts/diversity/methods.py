@@ -123,6 +123,10 @@ class NoisyState:
         """Only these rows."""
         return NoisyState(self.noisy.narrow(rows), self.clean.narrow(rows))
 
+    def seen(self, scale: Scale) -> Tensor | None:
+        """What the text hides at a scale, with noise as without."""
+        return self.clean.seen(scale)
+
 
 class NoisyText(Changed):
     """DiverseVAR by the text (arXiv 2511.21415): noise on its features at the first ``scales``.

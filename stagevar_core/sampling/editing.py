@@ -3,7 +3,6 @@
 The rules of VAR's demo (demo_zero_shot_edit.ipynb of FoundationVision/VAR); they need nothing of a family.
 """
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -76,6 +75,11 @@ class Known(NamedTuple):
 class Source(Protocol):
     """What is given of the scales in one run."""
 
+    @property
+    def replayed(self) -> bool:
+        """Whether settled scales are those of a run: nothing of them is drawn again."""
+        ...
+
     def settled(self, scale: Scale) -> ScaleCodes | None:
         """All that a scale adds, where that is given whatever the run computes: nothing of it is drawn."""
         ...
@@ -115,12 +119,12 @@ class KnownCodes:
     """Codes of the first scales, given before the run: a :class:`Given` and, as it stands, a source."""
 
     scales: tuple[Known | ScaleCodes, ...] = ()
+    replayed: bool = False
     uniform = True
 
-    def lead(self, index: int) -> tuple[ScaleCodes, ...]:
-        """Those before the first scale of which only a part is given."""
-        settled = itertools.takewhile(lambda scale: isinstance(scale, ScaleCodes), self.scales)
-        return tuple(scale.images([index]) for scale in settled if isinstance(scale, ScaleCodes))
+    def lead(self, index: int) -> tuple[()]:
+        """None: what the model would draw is looked at, image by image."""
+        return ()
 
     def image(self, index: int) -> "KnownCodes":
         """Those of one image."""

@@ -95,6 +95,7 @@ class Run:
             _LOG.warning("%s: %s", policy.name, note)
         self.quantizer, self.monitor = quantizer, monitor
         self.given = given.start(quantizer, self.device)
+        self.finished = self.given.replayed and self.given.settled(self.schedule.final) is not None
         self.noise = None if self.settings.greedy else noise
         self.first = None if passage.fan is None else passage.fan.first  # the images that run shared scales
         self.images, self.stores = passage.conditioning.batch, min(passage.until, len(self.schedule) - 1)
@@ -128,7 +129,7 @@ class Run:
         plan, settled = policy_run.plan(scale), self.given.settled(scale)
         if settled is not None:
             settled = (settled if self.first is None else settled.images(self.first)).to(self.device)
-            if plan.run and (settled.drawn is None or self.given.settled(self.schedule.final) is not None):
+            if plan.run and (settled.drawn is None or self.finished):
                 note = "skipped, as when its picture was drawn" if settled.drawn is None else ALL_GIVEN
                 plan = ScalePlan(run=False, stage=plan.stage, note=note)
         if plan.run:
@@ -224,7 +225,7 @@ class Run:
         self.monitor.logits(scale, raw, guided)
 
         before = f_hat
-        if settled is not None:
+        if settled is not None and self.given.replayed:
             f_hat, codes = self.settle(scale, settled, f_hat), settled
         else:
             given = self.given.at(scale, f_hat, raw if rows.running.both else None)

@@ -75,8 +75,9 @@ class Passage:
     def info(self, schedule: ScaleSchedule, depth: int, prefix: Prefix | None, *, guided: bool) -> RunInfo:
         """What a policy may know of the images that the run begins with."""
         negative, batch = self.begins.negative is not None, self.begins.batch
-        first = range(batch) if self.fan is None else self.fan.first
-        seeds = tuple(self.seeds[index] for index in first)
+        seeds = self.seeds
+        if self.fan is not None:
+            seeds = tuple(seeds[index] for index in self.fan.first)
         return RunInfo(schedule, depth, batch, guided, negative, seeds, prefix)
 
     def leave(self, left: Left, scales: Sequence[ScaleCodes]) -> None:

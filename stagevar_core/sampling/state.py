@@ -113,7 +113,7 @@ class RunState:
 
     def start(self, quantizer: Quantizer, device: torch.device) -> KnownCodes:
         """The codes for one run."""
-        return KnownCodes(self.joined())
+        return KnownCodes(self.joined(), replayed=True)
 
     def latents(self, quantizer: Quantizer, *, each: bool = False) -> list[Tensor]:
         """The latents (B, C, H, W) after the last scale, or after ``each`` that added something."""

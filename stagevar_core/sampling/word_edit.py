@@ -109,6 +109,8 @@ class WordRun:
         self.limit = _BITS * (1.0 - edit.strength)
         self.seen: Tensor | None = None  # (B, 1, h, w), mean disagreement of the bits of a token
 
+    replayed = False
+
     def settled(self, scale: Scale) -> None:
         """No scale is: its codes make up for what was drawn before it."""
 

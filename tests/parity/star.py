@@ -125,7 +125,7 @@ class Texts:
     def __exit__(self, *error: object) -> None:
         del self._model.pooled
 
-    def _look_up(self, texts: list[Tensor]) -> Tensor:
+    def _look_up(self, texts: list[Tensor], regions: object = None) -> Tensor:
         """Pooled vectors of the prompts or, asked second, of the others; found by their features."""
         first = 0 if torch.equal(texts[0], self._rows[0]) else self.images
         return self._pooled[first : first + len(texts)]
