@@ -88,9 +88,8 @@ class Run:
         kept: KeptPrefix | None = None,
     ) -> Generation:
         """What every scale adds, up to where the run stops, and the latent that they add up to."""
-        policy_run = policy.start(
-            passage.info(self.schedule, self.model.config.depth, self.prefix, guided=self.guide.guided)
-        )
+        info = passage.info(self.schedule, self.model.config.depth, self.prefix, guided=self.guide.guided)
+        policy_run = policy.start(info)
         for note in policy_run.notes:
             _LOG.warning("%s: %s", policy.name, note)
         self.quantizer, self.monitor = quantizer, monitor
