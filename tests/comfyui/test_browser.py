@@ -548,7 +548,7 @@ SAVE = """() => {
 def test_the_blueprint_is_found_and_makes_a_picture(page: Page, artifacts: Path, vue: bool) -> None:
     set_renderer(page, vue)
     page.evaluate("() => window.app.graph.clear()")
-    assert search(page, "Fast Text") == [BLUEPRINT]
+    assert [found.splitlines()[0].strip() for found in search(page, "Fast Text")] == [BLUEPRINT]
     page.keyboard.press("Enter")
     page.wait_for_function("() => window.app.graph.nodes.some(node => node.subgraph)", timeout=MINUTE)
     page.evaluate(SAVE)

@@ -14,8 +14,8 @@ ARCHIVE = Path(__file__).parents[1] / "workflows"
 PROMPTS = sorted(ARCHIVE.glob("*/api/*.json"))
 BUILT_IN = [path for path in PROMPTS if path.stem.endswith("embedded")]
 OTHERS = [path for path in PROMPTS if path not in BUILT_IN]
-# Means of 8 x 8 pixels: "version/name/node" to hexadecimal. Made by the version that wrote the workflow; anew since
-# the host tokenizes the first word of a prompt as in training, which moved three of them.
+# Means of 8 x 8 pixels: "version/name/node" to hexadecimal. Made by the version that wrote the workflow, or
+# anew since the host reads the first word of a prompt as in training, which moved three of them.
 PICTURES = read_json(ARCHIVE / "pictures.json")
 
 
