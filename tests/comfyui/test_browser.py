@@ -306,6 +306,7 @@ def test_accelerated_workflow_says_what_was_saved(page: Page, artifacts: Path, v
     )
     page.keyboard.press("Control+Enter")
     page.wait_for_timeout(2000)
+    page.wait_for_function(SAYS, arg=line, timeout=MINUTE)
     assert page.evaluate(SAID)["StageVARSampler"] == [line]
     change_and_undo(page)
     page.wait_for_function(SAYS, arg=line, timeout=MINUTE)
