@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..network.layers import cast, stacked
+from ..network.layers import cast, row_by_row, stacked
 from ..schedule import Scale, ScaleSchedule
 from .conv import Decoder, Encoder, clamp_image
 
@@ -131,9 +131,9 @@ class VectorQuantizer(nn.Module):
         conv = self.phi[phi_index(schedule, scale, len(self.phi))]
         weight, bias = cast(conv.weight, codes), None if conv.bias is None else cast(conv.bias, codes)
         if weights is None:
-            convolved = F.conv2d(codes, weight, bias, padding=1)
+            convolved = row_by_row(lambda one: F.conv2d(one, weight, bias, padding=1), codes)
         else:
-            convolved = F.conv2d(codes, weight, padding=1)
+            convolved = row_by_row(lambda one: F.conv2d(one, weight, padding=1), codes)
             convolved = convolved if bias is None else convolved + bias.view(-1, 1, 1) * weights
         return codes * (1.0 - PHI_SHARE) + convolved * PHI_SHARE
 

@@ -25,6 +25,7 @@ from ..network.layers import (
     merge_heads,
     modulated_norm,
     rms_norm,
+    row_by_row,
     split_heads,
     stacked,
 )
@@ -143,7 +144,7 @@ class TextPool(nn.Module):
         heads = self.query.shape[0]
         k, v = (split_heads(part, heads) for part in self.kv(text).chunk(2, dim=-1))
         q = cast(self.query, k)[None, :, None].expand(text.shape[0], -1, -1, -1)
-        return self.proj(merge_heads(attention(q, k, v, mask=mask)).squeeze(1))
+        return row_by_row(self.proj, merge_heads(attention(q, k, v, mask=mask)).squeeze(1))
 
 
 class Infinity(nn.Module):
@@ -247,11 +248,11 @@ class Infinity(nn.Module):
         text, sight = rms_norm(padded, self.text_norm), Sight.of(texts, regions)
         pooled = self._pooled(text, mask, sight, attention)
         projected = self.text_mlp(text).to(self.compute_dtype)
-        shared = self.block_ada(F.silu(pooled)).unflatten(-1, (1, 6, -1))
+        shared = row_by_row(self.block_ada, F.silu(pooled)).unflatten(-1, (1, 6, -1))
         return TextState(
             start=pooled,
             block_ada=[shared + cast(block.ada, shared) for block in self.blocks],
-            head_ada=self.head_ada(F.silu(pooled)).unflatten(-1, (1, 2, -1)),
+            head_ada=row_by_row(self.head_ada, F.silu(pooled)).unflatten(-1, (1, 2, -1)),
             keys_values=[block.cross_attn.keys_values(projected) for block in self.blocks],
             mask=mask,
             regions=sight,

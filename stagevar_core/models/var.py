@@ -24,6 +24,7 @@ from ..network.layers import (
     cast,
     merge_heads,
     modulated_norm,
+    row_by_row,
     split_heads,
     stacked,
 )
@@ -266,7 +267,9 @@ class VAR(NoPrefix, nn.Module):
             labels += conditioning.negative or [-1] * conditioning.batch
         start = self.class_embed.to(device=device, dtype=torch.float32)[self._rows(labels)]
         active = F.silu(start)
-        return ClassState(start, self._modulations(active), self.head_ada(active).unflatten(-1, (1, 2, -1)))
+        return ClassState(
+            start, self._modulations(active), row_by_row(self.head_ada, active).unflatten(-1, (1, 2, -1))
+        )
 
     def positions(
         self, schedule: ScaleSchedule, scale: Scale, device: torch.device, prefix: Prefix | None = None
@@ -303,7 +306,9 @@ class VAR(NoPrefix, nn.Module):
     def _modulations(self, active: Tensor) -> list[Tensor]:
         """Gates, scales and shifts of every block, (rows, 1, 6, C), from ``silu`` of the class embedding."""
         if self.config.shared:
-            common = self.block_ada(active).unflatten(-1, (1, 6, -1))
+            common = row_by_row(self.block_ada, active).unflatten(-1, (1, 6, -1))
             return [common + cast(block.ada, common) for block in self.blocks]
         narrow = active.to(self.compute_dtype)
-        return [block.modulation(narrow).float().unflatten(-1, (1, 6, -1)) for block in self.blocks]
+        return [
+            row_by_row(block.modulation, narrow).float().unflatten(-1, (1, 6, -1)) for block in self.blocks
+        ]

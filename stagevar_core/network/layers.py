@@ -28,6 +28,14 @@ def stacked(modules: Iterable[Kind]) -> Sequence[Kind]:
     return typing.cast(Sequence[Kind], nn.ModuleList(modules))
 
 
+def row_by_row(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """``layer`` of (rows, ...), one row at a time: a picture's numbers must not depend on its batch.
+
+    A product of a few rows rounds otherwise than the same rows among others, in float32 on CPUs as well.
+    """
+    return torch.cat([layer(row) for row in x.split(1)])
+
+
 def plain_norm(x: Tensor, eps: float = 1e-6) -> Tensor:
     """Layer norm without affine weights, in float32."""
     return F.layer_norm(x.float(), x.shape[-1:], eps=eps)
