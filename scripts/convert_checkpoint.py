@@ -30,6 +30,7 @@ from stagevar_core.checkpoints import (  # noqa: E402
 )
 from stagevar_core.checkpoints.errors import NeedsCodeError  # noqa: E402
 from stagevar_core.checkpoints.load import read_vocabulary  # noqa: E402
+from stagevar_core.checkpoints.quantized import WRITTEN  # noqa: E402
 from stagevar_core.checkpoints.shards import parts_of  # noqa: E402
 from stagevar_core.checkpoints.tasks import AUTO, TASKS, with_task  # noqa: E402
 from stagevar_core.commands.options import add_lora_option  # noqa: E402
@@ -92,6 +93,11 @@ def main(arguments: list[str] | None = None) -> int:
         "--out", type=Path, help="default: the checkpoint's name with .safetensors, beside it"
     )
     parser.add_argument("--dtype", choices=DTYPES, help="of matrices and kernels; default: as they are")
+    parser.add_argument(
+        "--quantize",
+        choices=WRITTEN,
+        help="store the matrices of a transformer's blocks in 8 bits with scales, as ComfyUI does",
+    )
     parser.add_argument("--title", help="name to show for the model")
     parser.add_argument("--kind", choices=KINDS, help="which model to take from a file that holds several")
     parser.add_argument(
@@ -114,7 +120,10 @@ def main(arguments: list[str] | None = None) -> int:
         header = replace(checkpoint.header(), title=options.title or checkpoint.title)
         if checkpoint.kind == "text_encoder" and header.tokenizer_json is None:
             header = replace(header, tokenizer_json=_vocabulary(checkpoint.family, source))
-        size = save(out, checkpoint.tensors, header, dtype=DTYPES.get(options.dtype))
+        if options.quantize and checkpoint.kind != "transformer":
+            raise ValueError(f"{source} is a {checkpoint.kind}; --quantize is for transformers, leave it out")
+        quantize = WRITTEN.get(options.quantize)
+        size = save(out, checkpoint.tensors, header, dtype=DTYPES.get(options.dtype), quantize=quantize)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -17,6 +17,7 @@ from .convert import convert, routes
 from .detect import KINDS, SPECS, configure, recognise, spec_of, unknown
 from .errors import CheckpointError, article, short
 from .files import read
+from .quantized import plain
 from .spec import FamilySpec
 from .strict import check_shapes, check_stored
 from .wrappers import Group, beside, extras, groups
@@ -87,7 +88,7 @@ def prepare(
     found = list(groups(tensors))
     group, spec = _choose(found, source, kind)
     header = headers.parse(metadata, source) or headers.parse(headers.recorded(group.record, source), source)
-    whole = group
+    group = whole = group._replace(tensors=plain(group.tensors, metadata, source))
     if spec.merged:
         check_stored({group.prefix + key: tensor for key, tensor in group.tensors.items()}, source)
         group = group._replace(tensors=spec.merged(group.tensors, source))

@@ -46,10 +46,15 @@ def check_stored(tensors: Mapping[str, Tensor], source: str) -> None:
 
 def _unlike_weights(tensor: Tensor) -> str:
     """What makes a tensor none that can be loaded, empty for a good one."""
+    if not tensor.is_nested and tensor.layout is torch.strided and tensor.dtype not in FLOATS:
+        return f"has the dtype {tensor.dtype}".replace("torch.", "")
+    return not_in_full(tensor)
+
+
+def not_in_full(tensor: Tensor) -> str:
+    """What makes a tensor one that is not stored in full, empty for a good one."""
     if tensor.is_nested or tensor.layout is not torch.strided:
         return f"is {'nested' if tensor.is_nested else tensor.layout}"
-    if tensor.dtype not in FLOATS:
-        return f"has the dtype {tensor.dtype}".replace("torch.", "")
     if not tensor.is_meta and _overlaps(tensor):
         needed = tensor.numel() * tensor.element_size()
         stored = tensor.untyped_storage().nbytes()
