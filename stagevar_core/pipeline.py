@@ -285,7 +285,7 @@ class Pipeline:
         prompt: str | Sequence[str],
         negative: str | None = None,
         *,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         width: int | None = None,
         height: int | None = None,
         settings: SamplingSettings | None = None,
@@ -297,13 +297,13 @@ class Pipeline:
         caption: str | None = None,
         later: Mapping[str, str] | None = None,
     ) -> Pictures:
-        """``batch`` images of every prompt; image ``i`` of the call has the seed ``seed + i``.
+        """``batch`` images of every prompt; image ``i`` has the seed ``seed + i``, or that in its place.
 
         The same seed and prompt give the same picture in any batch. ``steps`` also decodes every scale.
         ``picture``: what editing weights change as the prompts say, (H, W, 3) in bytes; with its ``caption``,
         others change where the prompts differ. ``later``: prompts of all images from a stage on, by its name.
         """
-        texts = _texts(prompt, batch, seed)
+        texts, seeds = _texts(prompt, batch, seed)
         if picture is not None and caption is not None:
             height, width = picture.shape[:2]
         schedule, settings = self.schedule(width, height), settings or self.settings()
@@ -319,7 +319,7 @@ class Pipeline:
             conditioning,
             schedule,
             settings,
-            noise=SeededNoise(seed, conditioning.batch),
+            noise=SeededNoise.of(seeds),
             quantizer=self.quantizer,
             policy=policy,
             attention=self.attention,
@@ -333,13 +333,20 @@ class Pipeline:
         images = self.edited(generation.f_hat, squared)
         now = time.perf_counter()
         seconds |= {"decode": now - decoding, "total": now - started}
-        seeds = tuple((seed + index) % (MAX_SEED + 1) for index in range(conditioning.batch))
         steps_seen = {index: self.edited(latent, squared) for index, latent in clock.latents.items()}
         return Pictures(images, seeds, schedule, settings, seconds, generation, steps_seen)
 
 
-def _texts(prompt: str | Sequence[str], batch: int, seed: int) -> list[str]:
-    """The text of every image; ``ValueError`` naming what cannot be used."""
+def _texts(
+    prompt: str | Sequence[str], batch: int, seed: int | Sequence[int]
+) -> tuple[list[str], tuple[int, ...]]:
+    """The text and the seed of every image; ``ValueError`` naming what cannot be used."""
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    check_request(len(prompts), batch, seed)
-    return [text for text in prompts for _ in range(batch)]
+    for each in [seed] if isinstance(seed, int) else seed:
+        check_request(len(prompts), batch, each)
+    texts = [text for text in prompts for _ in range(batch)]
+    if isinstance(seed, int):
+        return texts, tuple((seed + index) % (MAX_SEED + 1) for index in range(len(texts)))
+    if len(seed) != len(texts):
+        raise ValueError(f"seed has {len(seed)} values for {len(texts)} images; expected one for each")
+    return texts, tuple(seed)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from ..devices import is_out_of_memory
-from . import calibrate, compare, generate, restore, score
+from . import calibrate, compare, generate, render, restore, score
 from .output import first_line
 
 PROGRAM = "python -m stagevar_core"
@@ -25,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
     """All commands."""
     root = Parser(prog=PROGRAM, description="Next-scale image generation.")
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (generate, restore, score, calibrate, compare):
+    for command in (generate, render, restore, score, calibrate, compare):
         command.add_parser(commands)
     return root
 

@@ -19,6 +19,7 @@ FLOORS = (
     ("__main__",),
     ("commands",),
     ("evaluation",),
+    ("rendering",),
     ("pipeline", "scenes"),
     ("sampling", "checkpoints", "plots"),
     ("models",),
