@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> None:
     with collected() as said, tqdm(total=len(wanted), initial=len(wanted) - len(left), unit="image") as bar:
         for batch in drawing(arguments, models, folder, todo):
             for picture in batch.pictures:
-                manifest.add(picture, size=batch.size, machine=batch.machine)
+                manifest.add(picture, size=batch.size, machine=batch.machine, process=batch.process)
             drawn.append(batch)
             bar.update(len(batch.pictures))
     if arguments.layout == "dpg":

@@ -1,5 +1,6 @@
 """Who draws: this process alone, or the workers of a Ray cluster. Both take batches and give drawn ones."""
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -60,13 +61,11 @@ def on_ray(
     _join(ray, cluster)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # the command has one of its own
-    context.max_errored_blocks = 0
-    rows = ray.data.from_items(
-        [{"batch": list(batch)} for batch in batches], override_num_blocks=len(batches)
-    )
-    drawn = rows.map(
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    items = [{"batch": list(batch)} for batch in batches]
+    drawn = ray.data.from_items(items, override_num_blocks=len(items)).map(
         Actor,
-        concurrency=min(cluster.workers, len(batches)),
+        compute=ray.data.ActorPoolStrategy(size=min(cluster.workers, len(items))),
         num_cpus=cluster.cpus,
         num_gpus=cluster.gpus or None,
         max_restarts=-1,

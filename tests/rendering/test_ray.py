@@ -1,0 +1,65 @@
+"""The workers of Ray draw what one process draws, and one that dies costs only what it had not finished."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("ray.data", reason="the optional engine ray[data] is not installed")
+
+ONE = ("--threads", "1", "--batch", "2")
+ROOT = Path(__file__).parents[2]
+PROMPTS = [f"a {colour} {shape}" for colour in ("red", "blue", "green") for shape in ("circle", "square")]
+
+
+def begun(folder: Path, *options: str) -> subprocess.Popen:
+    sheet = folder / "sheet.txt"
+    sheet.write_text("\n".join(PROMPTS), encoding="utf-8")
+    command = [sys.executable, "-m", "stagevar_core", "render", "--prompts", str(sheet), "--preset", "turbo"]
+    return subprocess.Popen(
+        [*command, *options], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def last_line(process: subprocess.Popen) -> dict:
+    out, err = process.communicate(timeout=500)
+    assert process.returncode == 0, err[-2000:]
+    return json.loads(out.strip().splitlines()[-1])
+
+
+def lines(folder: Path) -> list[dict]:
+    file = folder / "manifest.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()[1:]] if file.is_file() else []
+
+
+def pictures(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted(folder.glob("*.png"))}
+
+
+def test_two_workers_draw_what_one_process_draws_though_one_is_killed(tmp_path: Path) -> None:
+    alone = last_line(begun(tmp_path, "--out", str(tmp_path / "alone"), "--images", "4", *ONE))
+    assert alone["drawn"] == 24
+    out = tmp_path / "ray"
+    ray = ("--ray", "local", "--workers", "2", "--batch", "2")  # batches as alone: the decoder rounds by them
+    process = begun(tmp_path, "--out", str(out), "--images", "4", *ray)
+    until = time.monotonic() + 300
+    while len(lines(out)) < 4 and time.monotonic() < until and process.poll() is None:
+        time.sleep(0.1)
+    before = lines(out)
+    assert 4 <= len(before) < 24, process.poll()
+    os.kill(before[-1]["process"], signal.SIGKILL)
+    found = last_line(process)
+    assert found["drawn"] == 24 and len(lines(out)) == 24
+    assert len({line["file"] for line in lines(out)}) == 24, "no picture is drawn twice"
+    assert pictures(out) == pictures(tmp_path / "alone")
+
+
+def test_a_cluster_that_is_not_there_is_an_error_of_ours(tmp_path: Path) -> None:
+    process = begun(tmp_path, "--out", str(tmp_path / "out"), "--ray", "127.0.0.1:1")
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 2 and "no cluster of Ray there" in err
