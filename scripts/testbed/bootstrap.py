@@ -41,6 +41,7 @@ COMFY_REQUIREMENTS = """
 TEST_REQUIREMENTS = [
     "pytest>=8",
     "pytest-xdist>=3.8",
+    "hypothesis>=6.100",
     "ruff==0.17.6",
     "basedpyright==1.40.2",
     "websocket-client>=1.8",

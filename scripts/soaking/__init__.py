@@ -1,0 +1,1 @@
+"""Random graphs, interrupts and long queues against a real server."""
