@@ -73,6 +73,7 @@ class Rows:
     ``conditioned``: the state of the conditioning. ``cache``: keys and values of all rows. ``turns``:
     conditional and unconditional ones, where every block runs them one after the other, each with a cache of
     its own (``sequential``). ``offload``: where the keys and values of the unconditional ones wait.
+    ``opening``: (rows, 1, C), the blocks' output that the first scale is drawn from where a prefix opens it.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class Rows:
         self._scale, self._holding, self._nulled = 0, conditioning.at(0), False
         self.conditioned: Conditioned = self._state()
         self.turns: list[Turn] = []
+        self.opening: Tensor | None = None
         self.cache: KVCache | CachePair
         if sequential and guided:
             self.cache = self._divided(offload)
@@ -125,6 +127,7 @@ class Rows:
             return
         self.turns = []
         self.cache = self.cache.narrow(remaining, room)
+        self.opening = None if self.opening is None else self.opening[remaining]
         policy_run.narrow(remaining)
 
     def _drop(self, kept: str) -> slice | None:
