@@ -12,6 +12,7 @@ from ..models.hart_config import MODULATIONS, POOLINGS, HARTConfig
 from ..models.residual_diffusion import spaced
 from ..schedule import SIDES_1024, AspectTable, SquareTable, possible_sides
 from .convert import BLOCK, Fold, Ignore, KeyMap, Rename
+from .errors import CheckpointError
 from .families_var import VQ_KEYS, vq_config
 from .spec import CODEBOOK, FamilySpec, Shapes, module_shapes
 
@@ -90,7 +91,10 @@ def hart_config(shapes: Shapes) -> HARTConfig:
     sides, context = trained_on(shapes)
     table = "level_embed" in shapes
     if table and shapes.size("level_embed") != len(sides):
-        sides = ()
+        raise CheckpointError(
+            f"{shapes.source}: it has {shapes.size('level_embed')} scales and does not say which; expected "
+            f"the buffer {_LEVELS} of the file, which counts their tokens. Get the file again"
+        )
     own, shared = "blocks.0.modulation.weight" in shapes, "blocks.0.ada" in shapes
     return HARTConfig(
         depth=shapes.count(r"blocks\.(\d+)\."),

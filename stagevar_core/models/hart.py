@@ -33,7 +33,7 @@ from .residual_diffusion import MODES, Embedder, ResidualDiffusion, ResidualHead
 class TextState:
     """What the blocks need of the texts, computed once per run; rows are conditional, then unconditional."""
 
-    tokens: Tensor  # (rows, T, C), what precedes the scales
+    start: Tensor  # (rows, T, C), the texts, which precede the scales
     places: Tensor  # (rows, T), their rotary positions
     block_ada: list[Tensor]  # per block (rows, 1, 6, C); empty without modulation
     head_ada: Tensor  # (rows, 1, 2, C)
@@ -51,7 +51,7 @@ class TextState:
 
     def _of(self, rows: slice | Tensor) -> "TextState":
         block_ada = [ada[rows] for ada in self.block_ada]
-        return TextState(self.tokens[rows], self.places[rows], block_ada, self.head_ada[rows])
+        return TextState(self.start[rows], self.places[rows], block_ada, self.head_ada[rows])
 
 
 class Attention(nn.Module):
@@ -264,7 +264,7 @@ class HART(NoPrefix, nn.Module):
 
     def first_tokens(self, state: TextState) -> Tensor:
         """The texts, (rows, T, C), without level embedding."""
-        return state.tokens
+        return state.start
 
     def embed(self, inputs: Tensor) -> Tensor:
         """Accumulated latent at a scale (B, L, dim) to hidden states (B, L, C), without level embedding."""

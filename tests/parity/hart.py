@@ -119,7 +119,7 @@ def load_tokenizer(folder: Path, config: dict) -> HybridTokenizer:
 
 
 class RecordedNoise(OneStreamNoise):
-    """The official draws: the model's generator, and for the diffusion what is stored, else the global one."""
+    """The official draws: the model's generator, and for the diffusion what is stored or the global one."""
 
     def __init__(self, options: dict, stored: dict[str, Tensor], *, halves: bool) -> None:
         super().__init__(options["g_seed"])
