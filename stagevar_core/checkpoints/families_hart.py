@@ -7,14 +7,14 @@ from typing import Any
 from ..autoencoders.hybrid import HybridTokenizer
 from ..autoencoders.vq import VQTokenizerConfig
 from ..checks import one_of, refuse
+from ..conditioning.qwen import QwenConfig, QwenTextEncoder, read_tokenizer
 from ..models.hart import HART
 from ..models.hart_config import MODULATIONS, POOLINGS, HARTConfig
-from ..models.residual_diffusion import spaced
+from ..models.residual_diffusion import TRAINED_STEPS, spaced
 from ..schedule import SIDES_1024, AspectTable, SquareTable, possible_sides
 from .convert import BLOCK, Fold, Ignore, KeyMap, Rename
-from .errors import CheckpointError
 from .families_var import VQ_KEYS, vq_config
-from .spec import CODEBOOK, FamilySpec, Shapes, module_shapes
+from .spec import CODEBOOK, FamilySpec, Shape, Shapes, module_shapes
 
 _LEVELS = "lvl_1L"  # the scale of every token, which gives the schedule and the length of texts away
 _NET, _HEAD_DIM = r"diffloss\.net\.", 64
@@ -78,23 +78,24 @@ def trained_on(shapes: Shapes) -> tuple[tuple[int, ...], int]:
     return SIDES_1024, 300
 
 
+def _told(shapes: Shapes, name: str) -> int:
+    """A whole number from 1 up that the settings beside the weights have, 0 where they have none."""
+    value = shapes.settings.get(name)
+    value = int(value) if isinstance(value, str) and value.isdecimal() and len(value) < 5 else value
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+
+
 def hart_config(shapes: Shapes) -> HARTConfig:
-    """Heads of 64 channels where no tensor counts them, and eight steps, as in the release."""
+    """Heads of 64 channels and eight steps where nothing tells them, as in the release."""
     width, cosine = shapes.size("word_embed.weight"), "blocks.0.self_attn.log_scale" in shapes
-    heads = (
-        shapes.elements("blocks.0.self_attn.log_scale")
-        if cosine
-        else shapes.ratio("the number of heads", width, _HEAD_DIM)
-    )
+    heads = shapes.elements("blocks.0.self_attn.log_scale") if cosine else _told(shapes, "num_heads")
+    heads = heads or shapes.ratio("the number of heads", width, _HEAD_DIM)
     head_dim = shapes.ratio("the head size", width, heads)
     shapes.ratio("a quarter of the head size", head_dim, 4)
     sides, context = trained_on(shapes)
     table = "level_embed" in shapes
     if table and shapes.size("level_embed") != len(sides):
-        raise CheckpointError(
-            f"{shapes.source}: it has {shapes.size('level_embed')} scales and does not say which; expected "
-            f"the buffer {_LEVELS} of the file, which counts their tokens. Get the file again"
-        )
+        sides = (0,) * shapes.size("level_embed")  # as many as there are, of sizes that nothing tells
     own, shared = "blocks.0.modulation.weight" in shapes, "blocks.0.ada" in shapes
     return HARTConfig(
         depth=shapes.count(r"blocks\.(\d+)\."),
@@ -110,9 +111,15 @@ def hart_config(shapes: Shapes) -> HARTConfig:
         modulation="own" if own else "shared" if shared else "none",
         level_table=table,
         context_norm="text_norm" in shapes,
+        pooling="avg" if shapes.settings.get("sep_aln_pooling_mode") == "avg" else "max",
         diff_width=shapes.size("diffusion.text.weight"),
         diff_depth=shapes.count(r"diffusion\.blocks\.(\d+)\."),
+        diff_steps=_steps(_told(shapes, "num_sampling_steps")),
     )
+
+
+def _steps(told: int) -> int:
+    return told if 2 <= told <= TRAINED_STEPS else HARTConfig.diff_steps
 
 
 def check_hart(config: HARTConfig) -> None:
@@ -129,8 +136,8 @@ def check_hart(config: HARTConfig) -> None:
 
 
 def hart_sizes(config: HARTConfig) -> AspectTable | None:
-    """The one square that it was trained on."""
-    return SquareTable.of(config.sides) if config.sides else None
+    """The one square that it was trained on; None where nothing tells it."""
+    return SquareTable.of(config.sides) if possible_sides(config.sides) else None
 
 
 def tokenizer_sizes(config: VQTokenizerConfig) -> AspectTable:
@@ -186,10 +193,87 @@ TOKENIZER = FamilySpec(
     sizes=tokenizer_sizes,
 )
 
+# A Qwen2 language model as the transformers library writes it; these names are kept.
+QWEN_KEYS = KeyMap(
+    renames=(),
+    ignored=(
+        Ignore(r"lm_head\.weight", "the head that writes text"),
+        Ignore(r"visual\..*", "image encoder"),
+        Ignore(r".*\.rotary_emb\.inv_freq"),
+    ),
+)
+
+
+def qwen_config(shapes: Shapes) -> QwenConfig:
+    """Heads have 128 channels where nothing tells them, as in all Qwen2 models of this size."""
+    width = shapes.size("norm.weight")
+    heads = _told(shapes, "num_attention_heads") or shapes.ratio("the number of heads", width, 128)
+    head = shapes.ratio("the head size", width, heads)
+    return QwenConfig(
+        vocab_size=shapes.size("embed_tokens.weight"),
+        hidden_size=width,
+        intermediate_size=shapes.size("layers.0.mlp.gate_proj.weight"),
+        num_hidden_layers=shapes.count(r"layers\.(\d+)\."),
+        num_attention_heads=heads,
+        num_key_value_heads=shapes.ratio(
+            "the number of key heads", shapes.size("layers.0.self_attn.k_proj.weight"), head
+        ),
+    )
+
+
+def check_qwen(config: QwenConfig) -> None:
+    """Raise ``ValueError`` for heads that do not divide the width or each other."""
+    heads, keys = config.num_attention_heads, config.num_key_value_heads
+    if heads < 1 or keys < 1 or config.hidden_size % heads or heads % keys:
+        refuse("num_attention_heads", (heads, keys), f"divisors of {config.hidden_size} and of each other")
+
+
+def qwen_shapes(config: QwenConfig) -> dict[str, Shape]:
+    """The tensors of a Qwen2 language model in the Hugging Face layout, without its head."""
+    width, hidden = config.hidden_size, config.intermediate_size
+    keys = config.num_key_value_heads * (width // config.num_attention_heads)
+    shapes: dict[str, Shape] = {"embed_tokens.weight": (config.vocab_size, width), "norm.weight": (width,)}
+    for index in range(config.num_hidden_layers):
+        layer = f"layers.{index}."
+        for name, rows in (("q", width), ("k", keys), ("v", keys)):
+            shapes[f"{layer}self_attn.{name}_proj.weight"] = (rows, width)
+            shapes[f"{layer}self_attn.{name}_proj.bias"] = (rows,)
+        shapes[f"{layer}self_attn.o_proj.weight"] = (width, width)
+        for name in ("gate", "up"):
+            shapes[f"{layer}mlp.{name}_proj.weight"] = (hidden, width)
+        shapes[f"{layer}mlp.down_proj.weight"] = (width, hidden)
+        for name in ("input", "post_attention"):
+            shapes[f"{layer}{name}_layernorm.weight"] = (width,)
+    return shapes
+
+
+TEXT_ENCODER = FamilySpec(
+    name="qwen2",
+    kind="text_encoder",
+    title="Qwen2 text encoder",
+    example="model.layers.0.self_attn.q_proj.bias",
+    keys_required=(
+        r"embed_tokens\.weight",
+        r"layers\.0\.self_attn\.q_proj\.bias",
+        r"layers\.0\.mlp\.gate_proj\.weight",
+        r"norm\.weight",
+    ),
+    keys_forbidden=(r"layers\.\d+\.self_attn\.q_norm\..*",),
+    config_type=QwenConfig,
+    config_from=qwen_config,
+    expected=qwen_shapes,
+    key_map=QWEN_KEYS,
+    unseen=("num_attention_heads", "num_key_value_heads", "rms_norm_eps", "rope_theta"),
+    check=check_qwen,
+    encoder=QwenTextEncoder,
+    vocabulary=read_tokenizer,
+)
+
 SPECS: tuple[FamilySpec[Any], ...] = (
     TRANSFORMER,
     TRANSFORMER.in_our_names(r"diffusion\.entry\.weight", r"text_proj\.weight", r"residual_norm"),
     TOKENIZER,
+    TEXT_ENCODER,
 )
 # Our names of this tokenizer are those of VAR's; the header of a file tells them apart.
 OWN_TOKENIZER = TOKENIZER.in_our_names(

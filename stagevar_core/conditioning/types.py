@@ -48,10 +48,10 @@ class TextConditioning:
         check_regions(self.features, self.regions)
         check_regions(self.negative or (), self.negative_regions)
         for texts, counts in ((self.features, self.padding), (self.negative or (), self.negative_padding)):
-            if counts and not all(0 <= n < len(text) for n, text in zip(counts, texts, strict=True)):
+            if counts and not all(0 <= n <= len(text) for n, text in zip(counts, texts, strict=True)):
                 raise ValueError(
                     f"texts of {[len(text) for text in texts]} tokens have {list(counts)} of padding; "
-                    "expected less than all of them, for every text"
+                    "expected at most all of them, for every text"
                 )
 
     @property

@@ -312,7 +312,7 @@ class HART(NoPrefix, nn.Module):
         if config.modulation == "none":
             return []
         inside = torch.arange(config.context, device=tokens.device) < owned[:, None]  # (rows, T)
-        mean = (tokens * inside[:, :, None] / owned[:, None, None]).sum(dim=1)
+        mean = (tokens * inside[:, :, None] / owned.clamp(min=1)[:, None, None]).sum(dim=1)
         if config.modulation == "shared":
             return [(cast(block.ada, mean) + mean[:, None]).unsqueeze(1) for block in self.blocks]
         pooled = mean if config.pooling == "avg" else tokens.amax(dim=1)

@@ -88,5 +88,5 @@ def tokenizer(
         if second and key.startswith(("decoder.", "post_quant_conv.")):
             name, _, rest = key.partition(".")
             layout[f"vae.{name}2.{rest}"] = tensor.clone()
-    layout.conv("disc.main.0", 8, 3)
+    layout.linear("disc.main.0", 8, 3)
     return layout
