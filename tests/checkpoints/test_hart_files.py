@@ -31,7 +31,7 @@ from tests.support.official_hart import tokenizer, transformer
 SMALL = HARTConfig(
     2, 64, 1, 96, (1, 2, 3), context=7, text_width=24, vocab=24, dim=4, diff_width=16, diff_depth=2
 )
-CODES = VQTokenizerConfig(24, 4, width=32, multipliers=(1, 1, 1), blocks=1)
+CODES = VQTokenizerConfig(24, 4, width=32, multipliers=(1,) * 5, blocks=1)
 VARIANTS = {
     "as published": SMALL,
     "modulated": replace(SMALL, modulation="own", cosine=True, heads=2, level_table=True),

@@ -273,7 +273,7 @@ def test_its_work_is_forecast_and_reported(name: str) -> None:
 
 
 def test_the_steps_of_the_head_are_counted_at_full_size() -> None:
-    """Per token and row: one reading of the hidden state, eight passes over 33.7 M weights, two FLOPs each."""
+    """Per token and row: one reading of the hidden state, and eight passes over 33.65 M weights."""
     assert HART_0_7B.residual_flops == pytest.approx(2 * 1536 * 1024 + 8 * 2 * 33.65e6, rel=0.001)
     schedule = squares(*HART_0_7B.sides)
     info = RunInfo(schedule, 24, 1, True, False, (0,), Prefix(0, 1, 300, opens=True))
