@@ -150,8 +150,9 @@ class Drawing:
 
     ``hidden``: the blocks' output (rows, L, C). ``guided``: logits to sample from (B, L, V). ``guide``: those
     of all rows (rows, L, V) to guided ones, with the strength of the last scale, for heads with passes of
-    their own. ``weight``: ``w`` of ``w * c + (1 - w) * u`` where both rows of every image run and count, else
-    None. ``noise`` None: greedy. ``top_k``, ``top_p``: 0 switches off. ``smooth``: mixtures of codes in place
+    their own. ``watched``: gives back what one of these gave; the run ends where that is not finite.
+    ``weight``: ``w`` of ``w * c + (1 - w) * u`` where both rows of every image run and count, else None.
+    ``noise`` None: greedy. ``top_k``, ``top_p``: 0 switches off. ``smooth``: mixtures of codes in place
     of drawn ones. ``progress``: place of the scale in the schedule, 0..1.
     """
 
@@ -160,6 +161,7 @@ class Drawing:
     hidden: Tensor
     guided: Tensor
     guide: Callable[[Tensor], Tensor]
+    watched: Callable[[Tensor], Tensor]
     weight: float | None
     quantizer: Quantizer
     noise: Noise | None

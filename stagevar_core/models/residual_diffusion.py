@@ -234,7 +234,9 @@ class ResidualHead:
         drawn = self.plain.draw(replace(drawing, top_k=top_k, progress=progress))
         if scale.index < self.last or self.network is None:
             return drawn
-        residual = self._residual(drawing, drawn.kept).transpose(1, 2).unflatten(2, scale.grid)
+        residual = (
+            drawing.watched(self._residual(drawing, drawn.kept)).transpose(1, 2).unflatten(2, scale.grid)
+        )
         return Drawn(drawn.kept, drawn.codes + residual, exact=False)
 
     def _residual(self, drawing: Drawing, ids: Tensor) -> Tensor:

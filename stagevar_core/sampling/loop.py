@@ -318,6 +318,7 @@ class Run:
             hidden=hidden,
             guided=guided,
             guide=lambda raw: self.watch.logits(raw, self.guide.of_pass(raw, running, scale, plan)),
+            watched=self.watch.found,
             weight=self.guide.weight(running, scale),
             quantizer=self.quantizer,
             noise=self.noise,

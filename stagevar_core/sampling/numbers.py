@@ -71,6 +71,11 @@ class Watch:
         self._see("the guided logits", _GUIDANCE, guided)
         return guided
 
+    def found(self, numbers: Tensor) -> Tensor:
+        """What a network of the head's own gives, which is given back."""
+        self._see("the residuals of the transformer", _TRANSFORMER, numbers)
+        return numbers
+
     def latent(self, f_hat: Tensor) -> None:
         """The accumulated latent (B, C, H, W)."""
         self._see("the tokenizer's codes", _CODEBOOK, f_hat)

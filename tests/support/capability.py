@@ -112,7 +112,7 @@ FAMILIES = (
         grids=FINE,
         unguided=0.0,
     ),
-    Family("hart", hart(), padded, hybrid, grids=SQUARES, unguided=0.0),
+    Family("hart", hart(level_table=True), padded, hybrid, grids=SQUARES, unguided=0.0),
     Family("hart modulated", hart(**MODULATED), padded, hybrid, grids=SQUARES, unguided=0.0),
 )
 
