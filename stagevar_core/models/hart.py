@@ -49,6 +49,10 @@ class TextState:
         """That of other images."""
         return self._of(rows)
 
+    def placed(self, like: "TextState") -> "TextState":
+        """The same at the positions of the rows of another state."""
+        return replace(self, places=like.places)
+
     def _of(self, rows: slice | Tensor) -> "TextState":
         block_ada = [ada[rows] for ada in self.block_ada]
         return TextState(self.start[rows], self.places[rows], block_ada, self.head_ada[rows])

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -65,6 +66,15 @@ class GuidanceRows:
         if narrowed == self:
             return self, None
         return narrowed, slice(0, self.batch) if conditional else slice(self.batch, 2 * self.batch)
+
+
+@runtime_checkable
+class Placed(Protocol):
+    """A state of the conditioning whose rows have positions of their own, behind what precedes the scales."""
+
+    def placed(self, like: Any) -> Any:
+        """The same at the positions of the rows of another state, whose keys and values it goes on from."""
+        ...
 
 
 class Rows:
@@ -136,9 +146,11 @@ class Rows:
         if remaining is not None and kept == "unconditional" and self._conditioning.negative is not None:
             # The other rows followed the negative prompt. The null text goes on from what was drawn for the
             # prompt, so that the image is never finished under the text that it should avoid.
-            self._nulled = True
-            self.conditioned = self._null()
-            return slice(0, self.batch)
+            prompts, self._nulled = slice(0, self.batch), True
+            before, self.conditioned = self.conditioned.narrow(prompts), self._null()
+            if isinstance(self.conditioned, Placed):
+                self.conditioned = self.conditioned.placed(before)
+            return prompts
         if remaining is not None:
             self.conditioned = self.conditioned.narrow(remaining)
         return remaining

@@ -22,6 +22,7 @@ from stagevar_core.network.tokens import TokenMap
 from stagevar_core.sampling.forecast import forecast
 from stagevar_core.sampling.generate import generate
 from stagevar_core.sampling.noise import SeededNoise
+from stagevar_core.sampling.rows import Rows
 from stagevar_core.sampling.settings import SamplingSettings
 from stagevar_core.sampling.state import RunState
 from stagevar_core.schedule import Prefix, Scale
@@ -155,6 +156,16 @@ def test_tokens_that_are_kept_keep_the_positions_of_their_row() -> None:
     found = TokenMap(keep).positions(angles)
     assert found is not None and torch.equal(found[0, 1, 0], angles[0, 1, 2])
     assert torch.equal(found[1, 0, 1], angles[1, 0, 5])
+
+
+def test_the_null_text_that_takes_over_from_a_negative_one_stays_where_the_keys_are() -> None:
+    texts = padded(2, negative=True)
+    rows = Rows(tiny_hart(), texts, torch.device("cpu"), sdpa, guided=True)
+    before = rows.conditioned.places
+    rows.narrow("unconditional", 0, PRESETS["paper"].start(RunInfo(SQUARES, 3, 2, True, True, (0, 1))))
+    assert torch.equal(rows.conditioned.places, before[:2])
+    null = tiny_hart().condition(padded(2), True, torch.device("cpu"), sdpa)
+    assert torch.equal(rows.conditioned.head_ada, null.head_ada[2:])
 
 
 # ------------------------------------------------------------------------------------------- guidance
