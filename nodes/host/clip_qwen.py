@@ -164,7 +164,7 @@ def parts(checkpoint: Checkpoint) -> tuple[partial, partial]:
         )
     pad = _PAD
     if checkpoint.tokenizer_json is not None:
-        pad = QwenVocabulary.from_pretrained(checkpoint.tokenizer_json).pad_token_id
+        pad = cast(int, QwenVocabulary.from_pretrained(checkpoint.tokenizer_json).pad_token_id)
     elif config.vocab_size < _VOCABULARY:
         raise ValueError(
             f"text_encoder_name: {checkpoint.source} has {config.vocab_size} tokens and no vocabulary of its "

@@ -249,9 +249,15 @@ def _texts(
     null = None if network.learned_null else _null_text(network, positive[0])
     features, regions = _placed(network, positive, batch, notes, frame)
     against, their_regions = _placed(network, negative, batch, notes, frame) if negative else (None, ())
-    placed = {"regions": regions, "negative_regions": their_regions}
-    padding = {"padding": _padding(positive, batch), "negative_padding": _padding(negative, batch)}
-    return TextConditioning(features, against, null, **placed, **padding)
+    return TextConditioning(
+        features,
+        against,
+        null,
+        regions=regions,
+        negative_regions=their_regions,
+        padding=_padding(positive, batch),
+        negative_padding=_padding(negative, batch),
+    )
 
 
 def _padding(entries: list[Entry], batch: int) -> tuple[int, ...]:

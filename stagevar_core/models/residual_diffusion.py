@@ -177,8 +177,8 @@ class ResidualDiffusion(nn.Module):
         def compute(part: Tensor, noise: Tensor | None) -> Tensor:
             text = self.text(part.to(dtype))
             images = len(part) if weight is None else len(part) // 2
-            state = text.new_zeros(images, part.shape[1], self.entry.in_features, dtype=torch.float32)
-            state = state if noise is None else noise[0]
+            size = (images, part.shape[1], self.entry.in_features)
+            state = torch.zeros(size, device=part.device) if noise is None else noise[0]
             for place, step in enumerate(self.steps):
                 time = self.time(torch.tensor([step.time], device=part.device))
                 state = self._step(state, self(state, time, text), step, weight)
@@ -197,7 +197,8 @@ class ResidualDiffusion(nn.Module):
         """Mean and deviation of the next state (B, L, dim); the variance is that of the first rows."""
         noise, place = found[0], found[1][: len(state)]
         if weight is not None:
-            noise = mix(*noise.chunk(2), weight)
+            conditional, unconditional = noise.chunk(2)
+            noise = mix(conditional, unconditional, weight)
         clean = (step.from_state * state - step.from_noise * noise).clamp(-1.0, 1.0)
         share = (place + 1.0) / 2.0
         deviation = torch.exp(0.5 * (share * step.high + (1.0 - share) * step.low))

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -10,9 +11,10 @@ from stagevar_core.acceleration.presets import PRESETS
 from stagevar_core.models.hart_config import HART_0_7B
 from stagevar_core.sampling.forecast import forecast
 from stagevar_core.schedule import Prefix
-from tests.house.test_family_docs import COLUMNS, PAGE
 from tests.support.tiny_var import squares
 
+PAGE = (Path(__file__).parents[2] / "docs" / "families.md").read_text(encoding="utf-8")
+COLUMNS = ("off", "quality", "balanced", "fast", "turbo", "paper", "paper-released")
 SCHEDULE = squares(*HART_0_7B.sides)
 
 
