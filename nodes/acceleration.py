@@ -103,8 +103,8 @@ def _preset_inputs() -> list[io.Input]:
             tooltip="off: nothing is left out. quality: all tokens, but one guidance branch after the "
             "structure stage. balanced: fewer of the last tokens, too. fast, turbo: fewer still, which costs "
             "detail. auto: as balanced, with stages found for every picture. paper, paper-released, fastvar, "
-            "skipvar, sparsevar: published methods, for comparison. The help page has the counted work of "
-            "each.",
+            "skipvar, sparsevar, faster-hart: published methods, for comparison. The help page has the "
+            "counted work of each.",
         ),
     ]
 

@@ -126,11 +126,13 @@ def schedule_flops(
     """
     costs, visible = [], 0
     for scale in schedule:
-        visible += scale.tokens
+        entering = schedule.entering(scale, prefix)
+        visible += entering
         before = 0 if prefix is None else prefix.keys(scale, units.depth)
         every = {"rows": rows, "text_tokens": texts_at(text_tokens, scale), "images": images}
-        cost = scale_flops(units, scale.tokens, visible, **every, before=before)
-        costs.append(cost + units.refining(scale, rows))
+        cost = scale_flops(units, entering, visible, **every, before=before)
+        drawn = Flops(head=units.head * rows * (scale.tokens - entering))
+        costs.append(cost + drawn + units.refining(scale, rows))
     return costs
 
 

@@ -26,7 +26,7 @@ from .conditioning.picture import encoder_input, from_square, stretched, to_squa
 from .conditioning.t5 import MAX_TOKENS
 from .conditioning.types import ClassConditioning, Conditioning, TextConditioning
 from .devices import default_device, default_dtype, synchronise
-from .models.companions import TextEncoder, Tokenizer, check_text
+from .models.companions import PaddingEncoder, TextEncoder, Tokenizer, check_text
 from .models.contract import Quantizer, Transformer, signed
 from .network.attention import AttentionFn, attend
 from .network.packing import pack
@@ -194,11 +194,15 @@ class Pipeline:
         limit = min(MAX_TOKENS, self.transformer.longest_text or MAX_TOKENS)
         learned, count = self.transformer.learned_null, len(prompts)
         texts = [*prompts, *([] if negative is None else [negative]), *([] if learned else [""])]
-        features = self.text_encoder.encode(texts, max_tokens=limit)
+        features, padding = self.text_encoder.encode(texts, max_tokens=limit), ()
+        if isinstance(self.text_encoder, PaddingEncoder):
+            padding = self.text_encoder.padding(texts, max_tokens=limit)
         return TextConditioning(
             features[:count],
             None if negative is None else features[count : count + 1] * count,
             None if learned else features[-1],
+            padding=padding[:count],
+            negative_padding=() if negative is None else padding[count : count + 1] * count,
         )
 
     @torch.inference_mode()

@@ -48,10 +48,12 @@ class Prefix(Scale):
     """A token map that precedes the scales, such as the picture of an edit.
 
     It runs through the blocks once, sees itself alone and is seen by every scale. ``index``: of the scale
-    whose level it shares. ``aligned``: blocks in which a scale sees it resized to its own grid.
+    whose level it shares. ``aligned``: blocks in which a scale sees it resized to its own grid. ``opens``:
+    its last token stands for the one of the first scale, which has none of its own and is drawn from it.
     """
 
     aligned: tuple[int, ...] = ()
+    opens: bool = False
 
     def keys(self, scale: Scale, depth: int) -> int:
         """How many of its keys a token of ``scale`` sees in all ``depth`` blocks together."""
@@ -110,6 +112,10 @@ class ScaleSchedule:
     def area_fraction(self, scale: Scale) -> float:
         """Tokens of ``scale`` relative to the final grid; stages are defined on it, never on widths."""
         return scale.tokens / self.final.tokens
+
+    def entering(self, scale: Scale, prefix: Prefix | None) -> int:
+        """Tokens of a scale that enter the blocks: all, but for a first one that ``prefix`` opens."""
+        return 0 if prefix is not None and prefix.opens and scale.index == 0 else scale.tokens
 
     def prefix(self, count: int) -> "ScaleSchedule":
         """The first ``count`` scales with the same rotary reference."""

@@ -11,12 +11,12 @@ from comfy import sd1_clip
 from comfy.cli_args import args
 
 from ...stagevar_core.checkpoints.load import Checkpoint
-from . import clip_sd2, clip_t5
+from . import clip_qwen, clip_sd2, clip_t5
 from .bridge import WEIGHT_DTYPES
 from .schema import Folders
 
 _LOG = logging.getLogger(__name__)
-_FAMILIES = {"t5": clip_t5, "clip": clip_sd2}
+_FAMILIES = {"t5": clip_t5, "clip": clip_sd2, "qwen2": clip_qwen}
 _SMALL = 500_000_000  # parameters up to which float32 costs nothing worth saving
 
 

@@ -31,8 +31,10 @@ _ACTIVATIONS = {"gated-gelu": "gelu_pytorch_tanh", "gelu_new": "gelu_pytorch_tan
 class StoredVocabulary:
     """Stands in for a tokenizer class whose files are a string: the JSON that came with the encoder."""
 
-    @staticmethod
-    def from_pretrained(tokenizer_json: str, **_: Any) -> "PreTrainedTokenizerFast":
+    special = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+
+    @classmethod
+    def from_pretrained(cls, tokenizer_json: str, **_: Any) -> "PreTrainedTokenizerFast":
         """A fast tokenizer of the library that neither pads nor cuts."""
         from tokenizers import Tokenizer
         from transformers import PreTrainedTokenizerFast
@@ -43,9 +45,7 @@ class StoredVocabulary:
         # The library would overwrite with its own default whether a space comes before the first word.
         given = json.loads(tokenizer_json).get("pre_tokenizer") or {}
         own = {key: given[key] for key in ("add_prefix_space",) if key in given}
-        return PreTrainedTokenizerFast(
-            tokenizer_object=vocabulary, eos_token="</s>", pad_token="<pad>", unk_token="<unk>", **own
-        )
+        return PreTrainedTokenizerFast(tokenizer_object=vocabulary, **cls.special, **own)
 
 
 class T5Tokenizer(sd1_clip.SDTokenizer):

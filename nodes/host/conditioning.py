@@ -20,6 +20,7 @@ _LOG = logging.getLogger(__name__)
 # Entries of a conditioning's dictionary.
 NULL_TEXT = "stagevar_null_text"  # features of the empty prompt (1, tokens, width)
 CLASS_LABEL = "stagevar_class_label"  # the number of a class, -1 for none
+PADDING = "stagevar_padding"  # tokens at the end of the features that are padding and are read as well
 LENGTH = "stagevar_length"  # tokens of the prompt before the text encoder cut it
 # What nodes of the host leave beside features to steer its own samplers, by the words of their titles.
 _STEERING = {
@@ -248,7 +249,23 @@ def _texts(
     null = None if network.learned_null else _null_text(network, positive[0])
     features, regions = _placed(network, positive, batch, notes, frame)
     against, their_regions = _placed(network, negative, batch, notes, frame) if negative else (None, ())
-    return TextConditioning(features, against, null, regions=regions, negative_regions=their_regions)
+    return TextConditioning(
+        features,
+        against,
+        null,
+        regions=regions,
+        negative_regions=their_regions,
+        padding=_padding(positive, batch),
+        negative_padding=_padding(negative, batch),
+    )
+
+
+def _padding(entries: list[Entry], batch: int) -> tuple[int, ...]:
+    """How much of the text of every image is padding that is read as well; empty where none is."""
+    found = [entry.extra.get(PADDING) for entry in entries]
+    if len(found) != 1 or not isinstance(found[0], int):
+        return ()
+    return (min(found[0], entries[0].features.shape[1]),) * batch
 
 
 def _placed(
@@ -321,7 +338,7 @@ def _check_width(entry: Entry, width: int) -> None:
     shape = tuple(getattr(entry.features, "shape", ()))  # other packs may hand on anything
     if len(shape) == 3 and shape[0] and shape[1] and shape[2] == width:
         return
-    known = {2048: "Flan-T5-XL", 1024: "that of Stable Diffusion 2.1"}
+    known = {2048: "Flan-T5-XL", 1024: "that of Stable Diffusion 2.1", 1536: "the Qwen2 of HART"}
     raise ValueError(
         f"{entry.field}: found text features of shape {shape}; this model expects (prompts, tokens, "
         f"{width}). Encode the prompt with the text encoder the model was trained with: "
@@ -334,10 +351,16 @@ def _without_padding(features: Tensor, extra: dict[str, Any]) -> list[Tensor]:
 
     Nodes that join or mix features keep the mask of one of them. Our encoder of models that need one leaves 0
     in the rows of padding, so that what holds anything there is text of either; of others the mask counts,
-    for the rows that it has.
+    for the rows that it has. Models that read padding as well get all rows.
     """
     mask = extra.get("attention_mask")
-    if mask is None or mask.dim() != 2 or len(mask) != len(features) or mask.shape[1] > features.shape[1]:
+    if (
+        PADDING in extra
+        or mask is None
+        or mask.dim() != 2
+        or len(mask) != len(features)
+        or mask.shape[1] > features.shape[1]
+    ):
         return list(features)
     kept, masked = features.ne(0).any(dim=-1), mask.to(features.device).bool()
     if not kept.any():  # a zeroed conditioning

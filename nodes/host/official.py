@@ -10,6 +10,7 @@ from .bridge import module_of
 _INFINITY = "https://huggingface.co/FoundationVision/Infinity/resolve/main/"
 _VAR = "https://huggingface.co/FoundationVision/var/resolve/main/"
 _STAR = "https://huggingface.co/taocrayon/STAR/resolve/main/"
+_HART = "https://huggingface.co/mit-han-lab/hart-0.7b-1024px"
 
 
 class Published(NamedTuple):
@@ -47,6 +48,7 @@ _TOKENIZERS = {
         "Infinity 8B",
     ),
     ("var", 32, 16): Published("vae_ch160v4096z32.pth", f"{_VAR}vae_ch160v4096z32.pth", "VAR and STAR"),
+    ("hart", 32, 16): Published("the folder tokenizer", _HART, "HART"),
 }
 # By family and channels of the features.
 _TEXT_ENCODERS = {
@@ -59,6 +61,12 @@ _TEXT_ENCODERS = {
     ),
     ("clip", 1024): Published(
         "star_clip", f"{_STAR}CLIP/text_encoder/model.safetensors", "STAR", "model.safetensors"
+    ),
+    ("qwen2", 1536): Published(
+        "hart_qwen2",
+        "https://huggingface.co/mit-han-lab/Qwen2-VL-1.5B-Instruct",
+        "HART",
+        "its weights and tokenizer.json",
     ),
 }
 

@@ -16,6 +16,7 @@ from stagevar_core.autoencoders.vq import VQTokenizerConfig
 from stagevar_core.checkpoints.detect import spec_of
 from stagevar_core.conditioning.t5 import T5EncoderConfig
 from stagevar_core.conditioning.types import ClassConditioning, TextConditioning
+from stagevar_core.models.hart_config import HART_0_7B
 from stagevar_core.models.infinity_config import INFINITY_2B, INFINITY_8B, INFINITY_125M
 from stagevar_core.models.star_config import STAR_256, STAR_512, STAR_1024
 from stagevar_core.models.var import VAR_D16, VAR_D30, VAR_D36
@@ -48,6 +49,7 @@ FULL_SIZE: dict[str, tuple[str, Any, Any]] = {
     "star-256": ("star", STAR_256, VQTokenizerConfig()),
     "star-512": ("star", STAR_512, VQTokenizerConfig()),
     "star-1024": ("star", STAR_1024, VQTokenizerConfig()),
+    "hart-0.7b": ("hart", HART_0_7B, VQTokenizerConfig()),
 }
 WARM_UP_TOKENS = 64  # the full-size models warm up on the scales up to here: that touches every weight
 
@@ -113,7 +115,9 @@ def full_size(
     tokenizer = fill(paired.module(codes, dtype=dtype, device="meta"), device)
     text = None
     if config.text_width:
-        text = RandomText(transformer.text_family, config.text_width, text_tokens, device)
+        # HART reads texts of one length, padding among them.
+        tokens = getattr(config, "context", text_tokens)
+        text = RandomText(transformer.text_family, config.text_width, tokens, device)
     sizes, defaults = spec.sizes(config), spec.defaults
     return MeasuredPipeline(transformer, tokenizer, text, sizes, defaults=defaults, device=device)
 

@@ -30,6 +30,8 @@ class File(NamedTuple):
 _INFINITY = "https://huggingface.co/FoundationVision/Infinity/resolve/main/"
 _VAR = "https://huggingface.co/FoundationVision/var/resolve/main/"
 _STAR = "https://huggingface.co/taocrayon/STAR/resolve/main/"
+_HART = "https://huggingface.co/mit-han-lab/hart-0.7b-1024px/resolve/main/"
+_QWEN = "https://huggingface.co/mit-han-lab/Qwen2-VL-1.5B-Instruct/resolve/main/"
 _EDIT = "https://huggingface.co/HiDream-ai/VAREdit/resolve/main/"
 _RESTORE = "https://huggingface.co/EvanEternal/VARestorer/resolve/main/weights/"
 _T5 = "https://huggingface.co/google/flan-t5-xl/resolve/main/"
@@ -54,6 +56,11 @@ STAR = (
     _file(_STAR, "star_rope_d30_1024_drop_3-ar-ckpt-ep1-iter21000.pth", "diffusion_models"),
     VAR[1],
     File("star_clip/model.safetensors", f"{_STAR}CLIP/text_encoder/model.safetensors", "text_encoders"),
+)
+HART = (
+    File("hart_0.7b/ema_model.bin", f"{_HART}llm/ema_model.bin", "diffusion_models"),
+    File("hart_0.7b/model.safetensors", f"{_HART}tokenizer/model.safetensors", "vae"),
+    File("hart_qwen2/model.safetensors", f"{_QWEN}model.safetensors", "text_encoders"),
 )
 INFINITY_2B = (
     _file(_INFINITY, "infinity_2b_reg.pth", "diffusion_models"),

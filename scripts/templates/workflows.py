@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .drafts import draft_pick_finish
-from .files import EDIT_2B, EDIT_8B, EDITS, INFINITY_2B, INFINITY_8B, RESTORER, STAR, VAR, File
+from .files import EDIT_2B, EDIT_8B, EDITS, HART, INFINITY_2B, INFINITY_8B, RESTORER, STAR, VAR, File
 from .graph import COLUMN, Graph
 from .painting import inpaint_latent, outpaint
 from .parts import (
@@ -380,6 +380,8 @@ DRAW: dict[str, Callable[[Graph], None]] = {
     "23_edit_by_text_VAREdit_8B": lambda g: edit_by_text(g, EDIT_8B, 1024),
     "24_restore_VARestorer": restore_picture,
     "25_generate_edit_restore_2B": everything,
+    "26_text_to_image_HART": lambda g: plain(g, HART, LIGHTHOUSE, "StageVAR_HART", **sized(42, 1024)),
+    "27_faster_HART": lambda g: plain(g, HART, LIGHTHOUSE, "StageVAR_HART", faster=True, **sized(42, 1024)),
 }
 
 

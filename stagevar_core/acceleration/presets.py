@@ -1,10 +1,12 @@
 """The presets by name."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from ..checks import keys, one_of
 from .auto import AutoPolicy, AutoSettings
 from .changes import NAMES, changed, given
+from .faster_hart import FASTER_HART
 from .fastvar import FASTVAR
 from .policy import AccelerationPolicy, DensePolicy
 from .settings import Guidance, StageSettings, Tokens
@@ -55,7 +57,7 @@ PRESETS: dict[str, AccelerationPolicy] = {
     policy.name: policy
     for policy in (
         *(OFF, QUALITY, BALANCED, FAST, TURBO, AUTO),
-        *(PAPER, PAPER_RELEASED, FASTVAR, SKIPVAR, SPARSEVAR),
+        *(PAPER, PAPER_RELEASED, FASTVAR, SKIPVAR, SPARSEVAR, FASTER_HART),
     )
 }
 DEFAULT = BALANCED.name
@@ -79,16 +81,14 @@ def adjusted(policy: AccelerationPolicy, changes: Mapping[str, object]) -> Accel
     kept = given(keys("", changes, NAMES))
     if not kept:
         return policy
-    return StagedPolicy(
-        f"{policy.name} (changed)", changed(_staged(policy, next(iter(kept))).settings, **kept)
-    )
+    staged = _staged(policy, next(iter(kept)))
+    return replace(staged, name=f"{policy.name} (changed)", settings=changed(staged.settings, **kept))
 
 
 def scheduled(policy: AccelerationPolicy, changes: Mapping[str, object], schedule: str) -> StagedPolicy:
     """A preset with what the file ``schedule`` replaces; ``ValueError`` as of :func:`adjusted`."""
-    return StagedPolicy(
-        f"{policy.name} ({schedule})", changed(_staged(policy, "schedule").settings, **changes)
-    )
+    staged = _staged(policy, "schedule")
+    return replace(staged, name=f"{policy.name} ({schedule})", settings=changed(staged.settings, **changes))
 
 
 def _staged(policy: AccelerationPolicy, what: str) -> StagedPolicy:

@@ -36,22 +36,27 @@ def chunks(depth: int, count: int) -> tuple[range, ...]:
 
 @dataclass(frozen=True)
 class StagedPolicy:
-    """:class:`StageSettings` under a name."""
+    """:class:`StageSettings` under a name.
+
+    ``raster_positions``: mixtures of tokens have the rotary positions of the first tokens of the scale, as in
+    StageVAR's public code for Infinity; else of those that they stand for, as in that for HART.
+    """
 
     name: str
     settings: StageSettings
+    raster_positions: bool = True
     per_image = False
 
     def start(self, info: RunInfo) -> "StagedRun":
         """Fresh state; every schedule can be run, one without a fidelity stage dense."""
-        return StagedRun(self.settings, info)
+        return StagedRun(self.settings, info, raster_positions=self.raster_positions)
 
 
 class StagedRun:
     """One generation: plans from the areas of the scales, and what the regions left for the next scale."""
 
-    def __init__(self, settings: StageSettings, info: RunInfo) -> None:
-        self.settings, self.info = settings, info
+    def __init__(self, settings: StageSettings, info: RunInfo, *, raster_positions: bool = True) -> None:
+        self.settings, self.info, self.raster_positions = settings, info, raster_positions
         self.notes: list[str] = []
         self.memory, self.history = Memory(settings.tokens.resize), History()
         self.spans = chunks(info.depth, settings.tokens.spans)
@@ -214,7 +219,8 @@ class StagedRun:
             if budget >= scale.tokens:
                 return None
             if settings.mode == "projection":
-                return random_projection(x, budget, self._generators, raster_positions=True)
+                raster = self.raster_positions
+                return random_projection(x, budget, self._generators, raster_positions=raster)
             # The same tokens in every span that runs as many: they then have a state of their own.
             if self._chosen is None or self._chosen.count != budget:
                 delta = self.memory.get(site) if settings.restoration == "delta" else None

@@ -219,6 +219,7 @@ class VQTokenizer(nn.Module):
     """Convolutional encoder and decoder with attention at the coarsest level, around the quantizer."""
 
     family = "var"
+    quantizer_type = VectorQuantizer
 
     def __init__(self, config: VQTokenizerConfig, *, operations=nn, dtype=None, device=None) -> None:
         super().__init__()
@@ -231,7 +232,7 @@ class VQTokenizer(nn.Module):
         factory = {"dtype": dtype, "device": device}
         self.quant_conv = operations.Conv2d(config.dim, config.dim, 3, padding=1, **factory)
         self.post_quant_conv = operations.Conv2d(config.dim, config.dim, 3, padding=1, **factory)
-        self.quantize = VectorQuantizer(config.vocab, config.dim, config.phis, device=device)
+        self.quantize = self.quantizer_type(config.vocab, config.dim, config.phis, device=device)
 
     def quantizer(self, patch: int = 1) -> VectorQuantizer:
         """The quantizer; it has weights, so what generates needs this one and not just one of its shape."""

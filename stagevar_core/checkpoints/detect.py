@@ -9,10 +9,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from . import families_infinity, families_star, families_var
+from . import families_hart, families_infinity, families_star, families_var
 from .convert import Route
 from .errors import CheckpointError, article, listed, short
-from .header import ModelConfig
+from .header import Header, ModelConfig
 from .spec import FamilySpec, Shapes, first_match
 from .wrappers import Group, split_prefix
 
@@ -23,8 +23,10 @@ KINDS = {"transformer": "a transformer", "tokenizer": "an image tokenizer", "tex
 # Specific before broad; the first match wins.
 SPECS: tuple[FamilySpec[Any], ...] = (
     *families_infinity.SPECS,
+    *families_hart.SPECS,
     *families_star.SPECS,
     *families_var.SPECS,
+    families_hart.OWN_TOKENIZER,
     families_infinity.T5,
 )
 
@@ -48,9 +50,20 @@ LOOKALIKES: tuple[tuple[str, str], ...] = (
 )
 
 
-def recognise(keys: Sequence[str]) -> FamilySpec[Any] | None:
-    """The first specification that these keys match, None for what is no known model."""
-    return next((spec for spec in SPECS if spec.matches(keys)), None)
+def recognise(keys: Sequence[str], prefix: str = "") -> FamilySpec[Any] | None:
+    """The first specification that these keys match, None for what is no known model.
+
+    ``prefix``: what the file has before all of them.
+    """
+    return next((spec for spec in SPECS if spec.matches(keys, prefix)), None)
+
+
+def named(header: Header | None, keys: Sequence[str], found: FamilySpec[Any]) -> FamilySpec[Any]:
+    """The specification that a header of ours names, where it matches these keys as ``found`` does."""
+    if header is None:
+        return found
+    said = (header.kind, header.family)
+    return next((spec for spec in SPECS if (spec.kind, spec.name) == said and spec.matches(keys)), found)
 
 
 def refuse_options(spec: FamilySpec[Any], keys: Sequence[str], source: str) -> None:

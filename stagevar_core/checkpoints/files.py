@@ -18,6 +18,9 @@ from .shards import PICKLES, SAFETENSORS, Parts, parts_of
 
 _MAX_HEADER = 100_000_000  # bytes, the safetensors format's own limit
 _MAX_GROWTH = 50  # of a compressed archive
+# Models whose config.json says what their tensors do not.
+_TOLD_BESIDE = ("hart_transformer_t2i", "qwen2", "qwen2_vl")
+_MAX_CONFIG = 1_000_000  # bytes
 
 # First bytes of files that are often saved under a checkpoint's name.
 _SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
@@ -43,8 +46,23 @@ def read(path: str | Path) -> RawCheckpoint:
     """
     parts = parts_of(path)
     if parts.index is None and len(parts.shards) == 1:
-        return _read_file(parts.shards[0])
-    return _read_shards(parts, str(path))
+        found = _read_file(parts.shards[0])
+    else:
+        found = _read_shards(parts, str(path))
+    told = _told_beside(parts.shards[0])
+    return found._replace(tensors={"config": told, **found.tensors}) if told else found
+
+
+def _told_beside(path: Path) -> dict[str, Any]:
+    """The ``config.json`` in a file's folder, as training checkpoints carry theirs; empty for most models."""
+    config = path.parent / "config.json"
+    try:
+        if config.stat().st_size > _MAX_CONFIG:
+            return {}
+        told = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return told if isinstance(told, dict) and told.get("model_type") in _TOLD_BESIDE else {}
 
 
 def _read_file(path: Path) -> RawCheckpoint:

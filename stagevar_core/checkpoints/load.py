@@ -14,7 +14,7 @@ from ..models.companions import TextEncoder
 from ..schedule import AspectTable
 from . import header as headers
 from .convert import convert, routes
-from .detect import KINDS, SPECS, configure, recognise, spec_of, unknown
+from .detect import KINDS, SPECS, configure, named, recognise, spec_of, unknown
 from .errors import CheckpointError, article, short
 from .files import read
 from .quantized import plain
@@ -89,6 +89,7 @@ def prepare(
     group, spec = _choose(found, source, kind)
     header = headers.parse(metadata, source) or headers.parse(headers.recorded(group.record, source), source)
     group = whole = group._replace(tensors=plain(group.tensors, metadata, source))
+    spec = named(header, list(group.tensors), spec)
     if spec.merged:
         check_stored({group.prefix + key: tensor for key, tensor in group.tensors.items()}, source)
         group = group._replace(tensors=spec.merged(group.tensors, source))
@@ -248,7 +249,7 @@ def check_pairing(transformer: Checkpoint, tokenizer: Checkpoint) -> None:
 
 def _choose(found: list[Group], source: str, kind: str | None) -> tuple[Group, FamilySpec[Any]]:
     """The set of tensors to load: the first that is recognised, of the wanted kind if there is one."""
-    known = [(group, spec) for group in found if (spec := recognise(list(group.tensors)))]
+    known = [(group, spec) for group in found if (spec := recognise(list(group.tensors), group.prefix))]
     if not known:
         entries: dict[tuple[str, ...], list[str]] = {}
         for group in found:

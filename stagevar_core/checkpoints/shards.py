@@ -21,6 +21,8 @@ _SHARD = re.compile(
 )
 # model.safetensors.index.json, pytorch_model.bin.index.json, model.safetensors.index.fp16.json
 _INDEX = re.compile(rf".*{_SUFFIX}\.index(?:\.\w+)?\.json", re.IGNORECASE)
+# HART's folder has its weights twice; those that its demos use are the averaged ones.
+_PREFERRED = "ema_model.bin"
 _DIGITS, _MAX_SHARDS = 5, 10_000
 _MAX_INDEX = 100_000_000  # bytes; that of the largest models has some
 
@@ -56,8 +58,9 @@ def is_shard(name: str) -> bool:
 def parts_of(path: str | Path) -> Parts:
     """The files behind a path: a file, an index, a folder, or any one shard of a set.
 
-    A folder stands for its first complete index (safetensors before others), else for its complete set, else
-    for its only model file. Raises :class:`CheckpointError` where files are missing, naming them.
+    A folder stands for its averaged weights where it is HART's, which has others as well; else for its first
+    complete index (safetensors before others), its complete set, or its only model file. Raises
+    :class:`CheckpointError` where files are missing, naming them.
     """
     path = Path(path)
     if os.path.isdir(path):
@@ -72,6 +75,8 @@ def parts_of(path: str | Path) -> Parts:
 def _of_folder(folder: Path) -> Parts:
     names = _names(folder)
     failure: CheckpointError | None = None
+    if _PREFERRED in names:
+        return Parts((folder / _PREFERRED,))
     for name in filter(is_index, names):
         try:
             return _complete(_indexed(folder / name))

@@ -91,6 +91,7 @@ class FamilySpec(Generic[Config]):
     """How to recognise one kind of file and what it becomes.
 
     ``keys_required`` / ``keys_forbidden``: regular expressions over whole keys, all / none of which occur.
+    ``within``: what precedes all of these keys in such files, where the same keys alone are another kind.
     ``example``: a key of such files, for people.
     ``unsupported``: keys of options that no release uses, refused by name. ``key_map`` None: our own names.
     ``config_from`` reads shapes under our names; ``unseen`` are the config fields that shapes cannot show.
@@ -118,6 +119,7 @@ class FamilySpec(Generic[Config]):
     config_from: Callable[[Shapes], Config]
     expected: Callable[[Config], dict[str, Shape]]
     keys_forbidden: tuple[str, ...] = ()
+    within: str = ""
     example: str = ""
     key_map: KeyMap | None = None
     module: type[nn.Module] | None = None
@@ -144,15 +146,18 @@ class FamilySpec(Generic[Config]):
             self,
             keys_required=keys_required,
             keys_forbidden=(),
+            within="",
             key_map=None,
             unsupported=(),
             buffers=(),
         )
 
-    def matches(self, keys: Sequence[str]) -> bool:
-        """Whether these keys are such a file's."""
-        return all(first_match(pattern, keys) for pattern in self.keys_required) and not any(
-            first_match(pattern, keys) for pattern in self.keys_forbidden
+    def matches(self, keys: Sequence[str], prefix: str = "") -> bool:
+        """Whether these keys, which have ``prefix`` in the file, are such a file's."""
+        return (
+            (not self.within or prefix == self.within)
+            and all(first_match(pattern, keys) for pattern in self.keys_required)
+            and not any(first_match(pattern, keys) for pattern in self.keys_forbidden)
         )
 
 

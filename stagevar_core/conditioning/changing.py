@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..schedule import Prefix
 from .types import Conditioning
 
 
@@ -92,6 +93,15 @@ def from_stages(
             current, before = later.get(stage, current), stage
         holding.append(current)
     return ChangingConditioning.of(holding)
+
+
+def check_once(conditioning: RunConditioning, prefix: Prefix | None) -> None:
+    """Raise ``ValueError`` for a text that changes where a model reads it once, before the first scale."""
+    if prefix is not None and prefix.opens and isinstance(conditioning, ChangingConditioning):
+        raise ValueError(
+            "the prompt changes from one stage to another, but this model reads its text once, before the "
+            "first scale; use one prompt for all stages"
+        )
 
 
 def tokens_of(conditioning: RunConditioning, scales: int) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,9 @@ class TextConditioning:
     prompt (tokens, width), for models without a learned null text. ``source``: the pictures to edit, one per
     image, as the tokenizer's features before quantization (B, dim, h, w); None where nothing is edited.
     ``regions``: per image where the prompts hold that its text is made of, None: its text is one prompt,
-    which holds everywhere. ``negative_regions``: the same of ``negative``.
+    which holds everywhere. ``negative_regions``: the same of ``negative``. ``padding``: for models that read
+    it as well, how many tokens at the end of every text are padding; empty: none. ``negative_padding``: those
+    of ``negative``.
     """
 
     features: tuple[Tensor, ...]
@@ -27,6 +30,8 @@ class TextConditioning:
     source: Tensor | None = None
     regions: tuple[Regions | None, ...] = ()
     negative_regions: tuple[Regions | None, ...] = ()
+    padding: tuple[int, ...] = ()
+    negative_padding: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.features:
@@ -42,6 +47,12 @@ class TextConditioning:
             )
         check_regions(self.features, self.regions)
         check_regions(self.negative or (), self.negative_regions)
+        for texts, counts in ((self.features, self.padding), (self.negative or (), self.negative_padding)):
+            if counts and not all(0 <= n <= len(text) for n, text in zip(counts, texts, strict=True)):
+                raise ValueError(
+                    f"texts of {[len(text) for text in texts]} tokens have {list(counts)} of padding; "
+                    "expected at most all of them, for every text"
+                )
 
     @property
     def batch(self) -> int:
@@ -75,21 +86,26 @@ class TextConditioning:
         """Without negative texts; prompts at most as long as the null text that takes their place."""
         lengths = (length if longest is None else min(length, longest) for length in self.lengths)
         features = tuple(text[:length] for text, length in zip(self.features, lengths, strict=True))
-        return replace(self, negative=None, features=features, regions=(), negative_regions=())
+        plain = replace(self, negative=None, negative_padding=(), regions=(), negative_regions=())
+        return replace(plain, features=features)
 
     def images(self, images: Sequence[int]) -> "TextConditioning":
         """That of these images of the batch, in this order."""
         negative = None if self.negative is None else tuple(self.negative[index] for index in images)
         source = None if self.source is None else self.source[list(images)]
+
+        def picked(each: tuple[Any, ...]) -> tuple[Any, ...]:
+            return tuple(each[index] for index in images) if each else ()
+
         return replace(
             self,
             features=tuple(self.features[index] for index in images),
             negative=negative,
             source=source,
-            regions=tuple(self.regions[index] for index in images) if self.regions else (),
-            negative_regions=tuple(self.negative_regions[index] for index in images)
-            if self.negative_regions
-            else (),
+            regions=picked(self.regions),
+            negative_regions=picked(self.negative_regions),
+            padding=picked(self.padding),
+            negative_padding=picked(self.negative_padding),
         )
 
     def image(self, index: int) -> "TextConditioning":

@@ -1,7 +1,7 @@
 """What comes with a transformer and signs, too: image tokenizer and text encoder (see ``contract.py``)."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +69,15 @@ class TextEncoder(Protocol):
 
     def encode(self, prompts: Sequence[str], max_tokens: int = ...) -> tuple[Tensor, ...]:
         """One (tokens, width) tensor in float32 per prompt, without padding."""
+        ...
+
+
+@runtime_checkable
+class PaddingEncoder(Protocol):
+    """A text encoder whose features have padding at their end, which its transformers read as well."""
+
+    def padding(self, prompts: Sequence[str], max_tokens: int = ...) -> tuple[int, ...]:
+        """How many tokens at the end of every prompt's features are padding."""
         ...
 
 

@@ -54,6 +54,10 @@ class Noise(Protocol):
         """Draws of ``shape`` (B, ...) from 0 to 1 out of a second stream, for heads that ask for them."""
         ...
 
+    def normal(self, scale: Scale, shape: Sequence[int], device: torch.device) -> Tensor:
+        """Normal draws of ``shape`` (B, ...) in float32 out of the second stream."""
+        ...
+
     def image(self, index: int) -> "Noise":
         """The draws of one image alone."""
         ...
@@ -130,10 +134,14 @@ class Quantizer(Protocol):
 
 
 class Drawn(NamedTuple):
-    """``kept``: what was drawn, on the latent grid. ``codes``: what is added for it, (B, C, h, w)."""
+    """``kept``: what was drawn, on the latent grid. ``codes``: what is added for it, (B, C, h, w).
+
+    ``exact``: the codes are those of ``kept``; False: they have to be kept as well to be added again.
+    """
 
     kept: Tensor
     codes: Tensor
+    exact: bool = True
 
 
 @dataclass(frozen=True)
@@ -142,8 +150,10 @@ class Drawing:
 
     ``hidden``: the blocks' output (rows, L, C). ``guided``: logits to sample from (B, L, V). ``guide``: those
     of all rows (rows, L, V) to guided ones, with the strength of the last scale, for heads with passes of
-    their own. ``noise`` None: greedy. ``top_k``, ``top_p``: 0 switches off. ``smooth``: mixtures of codes in
-    place of drawn ones. ``progress``: place of the scale in the schedule, 0..1.
+    their own. ``watched``: gives back what one of these gave; the run ends where that is not finite.
+    ``weight``: ``w`` of ``w * c + (1 - w) * u`` where both rows of every image run and count, else None.
+    ``noise`` None: greedy. ``top_k``, ``top_p``: 0 switches off. ``smooth``: mixtures of codes in place
+    of drawn ones. ``progress``: place of the scale in the schedule, 0..1.
     """
 
     scale: Scale
@@ -151,6 +161,8 @@ class Drawing:
     hidden: Tensor
     guided: Tensor
     guide: Callable[[Tensor], Tensor]
+    watched: Callable[[Tensor], Tensor]
+    weight: float | None
     quantizer: Quantizer
     noise: Noise | None
     top_k: int
@@ -172,6 +184,12 @@ class Drawing:
         if self.noise is None:
             return None
         return self.noise.uniform(self.scale, (len(self.guided), *shape), self.guided.device)
+
+    def normal(self, *shape: int) -> Tensor | None:
+        """Normal draws per token out of the second stream, (B, L, *shape); None where greedy."""
+        if self.noise is None:
+            return None
+        return self.noise.normal(self.scale, (*self.guided.shape[:2], *shape), self.guided.device)
 
 
 class Head(Protocol):
@@ -268,13 +286,14 @@ class Transformer(Protocol):
     def prefix(self, conditioning: Conditioning, schedule: ScaleSchedule) -> Prefix | None:
         """What precedes the scales of a run; None where nothing does.
 
+        One that opens the first scale consists of what :meth:`first_tokens` gives.
         ``ValueError`` for a picture that the model has no use for, one that it lacks, and a schedule that
         cannot follow one.
         """
         ...
 
     def prefix_tokens(self, conditioning: Conditioning, prefix: Prefix, device: torch.device) -> Tensor:
-        """What enters the blocks for a prefix, (B, L, C); called only where there is one."""
+        """What enters the blocks for a prefix, (B, L, C); called only where one does not open a scale."""
         ...
 
     def positions(
@@ -282,12 +301,16 @@ class Transformer(Protocol):
     ) -> Tensor | None:
         """Rotary angles of one scale, (2, L, head_dim / 2) in float32; None without rotary positions.
 
+        None, too, where they differ by row; then :meth:`__call__` puts (2, rows, L, ...) into its context.
         Behind ``prefix`` where there is one, which may be the ``scale`` itself.
         """
         ...
 
     def first_tokens(self, state: Any) -> Tensor:
-        """What enters the blocks at the first scale, (rows, L, C), from its :class:`Conditioned`."""
+        """What enters the blocks at the first scale, (rows, L, C), from its :class:`Conditioned`.
+
+        That of the prefix, where one opens the scale.
+        """
         ...
 
     def embed(self, inputs: Tensor) -> Tensor:

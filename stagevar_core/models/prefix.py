@@ -13,7 +13,7 @@ class NoPrefix:
     family: str
     edits = False
 
-    def prefix(self, conditioning: Conditioning, schedule: ScaleSchedule) -> None:
+    def prefix(self, conditioning: Conditioning, schedule: ScaleSchedule) -> Prefix | None:
         """None; ``ValueError`` for a picture to edit."""
         check_task(conditioning, edits=False, family=self.family)
 

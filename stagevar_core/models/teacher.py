@@ -14,6 +14,12 @@ from ..schedule import Prefix, Scale, ScaleSchedule
 from .contract import Transformer
 
 
+def parts_of(schedule: ScaleSchedule, prefix: Prefix | None) -> list[Scale]:
+    """A prefix and the scales that have tokens of their own."""
+    scales = [scale for scale in schedule if schedule.entering(scale, prefix)]
+    return [*(() if prefix is None else (prefix,)), *scales]
+
+
 @dataclass
 class TeacherContext(ScaleContext):
     """The context of a pass in which every scale is present, behind a prefix or not; nothing is cached."""
@@ -23,7 +29,7 @@ class TeacherContext(ScaleContext):
     @property
     def parts(self) -> list[Scale]:
         """What is present, in order."""
-        return [*(() if self.prefix is None else (self.prefix,)), *self.schedule]
+        return parts_of(self.schedule, self.prefix)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Scale by scale, each attending to itself and the coarser ones: the block-causal mask, exactly."""
@@ -82,7 +88,7 @@ def teacher_forced(
 
     model.check(schedule)
     prefix = model.prefix(conditioning, schedule)
-    parts = [*(() if prefix is None else (prefix,)), *schedule]
+    parts = parts_of(schedule, prefix)
     positions = [model.positions(schedule, part, device, prefix) for part in parts]
     angles = [each for each in positions if each is not None]
     ctx = TeacherContext(
@@ -96,6 +102,7 @@ def teacher_forced(
         schedule=schedule,
         prefix=prefix,
     )
-    before = [] if prefix is None else [model.prefix_tokens(conditioning, prefix, device)]
+    apart = prefix is not None and not prefix.opens
+    before = [model.prefix_tokens(conditioning, prefix, device)] if prefix is not None and apart else []
     x = torch.cat((*before, model.first_tokens(state), model.embed(inputs)), dim=1)
     return model.logits(model(x, ctx)[:, -schedule.tokens :], state)

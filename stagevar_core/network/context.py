@@ -67,6 +67,11 @@ class ScaleContext:
     given: dict[str, Tensor] = field(default_factory=dict)
     kept: dict[str, TokenMap | None] = field(default_factory=dict)
 
+    @property
+    def parts(self) -> Sequence[Scale]:
+        """The scales whose tokens these are, in order."""
+        return (self.scale,)
+
     def run(self, blocks: Sequence[nn.Module], x: Tensor) -> Tensor:
         """All blocks in order, (rows, L, C); spans of them on fewer tokens where the plan says so."""
         if self.reduction is None or not self.reduction.spans:

@@ -116,3 +116,44 @@ def rotate(x: Tensor, angles: Tensor) -> Tensor:
     a, b = x[..., 0::2], x[..., 1::2]
     cos, sin = angles[0], angles[1]
     return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2)
+
+
+def line_turns(places: Tensor, head_dim: int, base: float = 10000.0) -> Tensor:
+    """Cosines and sines of tokens in a line for :func:`turn_halves`, (2, rows, L, head_dim)."""
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=places.device) / head_dim
+    frequencies = 1.0 / (base**exponents)
+    angles = places.float()[:, :, None] * frequencies
+    angles = torch.cat((angles, angles), dim=-1)
+    return torch.stack((angles.cos(), angles.sin()))
+
+
+def grid_turns(
+    scale: Scale, reference: tuple[int, int], behind: Tensor, head_dim: int, base: float = 10000.0
+) -> Tensor:
+    """The same of a scale stretched to ``reference``, of rows that are moved by ``behind`` (rows,).
+
+    The first half of the channels turns with the row, the second with the column, each with a quarter of as
+    many frequencies twice: as :func:`turn_halves` pairs the halves, that is no rotation (basic_hart.py of
+    mit-han-lab/hart).
+    """
+    device = behind.device
+    frequencies = 1.0 / (
+        base ** (torch.arange(0, head_dim, 4, dtype=torch.float32, device=device) / head_dim)
+    )
+
+    def axis(count: int, whole: int) -> Tensor:
+        places = torch.arange(count, device=device) / count * whole + behind.float()[:, None]
+        return (places[:, :, None] * frequencies).repeat(1, 1, 2)  # (rows, count, head_dim / 2)
+
+    down, across = (axis(*sides) for sides in zip(scale.grid, reference, strict=True))
+    by_row = down[:, :, None].expand(-1, -1, scale.width, -1)
+    by_column = across[:, None].expand(-1, scale.height, -1, -1)
+    angles = torch.cat((by_row, by_column), dim=-1).flatten(1, 2)
+    return torch.stack((angles.cos(), angles.sin()))
+
+
+def turn_halves(x: Tensor, turns: Tensor) -> Tensor:
+    """``x`` (rows, L, heads, D) with channel i and i + D / 2 turned by ``turns`` (2, rows, L, D)."""
+    first, second = x.chunk(2, dim=-1)
+    (cos, other_cos), (sin, other_sin) = (part.unsqueeze(-2).chunk(2, dim=-1) for part in turns)
+    return torch.cat((first * cos - second * sin, second * other_cos + first * other_sin), dim=-1)

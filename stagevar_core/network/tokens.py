@@ -59,8 +59,14 @@ class TokenMap:
         return TokenMap(repeated(self.keep), *rest)
 
     def positions(self, angles: Tensor | None) -> Tensor | None:
-        """Rotary angles (2, rows, r, D / 2) of the r tokens from all, (2, L, D / 2); None stays None."""
-        return None if angles is None else angles[:, self.keep if self.at is None else self.at]
+        """Rotary angles (2, rows, r, D) of the r tokens from those of all; None stays None.
+
+        ``angles``: (2, L, D), or (2, rows, L, D) where rows have their own.
+        """
+        places = self.keep if self.at is None else self.at
+        if angles is None or angles.dim() == 3:
+            return None if angles is None else angles[:, places]
+        return angles.gather(2, places[None, :, :, None].expand(2, -1, -1, angles.shape[-1]))
 
     def sight(self, added: Tensor | None) -> Tensor | None:
         """What the r tokens see of the text, (rows, 1, r, T) from that of all, (rows, 1, L, T).

@@ -16,6 +16,7 @@ from ..schedule import Scale, ScaleSchedule
 from .numbers import extremes, finite
 from .result import ScaleCodes
 
+ALL_GIVEN = "nothing is left to draw"
 WHOLE = 3  # tokens of a scale up to which all of it stays: it is the tone of the picture
 
 

@@ -136,7 +136,7 @@ def _planned(
         if plan.rows != "both" and rows != info.batch:
             rows, length, turns, away = info.batch, length + _room(run, info, ends, scale), 1, 0
             keys = max(keys, rows * length)
-        tokens = _tokens(plan, scale)
+        tokens = _tokens(plan, scale) if info.schedule.entering(scale, info.prefix) else 0.0
         ways = {"rows": rows, "text_tokens": texts_at(text_tokens, scale), "images": info.batch}
         leading = 0 if info.prefix is None else info.prefix.keys(scale, units.depth)
         flops = scale_flops(units, tokens, stored + tokens, **ways, before=leading)

@@ -32,6 +32,10 @@ class Guide:
         """Whether both rows run and count at a scale."""
         return rows.both and self.weights[scale.index] != 1.0
 
+    def weight(self, rows: GuidanceRows, scale: Scale) -> float | None:
+        """``w`` where the outputs of both rows are mixed at a scale, None where they are not."""
+        return self.weights[scale.index] if self.mixing(rows, scale) and 0 in self.layers else None
+
     def logits(self, raw: Tensor, rows: GuidanceRows, scale: Scale, plan: ScalePlan) -> Tensor:
         """What is sampled from (B, L, V), from the head's output (rows, L, V)."""
         weight = self.weights[scale.index]

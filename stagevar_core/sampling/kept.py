@@ -15,6 +15,7 @@ from ..models.contract import Transformer
 from ..network.cache import CachePair, KVCache
 from ..schedule import Prefix
 
+REUSED = "the picture's keys and values are those of an earlier run"
 Stored = list[tuple[Tensor, Tensor]]  # keys and values of every block, (rows, heads, tokens, head_dim)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..acceleration.policy import AccelerationPolicy, PolicyRun, ScalePlan, Seen
-from ..conditioning.changing import RunConditioning, tokens_of
+from ..conditioning.changing import RunConditioning, check_once, tokens_of
 from ..costs import Work, dense_flops
 from ..models.contract import Drawing, Noise, Quantizer, Transformer
 from ..models.draws import run_costs
@@ -19,21 +19,18 @@ from ..network.attention import AttentionFn
 from ..network.cache import KVCache
 from ..network.context import ScaleContext
 from ..schedule import Prefix, Scale, ScaleSchedule
-from .editing import Given, Known
+from .editing import ALL_GIVEN, Given, Known
 from .guidance import Guide
-from .kept import KeptPrefix, prefix_key
+from .kept import REUSED, KeptPrefix, prefix_key
 from .numbers import Watch
 from .passage import Passage
-from .paused import Left
+from .paused import GONE_ON, Left
 from .result import Generation, Monitor, ScaleCodes
 from .rows import Rows
 from .settings import SamplingSettings
 from .trace import Recorder
 
 _LOG = logging.getLogger(__name__)
-REUSED = "the picture's keys and values are those of an earlier run"
-GONE_ON = "they are those of the run that this one goes on from"
-ALL_GIVEN = "nothing is left to draw"
 
 
 class Run:
@@ -66,6 +63,7 @@ class Run:
             settings.cfg_layers,
         )
         self.conditioning, self.prefix = conditioning, model.prefix(conditioning.at(0), schedule)
+        check_once(conditioning, self.prefix)
         self.rows = Rows(
             model,
             conditioning,
@@ -141,20 +139,22 @@ class Run:
         Where ``kept`` has them of an earlier run nothing runs.
         """
         key = ()
+        kept = None if prefix.opens else kept  # it leaves more than keys and values
         if kept is not None:
             key = prefix_key(self.model, self.conditioning.at(0), prefix, guided=self.guide.guided)
             if kept.fill(key, prefix, self.rows.cache):
                 self.recorder.trace.notes.append(REUSED)
                 return
         work: Work = defaultdict(float)
-        x = self.model.prefix_tokens(self.conditioning.at(0), prefix, self.device)  # (B, L, C)
+        x = self.tokens(prefix, None)  # (rows, L, C)
 
         def after_block(layer: int, x: Tensor) -> Tensor:
             self.monitor.block(self.schedule[0], layer)
             return x
 
         ctx = self.context(prefix, ScalePlan(), work)
-        self.model(self.every_row(x), replace(ctx, after_block=after_block))
+        x = self.model(x, replace(ctx, after_block=after_block))
+        self.rows.opening = x[:, -1:] if prefix.opens else None
         if kept is not None:
             kept.keep(key, self.rows.cache)
         self.rows.cache.precede(prefix)
@@ -216,7 +216,8 @@ class Run:
         rows.narrow(plan.rows, self.room(scale, policy_run), policy_run)
         work: Work = defaultdict(float)
         ctx = self.context(scale, plan, work)
-        hidden = model(self.tokens(scale, f_hat), ctx)  # (rows, L, C)
+        opening = None if scale.index else rows.opening
+        hidden = model(self.tokens(scale, f_hat), ctx) if opening is None else opening  # (rows, L, C)
         raw = model.logits(hidden, rows.conditioned)  # (rows, L, V)
         work["head"] += raw.shape[0] * raw.shape[1]
         guided = self.guide.logits(raw, rows.running, scale, plan)  # (B, L, V)
@@ -228,16 +229,16 @@ class Run:
             f_hat, codes = self.settle(scale, settled, f_hat), settled
         else:
             given = self.given.at(scale, f_hat, raw if rows.running.both else None)
-            drawn, added = self.head.draw(self.drawing(plan, ctx, hidden, guided))
+            drawn, added, exact = self.head.draw(self.drawing(plan, ctx, hidden, guided))
             work["refine"] += rows.running.count * self.head.flops(scale)
             weights = None if plan.reduction is None else plan.reduction.code_weights()  # (B, L)
             weights = None if weights is None else quantizer.spread(weights, scale)  # (B, 1, h, w)
             if isinstance(given, ScaleCodes) and given.drawn is not None:
-                drawn, added, weights = given.drawn, quantizer.codes(given.drawn), None
+                drawn, added, weights, exact = given.drawn, quantizer.codes(given.drawn), None, True
             elif isinstance(given, Known):
                 drawn, added, weights = given.over(drawn, added, weights, quantizer)
             f_hat = quantizer.add(f_hat, added, self.schedule, scale, weights)
-            codes = ScaleCodes(drawn, added if self.settings.smooth else None, weights)
+            codes = ScaleCodes(drawn, added if self.settings.smooth or not exact else None, weights)
             self.watch.latent(f_hat)
         policy_run.observe(
             Seen(scale, f_hat, f_hat - before, raw, guided, self.head.choices, self.head.entropy)
@@ -263,9 +264,11 @@ class Run:
         self.watch.read(scale.index, len(self.schedule))
         return f_hat, codes
 
-    def tokens(self, scale: Scale, f_hat: Tensor) -> Tensor:
-        """What enters the blocks, (rows, L, C): the start tokens, then the latent so far."""
-        if scale.index == 0:
+    def tokens(self, scale: Scale, f_hat: Tensor | None) -> Tensor:
+        """What enters the blocks, (rows, L, C): of a prefix its own, the start tokens, then the latent."""
+        if isinstance(scale, Prefix) and not scale.opens:
+            return self.every_row(self.model.prefix_tokens(self.conditioning.at(0), scale, self.device))
+        if scale.index == 0 or f_hat is None:
             return self.model.first_tokens(self.rows.conditioned)
         return self.every_row(self.model.embed(self.quantizer.next_input(f_hat, scale)))
 
@@ -309,18 +312,14 @@ class Run:
     def drawing(self, plan: ScalePlan, ctx: ScaleContext, hidden: Tensor, guided: Tensor) -> Drawing:
         """What the head may use at a scale."""
         running, scale = self.rows.running, ctx.scale
-
-        def guide(logits: Tensor) -> Tensor:
-            mixed = self.guide.of_pass(logits, running, scale, plan)
-            self.watch.logits(logits, mixed)
-            return mixed
-
         return Drawing(
             scale=scale,
             progress=scale.index / max(len(self.schedule) - 1, 1),
             hidden=hidden,
             guided=guided,
-            guide=guide,
+            guide=lambda raw: self.watch.logits(raw, self.guide.of_pass(raw, running, scale, plan)),
+            watched=self.watch.found,
+            weight=self.guide.weight(running, scale),
             quantizer=self.quantizer,
             noise=self.noise,
             top_k=self.settings.top_k,

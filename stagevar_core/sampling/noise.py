@@ -49,6 +49,14 @@ class SeededNoise:
         ]
         return torch.stack(draws).to(device)
 
+    def normal(self, scale: Scale, shape: Sequence[int], device: torch.device) -> Tensor:
+        """Normal draws of ``shape`` (B, ...) in float32 out of the second stream."""
+        draws = [
+            torch.randn(*shape[1:], generator=generator, device=generator.device)
+            for generator in self._second
+        ]
+        return torch.stack(draws).to(device)
+
     def image(self, index: int) -> "SeededNoise":
         """The draws of one image alone."""
         return SeededNoise(self.seeds[index], 1, self._device)

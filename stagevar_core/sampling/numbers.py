@@ -65,10 +65,16 @@ class Watch:
         if conditioning.null is not None:
             self._see("the text features of the empty prompt", _ENCODER, conditioning.null, _LARGEST)
 
-    def logits(self, raw: Tensor, guided: Tensor) -> None:
-        """The head's output (rows, L, V) and what is sampled from (B, L, V)."""
+    def logits(self, raw: Tensor, guided: Tensor) -> Tensor:
+        """The head's output (rows, L, V) and what is sampled from (B, L, V), which is given back."""
         self._see("the logits of the transformer", _TRANSFORMER, raw)
         self._see("the guided logits", _GUIDANCE, guided)
+        return guided
+
+    def found(self, numbers: Tensor) -> Tensor:
+        """What a network of the head's own gives, which is given back."""
+        self._see("the residuals of the transformer", _TRANSFORMER, numbers)
+        return numbers
 
     def latent(self, f_hat: Tensor) -> None:
         """The accumulated latent (B, C, H, W)."""

@@ -23,6 +23,7 @@ from .result import ScaleCodes
 from .rows import GuidanceRows
 
 Key = tuple[Any, ...]
+GONE_ON = "they are those of the run that this one goes on from"
 
 
 class Left(NamedTuple):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -67,12 +68,22 @@ class GuidanceRows:
         return narrowed, slice(0, self.batch) if conditional else slice(self.batch, 2 * self.batch)
 
 
+@runtime_checkable
+class Placed(Protocol):
+    """A state of the conditioning whose rows have positions of their own, behind what precedes the scales."""
+
+    def placed(self, like: Any) -> Any:
+        """The same at the positions of the rows of another state, whose keys and values it goes on from."""
+        ...
+
+
 class Rows:
     """The rows of one run and what belongs to them; nothing else is dropped when rows are.
 
     ``conditioned``: the state of the conditioning. ``cache``: keys and values of all rows. ``turns``:
     conditional and unconditional ones, where every block runs them one after the other, each with a cache of
     its own (``sequential``). ``offload``: where the keys and values of the unconditional ones wait.
+    ``opening``: (rows, 1, C), the blocks' output that the first scale is drawn from where a prefix opens it.
     """
 
     def __init__(
@@ -92,6 +103,7 @@ class Rows:
         self._scale, self._holding, self._nulled = 0, conditioning.at(0), False
         self.conditioned: Conditioned = self._state()
         self.turns: list[Turn] = []
+        self.opening: Tensor | None = None
         self.cache: KVCache | CachePair
         if sequential and guided:
             self.cache = self._divided(offload)
@@ -125,6 +137,7 @@ class Rows:
             return
         self.turns = []
         self.cache = self.cache.narrow(remaining, room)
+        self.opening = None if self.opening is None else self.opening[remaining]
         policy_run.narrow(remaining)
 
     def _drop(self, kept: str) -> slice | None:
@@ -133,9 +146,11 @@ class Rows:
         if remaining is not None and kept == "unconditional" and self._conditioning.negative is not None:
             # The other rows followed the negative prompt. The null text goes on from what was drawn for the
             # prompt, so that the image is never finished under the text that it should avoid.
-            self._nulled = True
-            self.conditioned = self._null()
-            return slice(0, self.batch)
+            prompts, self._nulled = slice(0, self.batch), True
+            before, self.conditioned = self.conditioned.narrow(prompts), self._null()
+            if isinstance(self.conditioned, Placed):
+                self.conditioned = self.conditioned.placed(before)
+            return prompts
         if remaining is not None:
             self.conditioned = self.conditioned.narrow(remaining)
         return remaining

@@ -109,7 +109,8 @@ class Trace:
         work = f"{self.ratio:.2f}x fewer FLOPs" if self.ratio > 1.005 else "as many FLOPs as the dense run"
         parts = [f"{self.policy}: {work}", f"{computed / offered:.0%} of the tokens computed"]
         if self.prefix is not None:
-            parts.append(f"{self.prefix.scale.tokens} tokens of the picture before them")
+            what = "text" if _opens(self.prefix) else "picture"
+            parts.append(f"{self.prefix.scale.tokens} tokens of the {what} before them")
         if self.skipped:
             parts.append(f"{self.skipped} of {len(self.scales)} scales skipped")
         peak = self.kv_peak_bytes
@@ -136,6 +137,11 @@ class Trace:
             **before,
             "scales": [scale.to_dict() for scale in self.scales],
         }
+
+
+def _opens(prefix: ScaleTrace | None) -> bool:
+    """Whether the first scale was drawn from what preceded it."""
+    return prefix is not None and isinstance(prefix.scale, Prefix) and prefix.scale.opens
 
 
 def joined(traces: Sequence[Trace]) -> Trace:
@@ -222,6 +228,8 @@ class Recorder:
         single = min(rows, self.trace.images)  # rows of the branches that run once per image
         parts = [work[part] / max(1, single if part in units.per_image else rows) for part in units.branches]
         computed = sum(parts) / (len(parts) * depth)
+        if ran and scale.index == 0 and _opens(self.trace.prefix):
+            computed = float(scale.tokens)  # what stands for it ran before
         queries = work[next(iter(self._units.branches))]  # self-attention comes first in every family
         return ScaleTrace(
             scale=scale,

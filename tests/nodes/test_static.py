@@ -51,6 +51,8 @@ HUBS = (
     "https://huggingface.co/taocrayon/STAR/resolve/main/",
     "https://huggingface.co/HiDream-ai/VAREdit/resolve/main/",
     "https://huggingface.co/EvanEternal/VARestorer/resolve/main/weights/",
+    "https://huggingface.co/mit-han-lab/hart-0.7b-1024px/resolve/main/",
+    "https://huggingface.co/mit-han-lab/Qwen2-VL-1.5B-Instruct/resolve/main/",
 )
 
 
@@ -383,7 +385,11 @@ def test_every_file_of_a_workflow_is_a_value_that_the_page_can_miss(path: Path) 
 
 @pytest.mark.parametrize(
     ("plain", "accelerated"),
-    [("19_class_to_image_VAR", "20_faster_VAR"), ("17_text_to_image_STAR", "18_faster_STAR")],
+    [
+        ("19_class_to_image_VAR", "20_faster_VAR"),
+        ("17_text_to_image_STAR", "18_faster_STAR"),
+        ("26_text_to_image_HART", "27_faster_HART"),
+    ],
 )
 def test_the_accelerated_workflow_is_the_plain_one_with_a_preset(plain: str, accelerated: str) -> None:
     """The same models, prompt, seed and settings, so that the two can be compared."""

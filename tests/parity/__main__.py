@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 from . import accelerated as parity_accelerated
+from . import hart as parity_hart
 from . import infinity as parity_infinity
 from . import infinity_edit as parity_edit
 from . import restorer as parity_restorer
@@ -28,6 +29,7 @@ FAMILIES: tuple[ModuleType, ...] = (
     parity_infinity,
     parity_var,
     parity_star,
+    parity_hart,
 )
 
 

@@ -149,21 +149,27 @@ def load_tokenizer(folder: Path, names: str) -> VQTokenizer:
     return load_part(json.loads((folders[0] / "config.json").read_text(encoding="utf-8")), tensors)
 
 
-def load_part(config: dict, tensors: dict[str, Tensor]) -> VQTokenizer:
+def load_part_as(kind: type[VQTokenizer], folder: Path, tensors: dict[str, Tensor]) -> VQTokenizer:
+    """:func:`load_part` of the settings in a folder, as another class of tokenizer."""
+    return load_part(json.loads((folder / "config.json").read_text(encoding="utf-8")), tensors, kind)
+
+
+def load_part(config: dict, tensors: dict[str, Tensor], kind: type[VQTokenizer] = VQTokenizer) -> VQTokenizer:
     """A tokenizer of which only some parts are there, each of them complete; the others have no storage."""
     found = {key: config[key] for key, usual in RELEASED_TOKENIZER.items() if config.get(key, usual) != usual}
     if found:
         raise UnreleasedOption(", ".join(f"{key} {value}" for key, value in found.items()))
     tensors = convert(tensors, VQ_KEYS).tensors
+    codebook = tensors.get("quantize.codebook")
     shape = VQTokenizerConfig(
-        vocab=config["vocab_size"],
+        vocab=config["vocab_size"] if codebook is None else len(codebook),
         dim=config["z_channels"],
         width=config["ch"],
         multipliers=tuple(config["ch_mult"]),
         blocks=config["num_res_blocks"],
         phis=sum(key.startswith("quantize.phi.") and key.endswith("weight") for key in tensors),
     )
-    tokenizer = VQTokenizer(shape, device="meta")
+    tokenizer = kind(shape, device="meta")
     parts = {key.partition(".")[0] for key in tensors}
     wanted = {key for key in tokenizer.state_dict() if key.partition(".")[0] in parts}
     if wanted != set(tensors):

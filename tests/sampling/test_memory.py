@@ -13,6 +13,8 @@ from stagevar_core.acceleration.policy import RunInfo
 from stagevar_core.acceleration.presets import PRESETS
 from stagevar_core.autoencoders.vq import VQTokenizer, VQTokenizerConfig
 from stagevar_core.conditioning.types import ClassConditioning, TextConditioning
+from stagevar_core.models.hart import HART
+from stagevar_core.models.hart_config import HARTConfig
 from stagevar_core.models.infinity import Infinity
 from stagevar_core.models.infinity_config import INFINITY_2B, INFINITY_8B, InfinityConfig
 from stagevar_core.models.star import STAR
@@ -53,6 +55,12 @@ def family(name: str, dtype: torch.dtype) -> tuple[Any, ScaleSchedule, Any, Any]
         sizes = {"bits": 4, "text_width": TEXT_WIDTH, "null_rows": TOKENS, "pool_heads": 4, "edits": edits}
         model = Infinity(InfinityConfig(**shape, **sizes), dtype=dtype)
         conditioning = TextConditioning((text,), source=torch.ones(1, 4, 16, 16) if edits else None)
+    elif name == "hart":
+        sizes = {"context": 30, "text_width": TEXT_WIDTH, "diff_width": 128, "diff_depth": 6}
+        model = HART(
+            HARTConfig(**{**shape, "hidden": 512}, **codebook, sides=SIDES_256, **sizes), dtype=dtype
+        )
+        conditioning = TextConditioning((text.repeat(5, 1),), padding=(12,))
     elif name == "var":
         model = VAR(VARConfig(**shape, **codebook, sides=SIDES_256), dtype=dtype)
         conditioning = ClassConditioning((3,))
@@ -113,7 +121,9 @@ CASES += [("infinity", HALF, preset, how) for preset in ("off", "fastvar") for h
 CASES += [("infinity", FULL, preset, "together") for preset in ("off", "balanced", "fastvar")]
 CASES += [("infinity that edits", HALF, preset, how) for preset in ("off", "balanced") for how in WAYS]
 CASES += [
-    (name, HALF, preset, "together") for name in ("var", "star") for preset in ("off", "balanced", "paper")
+    (name, HALF, preset, "together")
+    for name in ("var", "star", "hart")
+    for preset in ("off", "balanced", "paper")
 ]
 
 

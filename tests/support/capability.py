@@ -21,6 +21,7 @@ from stagevar_core.sampling.result import Generation
 from stagevar_core.sampling.settings import SamplingSettings
 from stagevar_core.schedule import SIDES_256, ScaleSchedule
 from tests.support.tiny import FAR, Logits, edits, prompts, same_codes, tiny_infinity
+from tests.support.tiny_hart import MODULATED, padded, tiny_hart, tiny_hybrid
 from tests.support.tiny_star import encoded, tiny_star
 from tests.support.tiny_var import labels, tiny_var, tiny_vq
 
@@ -69,6 +70,16 @@ def codebook(schedule: ScaleSchedule) -> Any:
     return tiny_vq().quantizer()
 
 
+def hybrid(schedule: ScaleSchedule) -> Any:
+    """That of HART's tokenizer."""
+    return tiny_hybrid().quantizer()
+
+
+def hart(**options: Any) -> Callable[[ScaleSchedule], Any]:
+    """A HART model for a schedule."""
+    return lambda schedule: tiny_hart(tuple(scale.height for scale in schedule), spread=FAR, **options)
+
+
 FAMILIES = (
     Family("infinity", lambda schedule: tiny_infinity(spread=FAR), encoded_texts),
     Family("infinity patchified", lambda schedule: tiny_infinity(patch=2, spread=FAR), encoded_texts),
@@ -101,6 +112,8 @@ FAMILIES = (
         grids=FINE,
         unguided=0.0,
     ),
+    Family("hart", hart(level_table=True), padded, hybrid, grids=SQUARES, unguided=0.0),
+    Family("hart modulated", hart(**MODULATED), padded, hybrid, grids=SQUARES, unguided=0.0),
 )
 
 
