@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from . import families_infinity, families_star, families_var
+from . import families_infinity, families_star, families_switti, families_var
 from .convert import Route
 from .errors import CheckpointError, article, listed, short
 from .header import ModelConfig
@@ -24,6 +24,7 @@ KINDS = {"transformer": "a transformer", "tokenizer": "an image tokenizer", "tex
 SPECS: tuple[FamilySpec[Any], ...] = (
     *families_infinity.SPECS,
     *families_star.SPECS,
+    *families_switti.SPECS,
     *families_var.SPECS,
     families_infinity.T5,
 )

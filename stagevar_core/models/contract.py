@@ -144,6 +144,7 @@ class Drawing:
     of all rows (rows, L, V) to guided ones, with the strength of the last scale, for heads with passes of
     their own. ``noise`` None: greedy. ``top_k``, ``top_p``: 0 switches off. ``smooth``: mixtures of codes in
     place of drawn ones. ``progress``: place of the scale in the schedule, 0..1.
+    ``unguided``: scales before it were guided, from this one on none is.
     """
 
     scale: Scale
@@ -156,6 +157,7 @@ class Drawing:
     top_k: int
     top_p: float
     smooth: bool
+    unguided: bool
     positions: Tensor | None
     conditioned: Any  # the family's own Conditioned, which its head knows
     dtype: torch.dtype

@@ -24,6 +24,11 @@ def ramped(cfg_scale: float | Sequence[float], schedule: ScaleSchedule) -> tuple
     return tuple(1.0 + strength for strength in per_scale("cfg", cfg_scale, len(schedule)))
 
 
+def guided_until(weights: Sequence[float]) -> int:
+    """How many scales it takes until nothing is guided any more; all of them where nothing ever is."""
+    return max((place + 1 for place, weight in enumerate(weights) if weight != 1.0), default=len(weights))
+
+
 def per_scale(name: str, value: float | Sequence[float], count: int) -> tuple[float, ...]:
     """One number per scale from a scalar or a list; raises ``ValueError`` for a list of another length."""
     if isinstance(value, int | float):

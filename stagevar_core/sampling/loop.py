@@ -20,6 +20,7 @@ from ..network.cache import KVCache
 from ..network.context import ScaleContext
 from ..schedule import Prefix, Scale, ScaleSchedule
 from .editing import Given, Known
+from .forecast import room
 from .guidance import Guide
 from .kept import KeptPrefix, prefix_key
 from .numbers import Watch
@@ -57,6 +58,7 @@ class Run:
     ) -> None:
         self.started = time.perf_counter()
         self.model, self.schedule, self.settings, self.attention = model, schedule, settings, attention
+        self.units = model.config.unit_costs
         self.head = model.drawing_head(settings.refine)
         self.head.check(smooth=settings.smooth)
         self.device = torch.device(device) if device is not None else conditioning.device
@@ -88,7 +90,7 @@ class Run:
         kept: KeptPrefix | None = None,
     ) -> Generation:
         """What every scale adds, up to where the run stops, and the latent that they add up to."""
-        info = passage.info(self.schedule, self.model.config.depth, self.prefix, guided=self.guide.guided)
+        info = passage.info(self.schedule, self.model.config.depth, self.prefix, self.guide.weights)
         policy_run = policy.start(info)
         for note in policy_run.notes:
             _LOG.warning("%s: %s", policy.name, note)
@@ -213,7 +215,8 @@ class Run:
         """
         model, rows, quantizer = self.model, self.rows, self.quantizer
         rows.turn_to(scale.index)
-        rows.narrow(plan.rows, self.room(scale, policy_run), policy_run)
+        kept = self.guide.kept(plan, rows.running, scale)
+        rows.narrow(kept, self.room(scale, policy_run), policy_run)
         work: Work = defaultdict(float)
         ctx = self.context(scale, plan, work)
         hidden = model(self.tokens(scale, f_hat), ctx)  # (rows, L, C)
@@ -296,13 +299,13 @@ class Run:
             cache=rows.cache if isinstance(rows.cache, KVCache) else None,
             reduction=plan.reduction,
             window=plan.window,
-            store=plan.store and scale != self.schedule.final,
+            store=plan.store and self.units.history and scale != self.schedule.final,
             kv_budget=plan.kv_budget,
             after_block=after_block,
             work=work,
             turns=rows.turns,
             images=rows.batch,
-            per_image=self.model.config.unit_costs.per_image,
+            per_image=self.units.per_image,
             sight=rows.conditioned.seen(scale),
         )
 
@@ -326,6 +329,7 @@ class Run:
             top_k=self.settings.top_k,
             top_p=self.settings.top_p,
             smooth=self.settings.smooth,
+            unguided=self.guide.over(scale),
             positions=ctx.positions,
             conditioned=ctx.conditioned,
             dtype=ctx.dtype,
@@ -333,16 +337,15 @@ class Run:
         )
 
     def room(self, scale: Scale, policy_run: PolicyRun) -> int:
-        """Keys to make room for from ``scale`` on; nothing looks at those of the last scale any more."""
-        stored = sum(later.tokens for later in self.schedule.scales[scale.index : self.stores])
-        return min(stored, policy_run.room(scale))
+        """Keys to make room for from ``scale`` until the rows change."""
+        return room(policy_run, self.units, self.schedule, scale, (self.guide.until, self.stores))
 
     def _recorder(self, policy: AccelerationPolicy) -> Recorder:
         units, images = run_costs(self.model, self.schedule, self.head), self.images
         dense = dense_flops(
             units,
             self.schedule,
-            rows=self.rows.running.with_batch(images).count,
+            rows=[images * (1 + self.guide.pairs(scale)) for scale in self.schedule],
             text_tokens=tokens_of(self.conditioning, len(self.schedule)),
             images=images,
             prefix=self.prefix,

@@ -16,6 +16,7 @@ COMMITTED = FIXTURES / "infinity"
 ALL = Path(__file__).parents[3] / "shared" / "fixtures"
 # Of the committed folders of each family, at most.
 MEGABYTES = {"infinity": 8, "var": 3, "star": 3, "accelerated": 3, "varedit": 2.5, "varestorer": 2.5}
+MEGABYTES["switti"] = 2
 
 
 def run(folder: Path) -> tuple[Report, str]:
