@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from . import families_infinity, families_star, families_switti, families_var
+from . import families_clip, families_infinity, families_star, families_switti, families_var
 from .convert import Route
 from .errors import CheckpointError, article, listed, short
 from .header import ModelConfig
@@ -26,6 +26,7 @@ SPECS: tuple[FamilySpec[Any], ...] = (
     *families_star.SPECS,
     *families_switti.SPECS,
     *families_var.SPECS,
+    *families_clip.SPECS,
     families_infinity.T5,
 )
 

@@ -35,12 +35,12 @@ SWITTI_KEYS = KeyMap(
         Rename(BLOCK + r"\.cross_attn\.to_(q|kv)\.(weight|bias)", r"\1.cross_attn.\2.\3"),
         Rename(BLOCK + r"\.attention_y_norm\.weight", r"\1.cross_attn.norm"),
         *(
-            Rename(BLOCK + rf"\.{theirs}{place}\.weight", rf"\1.{ours}_{side}")
+            Rename(BLOCK + rf"\.{theirs}{place}\.weight", rf"\1.{ours}_norm_{side}")
             for theirs, ours in (("self_attention_norm", "self"), ("cross_attention_norm", "cross"))
             for place, side in ((1, "in"), (2, "out"))
         ),
-        Rename(BLOCK + r"\.ffn_norm1\.weight", r"\1.ffn_in"),
-        Rename(BLOCK + r"\.ffn_norm2\.weight", r"\1.ffn_out"),
+        Rename(BLOCK + r"\.ffn_norm1\.weight", r"\1.ffn_norm_in"),
+        Rename(BLOCK + r"\.ffn_norm2\.weight", r"\1.ffn_norm_out"),
         Rename(BLOCK + r"\.ffn\.(gate|up|down)_proj\.weight", r"\1.ffn.\2.weight"),
     ),
     ignored=(Ignore(rf"{_LEVELS}|{_MASK}"),),

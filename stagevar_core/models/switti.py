@@ -92,7 +92,7 @@ class Switti(NoPrefix, nn.Module):
     text_family = "clip pair"
     learned_null = False
     classes = None
-    longest_text = MAX_TOKENS
+    longest_text = None
     refinements = ()
 
     def __init__(
@@ -244,9 +244,9 @@ class Switti(NoPrefix, nn.Module):
                     f"(tokens, {width}), CLIP-L's channels and CLIP-bigG's side by side. Load both"
                 )
             length = max(region.tokens for region in found) if found else len(text)
-            if length > self.longest_text:
+            if length > MAX_TOKENS:
                 raise ValueError(
                     f"the text has {length} tokens; this transformer was trained on at most "
-                    f"{self.longest_text}. Shorten it"
+                    f"{MAX_TOKENS}. Shorten it"
                 )
         return [text.to(device=device, dtype=torch.float32) for text in texts], places

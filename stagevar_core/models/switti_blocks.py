@@ -86,9 +86,13 @@ class Block(nn.Module):
         super().__init__()
         factory = {"operations": operations, "dtype": dtype, "device": device}
         width, precise = config.width, {"dtype": torch.float32, "device": device}
-        self.self_in, self.self_out = (nn.Parameter(torch.empty(width, **precise)) for _ in range(2))
-        self.cross_in, self.cross_out = (nn.Parameter(torch.empty(width, **precise)) for _ in range(2))
-        self.ffn_in, self.ffn_out = (nn.Parameter(torch.empty(width, **precise)) for _ in range(2))
+        self.self_norm_in, self.self_norm_out = (
+            nn.Parameter(torch.empty(width, **precise)) for _ in range(2)
+        )
+        self.cross_norm_in, self.cross_norm_out = (
+            nn.Parameter(torch.empty(width, **precise)) for _ in range(2)
+        )
+        self.ffn_norm_in, self.ffn_norm_out = (nn.Parameter(torch.empty(width, **precise)) for _ in range(2))
         self.modulation = operations.Linear(width, 6 * width, dtype=dtype, device=device)
         self.crop_scale = nn.Parameter(torch.empty(width, **precise)) if config.crop else None
         self.self_attn = SelfAttention(config, **factory)
@@ -107,19 +111,19 @@ class Block(nn.Module):
                 h,
                 ctx.attending(layer),
                 angles,
-                lambda part: modulated(part, self.self_in, scale1, shift1),
+                lambda part: modulated(part, self.self_norm_in, scale1, shift1),
             )
-            return rms_norm(mixed, self.self_out)
+            return rms_norm(mixed, self.self_norm_out)
 
         def attend_text(h: Tensor, seen: Tensor | None) -> Tensor:
             state = ctx.conditioned
-            asked = rms_norm(h.float(), self.cross_in).to(ctx.dtype)
+            asked = rms_norm(h.float(), self.cross_norm_in).to(ctx.dtype)
             mask = state.mask if seen is None else seen
             read = self.cross_attn(asked, *state.keys_values[layer], mask, ctx.attend_text)
-            return rms_norm(read, self.cross_out)
+            return rms_norm(read, self.cross_norm_out)
 
         def feed_forward(h: Tensor, angles: Tensor | None) -> Tensor:
-            return rms_norm(self.ffn(modulated(h, self.ffn_in, scale2, shift2)), self.ffn_out)
+            return rms_norm(self.ffn(modulated(h, self.ffn_norm_in, scale2, shift2)), self.ffn_norm_out)
 
         x = ctx.residual(x, attend_self, layer, "self", gate1)
         x = ctx.residual(x, attend_text, layer, "cross")

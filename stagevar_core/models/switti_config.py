@@ -64,11 +64,9 @@ class SwittiConfig:
 
     def condition_flops(self, rows: int, text_tokens: int) -> float:
         """What is spent on the text once: its vector, all modulations, keys and values of all blocks."""
-        width = self.width
-        crop = 1 if self.crop else 0  # the same for all rows
-        square = rows * (6.0 * self.depth + 2.0) + crop
-        texts = rows * (self.pooled_width + 2.0 * self.text_width * text_tokens * self.depth)
-        return 2.0 * width * (square * width + texts)
+        squares = 6.0 * self.depth + 2.0 + (1.0 if self.crop else 0.0)
+        texts = self.pooled_width + 2.0 * self.text_width * text_tokens * self.depth
+        return rows * 2.0 * self.width * (squares * self.width + texts)
 
     def to_dict(self) -> dict:
         """The fields as plain values for JSON."""
