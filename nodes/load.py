@@ -23,7 +23,7 @@ class Load(Node):
         return Schema(
             node_id="StageVARLoad",
             has_intermediate_output=True,  # what it took the model for comes back with a cached rerun
-            display_name="StageVAR Load (Infinity, VAR, STAR, Switti: model, VAE, CLIP)",
+            display_name="StageVAR Load (Infinity, VAR, STAR: model, VAE, CLIP)",
             category=CATEGORY,
             description="Loads a model with the VAE and the text encoder that belong to it: choose the "
             "model, and the other two are found among the installed files by what the files hold. VAR models "

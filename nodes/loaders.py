@@ -39,7 +39,7 @@ class LoadModel(Node):
         return Schema(
             node_id="StageVARLoadModel",
             has_intermediate_output=True,  # what it took the model for comes back with a cached rerun
-            display_name="Load StageVAR Model (Infinity, VAR, STAR, Switti)",
+            display_name="Load StageVAR Model (Infinity, VAR, STAR)",
             category=CATEGORY,
             description="Loads a transformer: the built-in one, or an official file of Infinity (125M, 2B, "
             "8B), VAREdit, VARestorer, VAR (d16 to d36), STAR or Switti. Which model a file holds is read "
@@ -101,7 +101,7 @@ class LoadTokenizer(Node):
         """What the page shows of the node."""
         return Schema(
             node_id="StageVARLoadTokenizer",
-            display_name="Load StageVAR Tokenizer (VAE of Infinity, VAR, STAR, Switti)",
+            display_name="Load StageVAR Tokenizer (VAE of Infinity, VAR, STAR)",
             category=CATEGORY,
             description="Loads the image tokenizer of a model as a VAE: VAE Decode and VAE Encode, tiled or "
             "not, work on it. VAR and STAR share one, Switti has its own of the same form. Each model needs "
@@ -139,7 +139,7 @@ class LoadTextEncoder(Node):
         """What the page shows of the node."""
         return Schema(
             node_id="StageVARLoadTextEncoder",
-            display_name="Load StageVAR Text Encoder (CLIP, Flan-T5 of Infinity, STAR, Switti)",
+            display_name="Load StageVAR Text Encoder (CLIP, Flan-T5 of Infinity, STAR)",
             category=CATEGORY,
             description="Loads the text encoder as a CLIP for CLIP Text Encode, prompt weights included: "
             "Flan-T5-XL for Infinity, that of Stable Diffusion 2.1 for STAR, CLIP-L and CLIP-bigG together "

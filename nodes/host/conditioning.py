@@ -307,8 +307,8 @@ def _null_text(network: Transformer, entry: Entry) -> Tensor:
     if null is None or "attention_mask" not in entry.extra:
         raise ValueError(
             f"{entry.field}: the text features do not say where the text ends, which {network.family} models "
-            f"have to know. Load {_encoder_of(network)} with Load StageVAR Text Encoder; ComfyUI's own loader "
-            "leaves this out"
+            f"have to know. Load {_encoder_of(network)} with Load StageVAR Text Encoder; ComfyUI's own "
+            "loader leaves this out"
         )
     return null[0]
 

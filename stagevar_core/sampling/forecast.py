@@ -126,8 +126,8 @@ def _planned(
     """Goes through the plans of a run whose choices are known in advance."""
     # The cache holds rows x length keys; it is reserved up to the next narrowing.
     rows, before = _rows(info), _before(info)
-    reach = (info.guides if info.guided else len(info.schedule), min(len(ends), len(info.schedule) - 1))
-    length = before + room(run, units, info.schedule, info.schedule[0], reach)
+    stores = min(len(ends), len(info.schedule) - 1)
+    length = before + room(run, units, info.schedule, info.schedule[0], (info.guides, stores))
     away = info.batch if turns == 2 and offload else 0  # rows whose keys wait elsewhere
     keys, passing, remembered, stored = (rows - away) * length, 0, 0, 0.0
     costs: list[float] = []
@@ -139,7 +139,7 @@ def _planned(
             continue
         if (plan.rows != "both" or scale.index >= info.guides) and rows != info.batch:
             rows, turns, away = info.batch, 1, 0
-            length += room(run, units, info.schedule, scale, reach)
+            length += room(run, units, info.schedule, scale, (0, stores))
             keys = max(keys, rows * length)
         tokens = _tokens(plan, scale)
         ways = {"rows": rows, "text_tokens": texts_at(text_tokens, scale), "images": info.batch}

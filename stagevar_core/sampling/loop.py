@@ -58,9 +58,9 @@ class Run:
     ) -> None:
         self.started = time.perf_counter()
         self.model, self.schedule, self.settings, self.attention = model, schedule, settings, attention
-        self.units = model.config.unit_costs
         self.head = model.drawing_head(settings.refine)
         self.head.check(smooth=settings.smooth)
+        self.units = run_costs(model, schedule, self.head)
         self.device = torch.device(device) if device is not None else conditioning.device
         self.guide = Guide(
             model.guidance_weights(settings.cfg_scale, schedule),
@@ -216,7 +216,7 @@ class Run:
         model, rows, quantizer = self.model, self.rows, self.quantizer
         rows.turn_to(scale.index)
         kept = self.guide.kept(plan, rows.running, scale)
-        rows.narrow(kept, self.room(scale, policy_run), policy_run)
+        rows.narrow(kept, self.room(scale, policy_run, kept), policy_run)
         work: Work = defaultdict(float)
         ctx = self.context(scale, plan, work)
         hidden = model(self.tokens(scale, f_hat), ctx)  # (rows, L, C)
@@ -336,18 +336,14 @@ class Run:
             attention=ctx.attention,
         )
 
-    def room(self, scale: Scale, policy_run: PolicyRun) -> int:
-        """Keys to make room for from ``scale`` until the rows change."""
-        return room(policy_run, self.units, self.schedule, scale, (self.guide.until, self.stores))
+    def room(self, scale: Scale, policy_run: PolicyRun, kept: str = "both") -> int:
+        """Keys to make room for from ``scale`` until the rows change, of which these are ``kept``."""
+        until = self.guide.until if kept == "both" else 0
+        return room(policy_run, self.units, self.schedule, scale, (until, self.stores))
 
     def _recorder(self, policy: AccelerationPolicy) -> Recorder:
-        units, images = run_costs(self.model, self.schedule, self.head), self.images
-        dense = dense_flops(
-            units,
-            self.schedule,
-            rows=[images * (1 + self.guide.pairs(scale)) for scale in self.schedule],
-            text_tokens=tokens_of(self.conditioning, len(self.schedule)),
-            images=images,
-            prefix=self.prefix,
-        )
+        images, units, prefix = self.images, self.units, self.prefix
+        rows = [images * (1 + self.guide.pairs(scale)) for scale in self.schedule]
+        texts = tokens_of(self.conditioning, len(self.schedule))
+        dense = dense_flops(units, self.schedule, rows=rows, text_tokens=texts, images=images, prefix=prefix)
         return Recorder(policy.name, units, dense, images=images, device=self.device, started=self.started)
