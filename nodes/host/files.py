@@ -62,9 +62,9 @@ TEXT_ENCODER = Part(
     {EMBEDDED: "text_encoder.safetensors"},
     "a T5 or CLIP text encoder",
     "https://huggingface.co/google/flan-t5-xl (all model-*.safetensors and model.safetensors.index.json in "
-    "one folder) for Infinity, https://huggingface.co/taocrayon/STAR (folder CLIP) for STAR, CLIP-L and "
-    "CLIP-bigG for Switti, https://huggingface.co/openai/clip-vit-large-patch14 and "
-    "https://huggingface.co/laion/CLIP-ViT-bigG-14-laion2B-39B-b160k",
+    "one folder) for Infinity, https://huggingface.co/taocrayon/STAR (folder CLIP) for STAR, "
+    "https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0 (text_encoder and text_encoder_2) for "
+    "Switti",
 )
 
 
@@ -117,7 +117,6 @@ def second_input(part: Part, field: str, tooltip: str) -> io.Combo.Input:
         options=[NONE, *listing.listed(part.folder)],
         default=NONE,
         optional=True,
-        advanced=True,
         tooltip=tooltip,
     )
 

@@ -9,6 +9,7 @@ from ...stagevar_core.conditioning.clip_pair import CLIPPair
 from .bridge import module_of
 
 _HUB = "https://huggingface.co/"
+_SDXL = f"{_HUB}stabilityai/stable-diffusion-xl-base-1.0/resolve/main/"
 _INFINITY = "https://huggingface.co/FoundationVision/Infinity/resolve/main/"
 _VAR = "https://huggingface.co/FoundationVision/var/resolve/main/"
 _STAR = "https://huggingface.co/taocrayon/STAR/resolve/main/"
@@ -75,9 +76,11 @@ _TEXT_ENCODERS = {
         others=r"t5.?v1[._-]1",
     ),
     ("clip", 768): Published(
-        "clip_l", f"{_HUB}openai/clip-vit-large-patch14/resolve/main/model.safetensors", "Switti"
+        "clip_l", f"{_SDXL}text_encoder/model.safetensors", "Switti", "model.safetensors"
     ),
-    ("clip", 1280): Published("clip_g", f"{_HUB}laion/CLIP-ViT-bigG-14-laion2B-39B-b160k", "Switti"),
+    ("clip", 1280): Published(
+        "clip_g", f"{_SDXL}text_encoder_2/model.safetensors", "Switti", "model.safetensors"
+    ),
     ("clip", 1024): Published(
         "star_clip", f"{_STAR}CLIP/text_encoder/model.safetensors", "STAR", "model.safetensors"
     ),
