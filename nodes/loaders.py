@@ -15,7 +15,7 @@ from .host.tasks import AUTO, task_input, tasked
 from .host.vae import TokenizerVAE
 
 SECOND = "second_text_encoder_name"
-SECOND_ENCODER = replace(TEXT_ENCODER, field=SECOND, assets={})  # none is built in
+SECOND_ENCODER = replace(TEXT_ENCODER, field=SECOND)
 
 
 def _dtype_input(tooltip: str) -> io.Combo.Input:

@@ -235,7 +235,8 @@ def test_there_are_workflows_for_every_model_and_those_without_a_download_come_f
     assert all(re.fullmatch(r"[\w.-]+", name) for name in names)
     without = [name.endswith("no_download") for name in names]
     assert without == sorted(without, reverse=True) and sum(without) >= 5
-    for model in ("Infinity_2B", "Infinity_8B", "STAR", "VAR", "VAREdit_2B", "VAREdit_8B", "VARestorer"):
+    models = ("Infinity_2B", "Infinity_8B", "STAR", "Switti", "VAR", "VAREdit_2B", "VAREdit_8B", "VARestorer")
+    for model in models:
         assert any(name.endswith(model) for name in names), model
 
 
@@ -383,7 +384,11 @@ def test_every_file_of_a_workflow_is_a_value_that_the_page_can_miss(path: Path) 
 
 @pytest.mark.parametrize(
     ("plain", "accelerated"),
-    [("19_class_to_image_VAR", "20_faster_VAR"), ("17_text_to_image_STAR", "18_faster_STAR")],
+    [
+        ("19_class_to_image_VAR", "20_faster_VAR"),
+        ("17_text_to_image_STAR", "18_faster_STAR"),
+        ("28_text_to_image_Switti", "29_faster_Switti"),
+    ],
 )
 def test_the_accelerated_workflow_is_the_plain_one_with_a_preset(plain: str, accelerated: str) -> None:
     """The same models, prompt, seed and settings, so that the two can be compared."""
