@@ -54,6 +54,7 @@ class UnitCosts:
     ``per_image``: branches that run once per image, for both of its rows; cross-attention goes with them.
     ``refine``: per row of every scale, of a network that draws its codes; empty without one. ``history``:
     tokens see the scales before theirs; without it a scale sees itself alone and nothing is cached.
+    ``narrows``: the unconditional rows stop once nothing is guided any more; else they run to the end.
     """
 
     depth: int
@@ -64,6 +65,7 @@ class UnitCosts:
     per_image: tuple[str, ...] = ()
     refine: tuple[float, ...] = ()
     history: bool = True
+    narrows: bool = False
 
     def refining(self, scale: Scale, rows: int) -> Flops:
         """What the network costs that draws the codes of a scale, where there is one."""

@@ -325,7 +325,8 @@ def _prompts(network: Transformer, entry: Entry, batch: int, notes: list[str]) -
 
 def _encoder_of(network: Transformer) -> str:
     """The text encoder that a model was trained with, in words."""
-    return _ENCODERS.get((network.text_family, network.config.text_width), "the built-in one")
+    wanted = (network.text_family or "", network.config.text_width)
+    return _ENCODERS.get(wanted, "the built-in one")
 
 
 def _check_width(network: Transformer, entry: Entry) -> None:

@@ -49,7 +49,7 @@ class Shape(NamedTuple):
         weights = self.transformer.guidance_weights(self.settings.cfg_scale, self.schedule)
         guided = any(weight != 1.0 for weight in weights)
         depth, seeds = self.transformer.config.depth, tuple(range(images))
-        ends = guided_until(weights)
+        ends = guided_until(weights, self.transformer.config.unit_costs)
         info = RunInfo(self.schedule, depth, images, guided, False, seeds, guided_until=ends)
         units = run_costs(self.transformer, self.schedule, self.transformer.drawing_head())
         return forecast(policy, info, units, self.text_tokens).flops

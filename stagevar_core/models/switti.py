@@ -217,7 +217,9 @@ class Switti(NoPrefix, nn.Module):
         if self.crop is not None:
             crop = self.crop(self.crop_numbers(len(start), start.device))
         for block in self.blocks:
-            told = start if crop is None else torch.addcmul(start, cast(block.crop_scale, start), crop)
+            told = start
+            if crop is not None and block.crop_scale is not None:
+                told = torch.addcmul(start, cast(block.crop_scale, start), crop)
             active = F.silu(told).to(self.compute_dtype)
             found.append(block.modulation(active).float().unflatten(-1, (1, 6, -1)))
         return found

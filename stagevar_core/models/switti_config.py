@@ -60,6 +60,7 @@ class SwittiConfig:
             text_pair=4.0 * self.width,
             head=2.0 * self.width * self.vocab,
             history=self.ar,
+            narrows=True,
         )
 
     def condition_flops(self, rows: int, text_tokens: int) -> float:

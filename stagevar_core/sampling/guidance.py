@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from ..acceleration.policy import ScalePlan
-from ..models.guidance import guided_until, mix
+from ..models.guidance import mix
 from ..network.tokens import resize_tokens
 from ..schedule import Scale
 from .rows import GuidanceRows
@@ -15,15 +15,15 @@ class Guide:
     ``last``: the last scale with both rows and the head's output (2B, L, V), for plans that reuse it.
     ``weights``: ``w`` of ``w * c + (1 - w) * u`` at every scale, 1 is unguided. ``temperature``: likewise.
     ``layers``: of the settings; 0 mixes the logits, negative numbers hidden states after a block.
-    ``until``: scales after which nothing is guided any more.
+    ``until``: scales after which nothing is guided any more, see :func:`~..models.guidance.guided_until`.
     """
 
     def __init__(
-        self, weights: tuple[float, ...], temperature: tuple[float, ...], layers: tuple[int, ...]
+        self, weights: tuple[float, ...], temperature: tuple[float, ...], layers: tuple[int, ...], until: int
     ) -> None:
         self.weights, self.temperature, self.layers = weights, temperature, layers
         self.last: tuple[Scale, Tensor] | None = None
-        self.until = guided_until(weights)
+        self.until = until
 
     @property
     def guided(self) -> bool:

@@ -14,7 +14,7 @@ from ..conditioning.changing import RunConditioning, tokens_of
 from ..costs import Work, dense_flops
 from ..models.contract import Drawing, Noise, Quantizer, Transformer
 from ..models.draws import run_costs
-from ..models.guidance import mix, per_scale
+from ..models.guidance import guided_until, mix, per_scale
 from ..network.attention import AttentionFn
 from ..network.cache import KVCache
 from ..network.context import ScaleContext
@@ -62,11 +62,10 @@ class Run:
         self.head.check(smooth=settings.smooth)
         self.units = run_costs(model, schedule, self.head)
         self.device = torch.device(device) if device is not None else conditioning.device
-        self.guide = Guide(
-            model.guidance_weights(settings.cfg_scale, schedule),
-            per_scale("temperature", settings.temperature, len(schedule)),
-            settings.cfg_layers,
-        )
+        weights = model.guidance_weights(settings.cfg_scale, schedule)
+        temperature = per_scale("temperature", settings.temperature, len(schedule))
+        until = guided_until(weights, self.units)
+        self.guide = Guide(weights, temperature, settings.cfg_layers, until)
         self.conditioning, self.prefix = conditioning, model.prefix(conditioning.at(0), schedule)
         self.rows = Rows(
             model,
@@ -90,7 +89,7 @@ class Run:
         kept: KeptPrefix | None = None,
     ) -> Generation:
         """What every scale adds, up to where the run stops, and the latent that they add up to."""
-        info = passage.info(self.schedule, self.model.config.depth, self.prefix, self.guide.weights)
+        info = passage.info(self.schedule, self.model.config.depth, self.prefix, self.guide)
         policy_run = policy.start(info)
         for note in policy_run.notes:
             _LOG.warning("%s: %s", policy.name, note)

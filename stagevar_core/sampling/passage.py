@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 from ..acceleration.policy import RunInfo
 from ..conditioning.changing import RunConditioning
-from ..models.guidance import guided_until
 from ..schedule import Prefix, ScaleSchedule
 from .editing import Given
+from .guidance import Guide
 from .paused import Key, Left, PausedRun, image_key
 from .result import ScaleCodes
 
@@ -73,16 +73,13 @@ class Passage:
         """That of the images that the run begins with."""
         return self.conditioning if self.fan is None else self.conditioning.images(self.fan.first)
 
-    def info(
-        self, schedule: ScaleSchedule, depth: int, prefix: Prefix | None, weights: Sequence[float]
-    ) -> RunInfo:
-        """What a policy may know of the images that the run begins with; ``weights`` of the guidance."""
+    def info(self, schedule: ScaleSchedule, depth: int, prefix: Prefix | None, guide: Guide) -> RunInfo:
+        """What a policy may know of the images that the run begins with."""
         negative, batch = self.begins.negative is not None, self.begins.batch
         seeds = self.seeds
         if self.fan is not None:
             seeds = tuple(seeds[index] for index in self.fan.first)
-        guided = any(weight != 1.0 for weight in weights)
-        return RunInfo(schedule, depth, batch, guided, negative, seeds, prefix, guided_until(weights))
+        return RunInfo(schedule, depth, batch, guide.guided, negative, seeds, prefix, guide.until)
 
     def leave(self, left: Left, scales: Sequence[ScaleCodes]) -> None:
         """Keep the state of a run that stopped, where the caller wants it."""

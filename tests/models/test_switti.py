@@ -90,7 +90,7 @@ def test_the_counted_work_is_what_pytorch_counts(ar: bool) -> None:
 def test_a_forecast_counts_what_runs(ar: bool, name: str) -> None:
     for guided in (10, 4):
         model, text = tiny_switti(ar=ar, guided=guided), encoded(2)
-        until = guided_until(model.guidance_weights(4.0, SHORT))
+        until = guided_until(model.guidance_weights(4.0, SHORT), model.config.unit_costs)
         info = RunInfo(SHORT, model.config.depth, 2, True, False, (0, 1), guided_until=until)
         expected = forecast(PRESETS[name], info, model.config.unit_costs, text.tokens)
         trace = run(model, text, policy=PRESETS[name]).trace
@@ -106,7 +106,9 @@ def test_the_scales_of_released_models_are_guided_as_published() -> None:
         weights = Switti(replace(config, depth=1), device="meta").guidance_weights(6.0, schedule)
         last = len(schedule) - 1
         wanted = [1.0 + 6.0 * k / last if k < guided else 1.0 for k in range(len(schedule))]
-        assert weights == pytest.approx(wanted) and guided_until(weights) == min(guided, len(schedule))
+        assert weights == pytest.approx(wanted) and guided_until(weights, config.unit_costs) == min(
+            guided, len(schedule)
+        )
         told = Switti(replace(config, depth=1), device="meta").guidance_weights([1.0] * 14, schedule)
         assert set(told) == {2.0}  # a list is for all scales
 
