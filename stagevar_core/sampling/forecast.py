@@ -80,7 +80,8 @@ def forecast(
         if units.history:
             stored += sum(scale.tokens for scale in ends if scale != schedule.final)
         kept = every // 2 if turns == 2 and offload else every
-        keys = _with_one_layer(kept * stored, every * (before + ends.tokens), units)
+        passing = every * (before + ends.tokens) if units.history else 0
+        keys = _with_one_layer(kept * stored, passing, units)
         tokens = every * ends.final.tokens
         load = Load(tokens, tokens, info.batch * ends.final.tokens, turns, reduced=True)
         costs = tuple(flops.total for flops in dense)[: len(ends)]
@@ -153,7 +154,7 @@ def _planned(
             passing = max(passing, away * (length + appended))
             if info.prefix is not None and info.prefix.aligned:
                 passing = max(passing, rows * (length - before + scale.tokens + appended))
-        else:
+        elif units.history:  # else a layer's own keys are all that it sees
             passing = max(passing, rows * (length + appended))
         reduced = plan.reduction is not None
         loads.append(Load(rows * scale.tokens, rows * computed, info.batch * scale.tokens, turns, reduced))
