@@ -28,7 +28,9 @@ class Load(Node):
             description="Loads a model with the VAE and the text encoder that belong to it: choose the "
             "model, and the other two are found among the installed files by what the files hold. VAR models "
             "take a class and have no text encoder.",
-            search_aliases=["infinity", "VAR", "STAR", "visual autoregressive", "load checkpoint", "loader"],
+            search_aliases=[
+                *("infinity", "VAR", "STAR", "Switti", "visual autoregressive", "load checkpoint", "loader")
+            ],
             inputs=[files.file_input(TRANSFORMER, "Transformer"), task_input()],
             outputs=[
                 describe(
@@ -63,12 +65,12 @@ class Load(Node):
 
     @classmethod
     def fingerprint_inputs(cls, model_name: object = files.EMBEDDED, **_: object) -> str:
-        """Changes with what any of the three files holds."""
+        """Changes with what any of the files holds."""
         try:
             names = matching(model_name)
         except ValueError:  # running it says why
             return ""
-        parts = zip((TRANSFORMER, TOKENIZER, TEXT_ENCODER), names, strict=True)
+        parts = zip((TRANSFORMER, TOKENIZER, TEXT_ENCODER, TEXT_ENCODER), names, strict=True)
         return " ".join(files.version(part, name) for part, name in parts if name is not None)
 
     @classmethod
@@ -84,5 +86,7 @@ class Load(Node):
         if names.text_encoder is None:
             return io.NodeOutput(model, vae, NoTextEncoder(names.model), ui=said)
         folders = folder_paths.get_folder_paths("embeddings")
-        encoder = files.load(TEXT_ENCODER, names.text_encoder)
-        return io.NodeOutput(model, vae, load_text_encoder(encoder, DEFAULT, folders), ui=said)
+        encoder, second = files.load(TEXT_ENCODER, names.text_encoder), None
+        if names.second_text_encoder is not None:
+            second = files.load(TEXT_ENCODER, names.second_text_encoder)
+        return io.NodeOutput(model, vae, load_text_encoder(encoder, DEFAULT, folders, second), ui=said)

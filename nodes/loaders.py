@@ -1,5 +1,7 @@
 """Nodes that load the three parts of a model: transformer, image tokenizer, text encoder."""
 
+from dataclasses import replace
+
 import folder_paths
 from comfy_api.latest import io
 
@@ -7,10 +9,13 @@ from ..stagevar_core.checks import one_of
 from .host import files
 from .host.bridge import DEFAULT, WEIGHT_DTYPES, load_transformer
 from .host.clip import load_text_encoder
-from .host.files import EMBEDDED, TEXT_ENCODER, TOKENIZER, TRANSFORMER
+from .host.files import EMBEDDED, NONE, TEXT_ENCODER, TOKENIZER, TRANSFORMER
 from .host.schema import CATEGORY, Node, Schema, VarModel, describe
 from .host.tasks import AUTO, task_input, tasked
 from .host.vae import TokenizerVAE
+
+SECOND = "second_text_encoder_name"
+SECOND_ENCODER = replace(TEXT_ENCODER, field=SECOND)
 
 
 def _dtype_input(tooltip: str) -> io.Combo.Input:
@@ -37,9 +42,17 @@ class LoadModel(Node):
             display_name="Load StageVAR Model (Infinity, VAR, STAR)",
             category=CATEGORY,
             description="Loads a transformer: the built-in one, or an official file of Infinity (125M, 2B, "
-            "8B), VAREdit, VARestorer, VAR (d16 to d36) or STAR. Which model a file holds is read from its "
-            "contents.",
-            search_aliases=["infinity", "VAREdit", "VAR", "STAR", "visual autoregressive", "load model"],
+            "8B), VAREdit, VARestorer, VAR (d16 to d36), STAR or Switti. Which model a file holds is read "
+            "from its contents.",
+            search_aliases=[
+                "infinity",
+                "VAREdit",
+                "VAR",
+                "STAR",
+                "Switti",
+                "visual autoregressive",
+                "load model",
+            ],
             inputs=[
                 files.file_input(TRANSFORMER, "Transformer"),
                 _dtype_input(
@@ -91,7 +104,8 @@ class LoadTokenizer(Node):
             display_name="Load StageVAR Tokenizer (VAE of Infinity, VAR, STAR)",
             category=CATEGORY,
             description="Loads the image tokenizer of a model as a VAE: VAE Decode and VAE Encode, tiled or "
-            "not, work on it. VAR and STAR share one. Each model needs the tokenizer it was trained with.",
+            "not, work on it. VAR and STAR share one, Switti has its own of the same form. Each model needs "
+            "the tokenizer it was trained with.",
             search_aliases=["infinity vae", "var vae", "bsq", "vqvae", "load vae"],
             inputs=[files.file_input(TOKENIZER, "Tokenizer")],
             outputs=[
@@ -128,34 +142,57 @@ class LoadTextEncoder(Node):
             display_name="Load StageVAR Text Encoder (CLIP, Flan-T5 of Infinity, STAR)",
             category=CATEGORY,
             description="Loads the text encoder as a CLIP for CLIP Text Encode, prompt weights included: "
-            "Flan-T5-XL for Infinity, that of Stable Diffusion 2.1 for STAR, the built-in one for the "
-            "built-in model; VAR needs none. ComfyUI's own CLIP loader takes Flan-T5-XL for another model, "
-            "and does not tell STAR where a text ends.",
-            search_aliases=["flan t5", "open clip", "infinity text encoder", "load clip"],
+            "Flan-T5-XL for Infinity, that of Stable Diffusion 2.1 for STAR, CLIP-L and CLIP-bigG together "
+            "for Switti, the built-in one for the built-in model; VAR needs none. ComfyUI's own CLIP loaders "
+            "take Flan-T5-XL for another model, and do not tell STAR and Switti where a text ends.",
+            search_aliases=["flan t5", "open clip", "infinity text encoder", "load clip", "dual clip"],
             inputs=[
                 files.file_input(TEXT_ENCODER, "Text encoder"),
                 _dtype_input(
                     "How the weights are stored; ComfyUI computes in float32. default: bfloat16 for T5 XL, "
                     "float32 for smaller ones; never float16, in which large T5 encoders overflow."
                 ),
+                files.second_input(
+                    TEXT_ENCODER,
+                    SECOND,
+                    "The other text encoder of a model that reads two: for Switti CLIP-L in one of the "
+                    "inputs and CLIP-bigG in the other, in any order. Others need none.",
+                ),
             ],
             outputs=[describe(io.Clip.Output, display_name="clip", tooltip="For CLIP Text Encode.")],
         )
 
     @classmethod
-    def validate_inputs(cls, text_encoder_name: object = None) -> bool | str:
+    def validate_inputs(
+        cls, text_encoder_name: object = None, second_text_encoder_name: object = None
+    ) -> bool | str:
         """True, or why there is no such file."""
-        return files.missing(TEXT_ENCODER, text_encoder_name)
+        found = files.missing(TEXT_ENCODER, text_encoder_name)
+        if found is not True or second_text_encoder_name == NONE:
+            return found
+        return files.missing(SECOND_ENCODER, second_text_encoder_name)
 
     @classmethod
-    def fingerprint_inputs(cls, text_encoder_name: object = EMBEDDED, **_: object) -> str:
-        """Changes with what the file holds."""
-        return files.version(TEXT_ENCODER, text_encoder_name)
+    def fingerprint_inputs(
+        cls, text_encoder_name: object = EMBEDDED, second_text_encoder_name: object = NONE, **_: object
+    ) -> str:
+        """Changes with what the files hold."""
+        first = files.version(TEXT_ENCODER, text_encoder_name)
+        if second_text_encoder_name == NONE:
+            return first
+        return f"{first} {files.version(SECOND_ENCODER, second_text_encoder_name)}"
 
     @classmethod
-    def execute(cls, text_encoder_name: object = EMBEDDED, weight_dtype: object = DEFAULT) -> io.NodeOutput:
-        """The text encoder; raises ``ValueError`` for a file of another kind."""
+    def execute(
+        cls,
+        text_encoder_name: object = EMBEDDED,
+        weight_dtype: object = DEFAULT,
+        second_text_encoder_name: object = NONE,
+    ) -> io.NodeOutput:
+        """The text encoder, or both as one; raises ``ValueError`` for files of another kind."""
         dtype = one_of("weight_dtype", weight_dtype, WEIGHT_DTYPES)
-        checkpoint = files.load(TEXT_ENCODER, text_encoder_name)
+        checkpoint, second = files.load(TEXT_ENCODER, text_encoder_name), None
+        if second_text_encoder_name != NONE:
+            second = files.load(SECOND_ENCODER, second_text_encoder_name)
         folders = folder_paths.get_folder_paths("embeddings")
-        return io.NodeOutput(load_text_encoder(checkpoint, dtype, folders))
+        return io.NodeOutput(load_text_encoder(checkpoint, dtype, folders, second))

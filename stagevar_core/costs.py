@@ -13,6 +13,9 @@ from .schedule import Prefix, Scale, ScaleSchedule
 TextTokens = int | Sequence[int]
 """Tokens of the text that a token of the picture attends to: the same at all scales, or one per scale."""
 
+RowCount = int | Sequence[int]
+"""Rows in the batch: as many at all scales, or one number per scale."""
+
 Work = defaultdict[str, float]
 """Counted units: tokens of every branch, 'pairs', 'text pairs', 'head'; FLOPs of 'reduction' and 'refine'."""
 
@@ -49,7 +52,9 @@ class UnitCosts:
     ``branches``: kind of residual branch -> FLOPs per token, without attention. ``pair``: per query-key pair
     of self-attention, all heads together; ``text_pair`` of cross-attention. ``head``: per token.
     ``per_image``: branches that run once per image, for both of its rows; cross-attention goes with them.
-    ``refine``: per row of every scale, of a network that draws its codes; empty without one.
+    ``refine``: per row of every scale, of a network that draws its codes; empty without one. ``history``:
+    tokens see the scales before theirs; without it a scale sees itself alone and nothing is cached.
+    ``narrows``: the unconditional rows stop once nothing is guided any more; else they run to the end.
     """
 
     depth: int
@@ -59,6 +64,8 @@ class UnitCosts:
     head: float
     per_image: tuple[str, ...] = ()
     refine: tuple[float, ...] = ()
+    history: bool = True
+    narrows: bool = False
 
     def refining(self, scale: Scale, rows: int) -> Flops:
         """What the network costs that draws the codes of a scale, where there is one."""
@@ -104,6 +111,13 @@ def scale_flops(
     return counted(units, work)
 
 
+def rows_at(rows: RowCount, scale: Scale) -> int:
+    """Rows of one scale; what precedes the scales has those of the first."""
+    if isinstance(rows, int):
+        return rows
+    return rows[0 if isinstance(scale, Prefix) else scale.index]
+
+
 def texts_at(text_tokens: TextTokens, scale: Scale) -> int:
     """Those of one scale; what precedes the scales reads what the first one does."""
     if isinstance(text_tokens, int):
@@ -115,7 +129,7 @@ def schedule_flops(
     units: UnitCosts,
     schedule: ScaleSchedule,
     *,
-    rows: int = 2,
+    rows: RowCount = 2,
     text_tokens: TextTokens = 64,
     images: int | None = None,
     prefix: Prefix | None = None,
@@ -127,12 +141,13 @@ def schedule_flops(
     costs, visible = [], 0
     for scale in schedule:
         entering = schedule.entering(scale, prefix)
-        visible += entering
+        visible = visible + entering if units.history else entering
         before = 0 if prefix is None else prefix.keys(scale, units.depth)
-        every = {"rows": rows, "text_tokens": texts_at(text_tokens, scale), "images": images}
+        count = rows_at(rows, scale)
+        every = {"rows": count, "text_tokens": texts_at(text_tokens, scale), "images": images}
         cost = scale_flops(units, entering, visible, **every, before=before)
-        drawn = Flops(head=units.head * rows * (scale.tokens - entering))
-        costs.append(cost + drawn + units.refining(scale, rows))
+        drawn = Flops(head=units.head * count * (scale.tokens - entering))
+        costs.append(cost + drawn + units.refining(scale, count))
     return costs
 
 
@@ -140,7 +155,7 @@ def dense_flops(
     units: UnitCosts,
     schedule: ScaleSchedule,
     *,
-    rows: int,
+    rows: RowCount,
     text_tokens: TextTokens,
     images: int,
     prefix: Prefix | None,
@@ -149,7 +164,7 @@ def dense_flops(
     ways: dict[str, Any] = {"rows": rows, "text_tokens": text_tokens, "images": images}
     costs: dict[Scale, Flops] = {}
     if prefix is not None:
-        costs[prefix] = prefix_flops(units, prefix, **ways)
+        costs[prefix] = prefix_flops(units, prefix, **{**ways, "rows": rows_at(rows, prefix)})
     return costs | dict(zip(schedule, schedule_flops(units, schedule, **ways, prefix=prefix), strict=True))
 
 

@@ -14,11 +14,12 @@ from torch import Tensor
 from .acceleration.policy import AccelerationPolicy
 from .acceleration.stages import StageBoundaries
 from .checkpoints.files import read
-from .checkpoints.load import build, check_pairing, load_text_encoder, prepare
+from .checkpoints.load import build, check_pairing, prepare
 from .checkpoints.lora_files import read_lora
 from .checkpoints.lora_layers import merge
 from .checkpoints.restoring import check_restores
 from .checkpoints.tasks import AUTO, with_task
+from .checkpoints.text_encoders import load_text_encoders
 from .checks import MAX_SEED, check_request
 from .conditioning.changing import RunConditioning, from_stages
 from .conditioning.labels import class_index, spread_classes
@@ -87,13 +88,14 @@ class Pipeline:
         device: torch.device | str | None = None,
         task: str = AUTO,
         loras: Sequence[tuple[Path | str, float]] = (),
+        text_encoder_2: Path | str | None = None,
     ) -> "Pipeline":
         """Load three checkpoints. ``dtype`` is that of the transformer's blocks and the tokenizer.
 
         Without one it goes by the device and the size of the networks. The text encoder runs in bfloat16 or
         float32 by the device, never in float16; it is not read for a transformer that takes class labels.
         ``task``: what the transformer is for where its metadata does not say. ``loras``: files that change
-        it, each with its strength.
+        it, each with its strength. ``text_encoder_2``: the other one of transformers that read two.
         """
         device = torch.device(device) if device is not None else default_device()
         model = with_task(prepare(*read(transformer), kind="transformer"), task)
@@ -109,7 +111,7 @@ class Pipeline:
         if model.config.text_width:
             if text_encoder is None:
                 raise ValueError(f"{transformer} takes text; give the text encoder that belongs to it")
-            encoder = load_text_encoder(text_encoder, device=device)
+            encoder = load_text_encoders(text_encoder, text_encoder_2, device=device)
         blocks, decoder = (dtype or default_dtype(device, part.parameters) for part in (model, codes))
         merge(model, [(read_lora(path, model), strength) for path, strength in loras], blocks)
         return cls(

@@ -2,6 +2,8 @@
 
 import inspect
 import logging
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import comfy.model_management as mm
@@ -11,13 +13,32 @@ from comfy import sd1_clip
 from comfy.cli_args import args
 
 from ...stagevar_core.checkpoints.load import Checkpoint
-from . import clip_qwen, clip_sd2, clip_t5
+from . import clip_pair, clip_qwen, clip_sd2, clip_t5
 from .bridge import WEIGHT_DTYPES
 from .schema import Folders
 
 _LOG = logging.getLogger(__name__)
 _FAMILIES = {"t5": clip_t5, "clip": clip_sd2, "qwen2": clip_qwen}
 _SMALL = 500_000_000  # parameters up to which float32 costs nothing worth saving
+
+
+class _Pair:
+    """What ``comfy.sd.CLIP`` builds two CLIPs from."""
+
+    def __init__(self, checkpoints: Sequence[Checkpoint]) -> None:
+        parts = [
+            clip_sd2.parts(checkpoint, f"clip_{name}")
+            for checkpoint, name in zip(checkpoints, clip_pair.NAMES, strict=True)
+        ]
+        encoders, tokenizers = zip(*parts, strict=True)
+
+        class Model(clip_pair.PairEncoder):
+            def __init__(self, device="cpu", dtype=None, model_options=None) -> None:
+                super().__init__(device, dtype, model_options, encoders=encoders)
+                _widen(self)
+
+        self.params: dict[str, Any] = {}
+        self.clip, self.tokenizer = Model, partial(clip_pair.PairTokenizer, tokenizers=tokenizers)
 
 
 class _Target:
@@ -59,14 +80,19 @@ def _widen(model: torch.nn.Module) -> None:
 
 
 def load_text_encoder(
-    checkpoint: Checkpoint, weight_dtype: str, embedding_directory: Folders
+    checkpoint: Checkpoint,
+    weight_dtype: str,
+    embedding_directory: Folders,
+    second: Checkpoint | None = None,
 ) -> comfy.sd.CLIP:
-    """A core CLIP of a text encoder's checkpoint."""
-    parameters = checkpoint.parameters
+    """A core CLIP of a text encoder's checkpoint, or of two CLIPs'."""
+    checkpoints = [checkpoint] if second is None else clip_pair.ordered((checkpoint, second))
+    parameters = sum(each.parameters for each in checkpoints)
     dtype = _storage_dtype(WEIGHT_DTYPES[weight_dtype], parameters)
     wide = torch.bfloat16 if dtype.itemsize == 1 else dtype  # the encoder narrows what it stores
-    weights = {name: tensor.to(wide) for name, tensor in checkpoint.tensors.items()}
-    checkpoint.tensors.clear()
+    weights = [{name: tensor.to(wide) for name, tensor in each.tensors.items()} for each in checkpoints]
+    for each in checkpoints:
+        each.tensors.clear()
     known = inspect.signature(comfy.sd.CLIP.__init__).parameters
     options = {
         "embedding_directory": embedding_directory,
@@ -74,13 +100,14 @@ def load_text_encoder(
         "model_options": {"dtype": dtype},
     }
     if "state_dict" in known:
-        options["state_dict"] = [weights]
-    clip = comfy.sd.CLIP(_Target(checkpoint), **options)
+        options["state_dict"] = weights
+    clip = comfy.sd.CLIP(_Target(checkpoint) if second is None else _Pair(checkpoints), **options)
     if "state_dict" not in known:
-        clip.load_sd(weights)
+        for tensors in weights:
+            clip.load_sd(tensors)
     _LOG.info(
         "StageVAR: %s: %s text encoder with %.0fM parameters, %s weights",
-        checkpoint.source,
+        " and ".join(each.source for each in checkpoints),
         checkpoint.family,
         parameters / 1e6,
         dtype,

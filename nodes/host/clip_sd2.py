@@ -1,6 +1,6 @@
-"""The text encoder of Stable Diffusion 2.1 for a core CLIP: ComfyUI's own CLIP, told where a text ends.
+"""CLIP text encoders for a core CLIP: ComfyUI's own CLIP, told where a text ends.
 
-Models that were trained on it read the text up to its end token, and the encoded empty text in place of a
+Models that were trained on them read the text up to its end token, and the encoded empty text in place of a
 negative one. Core conditioning says neither, so both travel in its dictionary: ``attention_mask`` and
 ``NULL_TEXT``.
 """
@@ -35,20 +35,21 @@ class CLIPTokenizer(sd1_clip.SDTokenizer):
         width: int,
         length: int,
         header: Tensor | None = None,
+        name: str = NAME,
     ) -> None:
         super().__init__(
             max_length=length,
             pad_with_end=False,
             embedding_directory=embedding_directory,
             embedding_size=width,
-            embedding_key=NAME,
+            embedding_key=name,
             tokenizer_data=tokenizer_data or {},
         )
-        self.header = header
+        self.header, self.name = header, name
 
     def state_dict(self) -> dict[str, Tensor]:
         """What CLIPSave writes beside the weights: our header."""
-        return {} if self.header is None else {f"{NAME}.{KEY}": self.header}
+        return {} if self.header is None else {f"{self.name}.{KEY}": self.header}
 
     def tokenize_with_weights(
         self,
@@ -117,18 +118,19 @@ class CLIPEncoder(sd1_clip.SDClipModel):
         return super().load_sd({_PROJECTION: torch.eye(width), **sd})
 
 
-def parts(checkpoint: Checkpoint) -> tuple[partial, partial]:
-    """What makes the encoder and the tokenizer of a CLIP checkpoint."""
+def parts(checkpoint: Checkpoint, name: str = NAME) -> tuple[partial, partial]:
+    """What makes the encoder and the tokenizer of a CLIP checkpoint; ``name``: of both in files."""
     config: CLIPEncoderConfig = checkpoint.config
     if config.vocab_size != _VOCABULARY:
         raise ValueError(
             f"text_encoder_name: this CLIP has {config.vocab_size} tokens; ComfyUI's tokenizer has "
-            f"{_VOCABULARY}. Use the text encoder of Stable Diffusion 2.1"
+            f"{_VOCABULARY}. Use the text encoder that the model was trained with"
         )
     shape = {**config.to_dict(), "eos_token_id": _SPECIAL["end"]}
     size = {
         "width": config.width,
         "length": config.max_position_embeddings,
         "header": record(checkpoint.header()),
+        "name": name,
     }
     return partial(CLIPEncoder, shape=shape), partial(CLIPTokenizer, **size)

@@ -41,6 +41,13 @@ _STEERING = {
     "reference_latents": "reference latents",
     "guidance": "a guidance value",
 }
+# By family and channels of the features.
+_ENCODERS = {
+    ("t5", 2048): "Flan-T5-XL",
+    ("clip", 1024): "the text encoder of Stable Diffusion 2.1",
+    ("clip pair", 2048): "CLIP-L and CLIP-bigG, two files,",
+    ("qwen2", 1536): "the Qwen2 of HART",
+}
 _WHERE = ("area", "mask")
 _STRENGTHS = ("strength", "mask_strength")
 _WHEN = ("start_percent", "end_percent")
@@ -313,20 +320,20 @@ def _uncovered(masks: Sequence[Sequence[Tensor]]) -> float:
 
 def _null_text(network: Transformer, entry: Entry) -> Tensor:
     """The features of the empty prompt (tokens, width), which come with those of a prompt."""
-    _check_width(entry, network.config.text_width)
+    _check_width(network, entry)
     null = entry.extra.get(NULL_TEXT)
     if null is None or "attention_mask" not in entry.extra:
         raise ValueError(
             f"{entry.field}: the text features do not say where the text ends, which {network.family} models "
-            "have to know. Load the text encoder of Stable Diffusion 2.1 with Load StageVAR Text Encoder; "
-            "ComfyUI's own loader leaves this out"
+            f"have to know. Load {_encoder_of(network)} with Load StageVAR Text Encoder; ComfyUI's own "
+            "loader leaves this out"
         )
     return null[0]
 
 
 def _prompts(network: Transformer, entry: Entry, batch: int, notes: list[str]) -> tuple[Tensor, ...]:
     """One (tokens, width) tensor per image: the prompts in turn, as ComfyUI fills batches."""
-    _check_width(entry, network.config.text_width)
+    _check_width(network, entry)
     rows = _without_padding(entry.features, entry.extra)
     texts = [_trim(entry, row, network.longest_text, notes) for row in rows]
     if len(texts) > batch:
@@ -334,15 +341,21 @@ def _prompts(network: Transformer, entry: Entry, batch: int, notes: list[str]) -
     return tuple(texts[index % len(texts)] for index in range(batch))
 
 
-def _check_width(entry: Entry, width: int) -> None:
+def _encoder_of(network: Transformer) -> str:
+    """The text encoder that a model was trained with, in words."""
+    wanted = (network.text_family or "", network.config.text_width)
+    return _ENCODERS.get(wanted, "the built-in one")
+
+
+def _check_width(network: Transformer, entry: Entry) -> None:
+    width = network.config.text_width
     shape = tuple(getattr(entry.features, "shape", ()))  # other packs may hand on anything
     if len(shape) == 3 and shape[0] and shape[1] and shape[2] == width:
         return
-    known = {2048: "Flan-T5-XL", 1024: "that of Stable Diffusion 2.1", 1536: "the Qwen2 of HART"}
     raise ValueError(
         f"{entry.field}: found text features of shape {shape}; this model expects (prompts, tokens, "
         f"{width}). Encode the prompt with the text encoder the model was trained with: "
-        f"{known.get(width, 'the built-in one')}, through Load StageVAR Text Encoder"
+        f"{_encoder_of(network)}, through Load StageVAR Text Encoder"
     )
 
 

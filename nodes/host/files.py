@@ -17,6 +17,7 @@ from .schema import describe
 
 EMBEDDED = "embedded/StageVAR-scenes (built in)"
 EDITOR = "embedded/StageVAR-scenes editor (built in)"  # with the tokenizer and text encoder of the other
+NONE = "none"  # of files that need not be
 _ASSETS = Path(stagevar_core.__file__).parent / "assets"
 
 
@@ -37,21 +38,22 @@ TRANSFORMER = Part(
     "model_name",
     "diffusion_models",
     {EMBEDDED: "transformer.safetensors", EDITOR: "editor.safetensors"},
-    "an Infinity, VAR or STAR transformer",
+    "an Infinity, VAR, STAR or Switti transformer",
     "https://huggingface.co/FoundationVision/Infinity (infinity_2b_reg.pth, infinity_8b_weights), "
     "https://huggingface.co/FoundationVision/var (var_d16.pth to var_d36.pth), "
-    "https://huggingface.co/HiDream-ai/VAREdit (8B-1024.pth, 8B-512.pth, 2B-512.pth) or "
-    "https://huggingface.co/taocrayon/STAR",
+    "https://huggingface.co/HiDream-ai/VAREdit (8B-1024.pth, 8B-512.pth, 2B-512.pth), "
+    "https://huggingface.co/taocrayon/STAR or https://huggingface.co/yresearch (Switti, Switti-1024, "
+    "and both with -AR)",
 )
 TOKENIZER = Part(
     "tokenizer",
     "vae_name",
     "vae",
     {EMBEDDED: "tokenizer.safetensors"},
-    "an Infinity or VAR image tokenizer",
+    "an Infinity, VAR or Switti image tokenizer",
     "https://huggingface.co/FoundationVision/Infinity (infinity_vae_d32reg.pth for the 2B, "
-    "infinity_vae_d56_f8_14_patchify.pth for the 8B) or https://huggingface.co/FoundationVision/var "
-    "(vae_ch160v4096z32.pth for VAR and STAR)",
+    "infinity_vae_d56_f8_14_patchify.pth for the 8B), https://huggingface.co/FoundationVision/var "
+    "(vae_ch160v4096z32.pth for VAR and STAR) or https://huggingface.co/yresearch/VQVAE-Switti",
 )
 TEXT_ENCODER = Part(
     "text_encoder",
@@ -60,7 +62,9 @@ TEXT_ENCODER = Part(
     {EMBEDDED: "text_encoder.safetensors"},
     "a T5 or CLIP text encoder",
     "https://huggingface.co/google/flan-t5-xl (all model-*.safetensors and model.safetensors.index.json in "
-    "one folder) for Infinity, https://huggingface.co/taocrayon/STAR (folder CLIP) for STAR",
+    "one folder) for Infinity, https://huggingface.co/taocrayon/STAR (folder CLIP) for STAR, "
+    "https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0 (text_encoder and text_encoder_2) for "
+    "Switti",
 )
 
 
@@ -102,6 +106,18 @@ def file_input(part: Part, what: str) -> io.Combo.Input:
         tooltip=f"{what} from models/{part.folder}: a file, or the folder or the first file of a model in "
         "shards. What begins with embedded/ comes with this pack. Official files: "
         f"{part.source}.",
+    )
+
+
+def second_input(part: Part, field: str, tooltip: str) -> io.Combo.Input:
+    """The choice of another file of a kind beside the first, or of none."""
+    return describe(
+        io.Combo.Input,
+        field,
+        options=[NONE, *listing.listed(part.folder)],
+        default=NONE,
+        optional=True,
+        tooltip=tooltip,
     )
 
 

@@ -2,6 +2,7 @@
 
 import zipfile
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,11 +23,15 @@ _LOOKS: dict[tuple[str, tuple[Path, ...]], tuple[list[Stamp], Checkpoint | str]]
 
 
 class Names(NamedTuple):
-    """Files that belong together, as the loaders call them; ``text_encoder`` None for models of classes."""
+    """Files that belong together, as the loaders call them; ``text_encoder`` None for models of classes.
+
+    ``second_text_encoder``: the other one of models that read two.
+    """
 
     model: str
     vae: str
     text_encoder: str | None
+    second_text_encoder: str | None = None
 
 
 def matching(name: object) -> Names:
@@ -43,10 +48,11 @@ def matching(name: object) -> Names:
         expected = f"{TRANSFORMER.title}, from {TRANSFORMER.source}"
         raise ValueError(f"{TRANSFORMER.field}: {error}. This input takes {expected}") from error
     vae = _first(TOKENIZER, transformer, _pairs, official.tokenizer_of(transformer))
-    if not official.text_family(transformer):
-        return Names(str(name), vae, None)
-    text = _first(TEXT_ENCODER, transformer, official.reads, official.text_encoder_of(transformer))
-    return Names(str(name), vae, text)
+    found = [
+        _first(TEXT_ENCODER, transformer, partial(official.reads, text), official.text_encoder_of(text))
+        for text in official.texts(transformer)
+    ]
+    return Names(str(name), vae, *(found or [None]))
 
 
 def look(path: Path, name: str, kind: str) -> Checkpoint:

@@ -5,8 +5,11 @@ from typing import Any, NamedTuple, cast
 
 from ...stagevar_core.checkpoints.detect import spec_of
 from ...stagevar_core.checkpoints.load import Checkpoint
+from ...stagevar_core.conditioning.clip_pair import CLIPPair
 from .bridge import module_of
 
+_HUB = "https://huggingface.co/"
+_SDXL = f"{_HUB}stabilityai/stable-diffusion-xl-base-1.0/resolve/main/"
 _INFINITY = "https://huggingface.co/FoundationVision/Infinity/resolve/main/"
 _VAR = "https://huggingface.co/FoundationVision/var/resolve/main/"
 _STAR = "https://huggingface.co/taocrayon/STAR/resolve/main/"
@@ -47,8 +50,23 @@ _TOKENIZERS = {
         f"{_INFINITY}infinity_vae_d56_f8_14_patchify.pth",
         "Infinity 8B",
     ),
-    ("var", 32, 16): Published("vae_ch160v4096z32.pth", f"{_VAR}vae_ch160v4096z32.pth", "VAR and STAR"),
+    ("var", 32, 16): Published(
+        "vae_ch160v4096z32.pth",
+        f"{_VAR}vae_ch160v4096z32.pth",
+        "VAR and STAR",
+        others=r"switti",
+    ),
     ("hart", 32, 16): Published("the folder tokenizer", _HART, "HART"),
+}
+# Of families that have one of the form of another's, which no tensor tells apart.
+_OWN_TOKENIZERS = {
+    "switti": Published(
+        "VQVAE-Switti",
+        f"{_HUB}yresearch/VQVAE-Switti",
+        "Switti",
+        contents="config.json and model.safetensors",
+        others=r"vae_ch160v4096z32",
+    ),
 }
 # By family and channels of the features.
 _TEXT_ENCODERS = {
@@ -58,6 +76,12 @@ _TEXT_ENCODERS = {
         "Infinity",
         "model-00001-of-00002.safetensors, model-00002-of-00002.safetensors and model.safetensors.index.json",
         others=r"t5.?v1[._-]1",
+    ),
+    ("clip", 768): Published(
+        "clip_l", f"{_SDXL}text_encoder/model.safetensors", "Switti", "model.safetensors"
+    ),
+    ("clip", 1280): Published(
+        "clip_g", f"{_SDXL}text_encoder_2/model.safetensors", "Switti", "model.safetensors"
     ),
     ("clip", 1024): Published(
         "star_clip", f"{_STAR}CLIP/text_encoder/model.safetensors", "STAR", "model.safetensors"
@@ -76,7 +100,8 @@ def tokenizer_of(transformer: Checkpoint) -> Published | None:
     family = spec_of(transformer.kind, transformer.family).tokenizer or transformer.family
     config, trained = transformer.config, transformer.trained
     pixels = trained.pixels_per_token if trained else 16  # STAR without a schedule
-    return _TOKENIZERS.get((family, config.dim, pixels // config.patch))
+    shared = _TOKENIZERS.get((family, config.dim, pixels // config.patch))
+    return shared and _OWN_TOKENIZERS.get(transformer.family, shared)
 
 
 def models_of(tokenizer: Checkpoint) -> str | None:
@@ -85,17 +110,23 @@ def models_of(tokenizer: Checkpoint) -> str | None:
     return known.models if known else None
 
 
-def text_encoder_of(transformer: Checkpoint) -> Published | None:
-    """The published text encoder of a transformer; None for models of other sizes, and those of classes."""
-    return _TEXT_ENCODERS.get((text_family(transformer), transformer.config.text_width))
+Text = tuple[str, int]  # what tells text encoders apart: their family, and the channels of their features
 
 
-def text_family(transformer: Checkpoint) -> str:
-    """The family of a transformer's text encoders, empty for models of classes."""
-    return cast(Any, module_of(transformer)).text_family or ""
+def texts(transformer: Checkpoint) -> list[Text]:
+    """The text encoders of a transformer; none for models of classes, two for those of a pair."""
+    family, width = cast(Any, module_of(transformer)).text_family, transformer.config.text_width
+    if family == CLIPPair.family:
+        second = transformer.config.pooled_width
+        return [("clip", width - second), ("clip", second)]
+    return [(family, width)] if family else []
 
 
-def reads(transformer: Checkpoint, encoder: Checkpoint) -> bool:
-    """Whether a transformer was trained on texts of such an encoder, by family and width."""
-    same = encoder.family == text_family(transformer)
-    return same and encoder.config.width == transformer.config.text_width
+def text_encoder_of(text: Text) -> Published | None:
+    """The published text encoder of this kind; None for those of other sizes."""
+    return _TEXT_ENCODERS.get(text)
+
+
+def reads(text: Text, transformer: Checkpoint, encoder: Checkpoint) -> bool:
+    """Whether an encoder is the one of this kind, which the transformer was trained on."""
+    return (encoder.family, encoder.config.width) == text

@@ -14,6 +14,7 @@ from ...stagevar_core.acceleration.policy import AccelerationPolicy, RunInfo
 from ...stagevar_core.conditioning.changing import RunConditioning, tokens_of
 from ...stagevar_core.costs import kv_bytes
 from ...stagevar_core.models.draws import run_costs
+from ...stagevar_core.models.guidance import guided_until
 from ...stagevar_core.sampling.forecast import Forecast, forecast
 from ...stagevar_core.sampling.generate import generate
 from ...stagevar_core.sampling.kept import KeptPrefix
@@ -91,8 +92,12 @@ class Job:
     @property
     def guided(self) -> bool:
         """Whether any scale runs unconditional rows, too."""
-        weights = self.network.guidance_weights(self.settings.cfg_scale, self.schedule)
-        return any(weight != 1.0 for weight in weights)
+        return any(weight != 1.0 for weight in self.weights)
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """Of the guidance at every scale."""
+        return self.network.guidance_weights(self.settings.cfg_scale, self.schedule)
 
     def forecast(self, batch: int, sequential: bool = False) -> Forecast:
         """What a run of ``batch`` images needs; where every image is a run of its own, what one does."""
@@ -105,6 +110,7 @@ class Job:
             self.conditioning.negative is not None,
             self.seeds[:images],
             self.network.prefix(self.conditioning.at(0), self.schedule),
+            guided_until(self.weights, self.network.config.unit_costs),
         )
         units = run_costs(self.network, self.schedule, self.network.drawing_head(self.settings.refine))
         rows = {"sequential": sequential, "offload": self.offload is not None}

@@ -19,6 +19,7 @@ from stagevar_core.acceleration.stages import STAGES, boundaries_of
 from stagevar_core.autoencoders.costs import decode_flops
 from stagevar_core.checkpoints.detect import spec_of
 from stagevar_core.models.draws import run_costs
+from stagevar_core.models.guidance import guided_until
 from stagevar_core.sampling.clock import synchronise
 from stagevar_core.sampling.drafts import draft_grid, reduced
 from stagevar_core.sampling.forecast import forecast
@@ -48,7 +49,8 @@ class Shape(NamedTuple):
         weights = self.transformer.guidance_weights(self.settings.cfg_scale, self.schedule)
         guided = any(weight != 1.0 for weight in weights)
         depth, seeds = self.transformer.config.depth, tuple(range(images))
-        info = RunInfo(self.schedule, depth, images, guided, False, seeds)
+        ends = guided_until(weights, self.transformer.config.unit_costs)
+        info = RunInfo(self.schedule, depth, images, guided, False, seeds, guided_until=ends)
         units = run_costs(self.transformer, self.schedule, self.transformer.drawing_head())
         return forecast(policy, info, units, self.text_tokens).flops
 

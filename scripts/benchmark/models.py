@@ -19,6 +19,7 @@ from stagevar_core.conditioning.types import ClassConditioning, TextConditioning
 from stagevar_core.models.hart_config import HART_0_7B
 from stagevar_core.models.infinity_config import INFINITY_2B, INFINITY_8B, INFINITY_125M
 from stagevar_core.models.star_config import STAR_256, STAR_512, STAR_1024
+from stagevar_core.models.switti_config import SWITTI_512, SWITTI_512_AR, SWITTI_1024, SWITTI_1024_AR
 from stagevar_core.models.var import VAR_D16, VAR_D30, VAR_D36
 from stagevar_core.network.packing import pack
 from stagevar_core.pipeline import Pictures, Pipeline
@@ -50,6 +51,10 @@ FULL_SIZE: dict[str, tuple[str, Any, Any]] = {
     "star-512": ("star", STAR_512, VQTokenizerConfig()),
     "star-1024": ("star", STAR_1024, VQTokenizerConfig()),
     "hart-0.7b": ("hart", HART_0_7B, VQTokenizerConfig()),
+    "switti-512": ("switti", SWITTI_512, VQTokenizerConfig()),
+    "switti-512-ar": ("switti", SWITTI_512_AR, VQTokenizerConfig()),
+    "switti-1024": ("switti", SWITTI_1024, VQTokenizerConfig()),
+    "switti-1024-ar": ("switti", SWITTI_1024_AR, VQTokenizerConfig()),
 }
 WARM_UP_TOKENS = 64  # the full-size models warm up on the scales up to here: that touches every weight
 

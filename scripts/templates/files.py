@@ -62,6 +62,20 @@ HART = (
     File("hart_0.7b/model.safetensors", f"{_HART}tokenizer/model.safetensors", "vae"),
     File("hart_qwen2/model.safetensors", f"{_QWEN}model.safetensors", "text_encoders"),
 )
+_SDXL = "https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0/resolve/main/"
+_SWITTI = "https://huggingface.co/yresearch/"
+
+
+def _hub(name: str, folder: str) -> File:
+    return File(f"{name}/model.safetensors", f"{_SWITTI}{name}/resolve/main/model.safetensors", folder)
+
+
+SWITTI = (
+    _hub("Switti-1024", "diffusion_models"),
+    _hub("VQVAE-Switti", "vae"),
+    File("clip_l/model.safetensors", f"{_SDXL}text_encoder/model.safetensors", "text_encoders"),
+    File("clip_g/model.safetensors", f"{_SDXL}text_encoder_2/model.safetensors", "text_encoders"),
+)
 INFINITY_2B = (
     _file(_INFINITY, "infinity_2b_reg.pth", "diffusion_models"),
     _file(_INFINITY, "infinity_vae_d32reg.pth", "vae"),

@@ -30,7 +30,9 @@ KINDS = {
     "StageVARLoad": Kind({}, ("model_name", "task"), _LOADED),
     "StageVARLoadModel": Kind({}, ("model_name", "weight_dtype", "task"), {"var_model": "VAR_MODEL"}),
     "StageVARLoadTokenizer": Kind({}, ("vae_name",), {"vae": "VAE"}),
-    "StageVARLoadTextEncoder": Kind({}, ("text_encoder_name", "weight_dtype"), {"clip": "CLIP"}),
+    "StageVARLoadTextEncoder": Kind(
+        {}, ("text_encoder_name", "weight_dtype", "second_text_encoder_name"), {"clip": "CLIP"}
+    ),
     "StageVARLoadLora": Kind({"model": "VAR_MODEL"}, ("lora_name", "strength"), {"var_model": "VAR_MODEL"}),
     "StageVARClassLabel": Kind({}, ("class_name", "label"), {"conditioning": "CONDITIONING"}),
     "StageVARAccelerate": Kind(

@@ -9,6 +9,7 @@ from .graph import COLUMN, Graph, Node
 
 EMBEDDED = "embedded/StageVAR-scenes (built in)"
 EDITOR = "embedded/StageVAR-scenes editor (built in)"
+NONE = "none"  # in place of a second text encoder
 RED = "embedded/StageVAR-scenes all in red (built in)"
 OWN = {"cfg": "auto", "temperature": "auto", "top_k": "auto", "top_p": "auto"}
 DRAWN = {"refine": "auto", "smooth": False, "stop_after": "finished"}
@@ -50,9 +51,16 @@ def load(graph: Graph, files: tuple[File, ...] | None, task: str = "auto") -> tu
         (COLUMN, 110),
         text_encoder_name=text["value"],
         weight_dtype="default",
-        models=text["models"],
+        **_second(text, None if files is None or len(files) < 4 else files[3]),
     )
     return loaded, tokenizer, encoder
+
+
+def _second(first: dict[str, Any], file: File | None) -> dict[str, Any]:
+    """The other text encoder of a model that reads two, and the files of both."""
+    if file is None:
+        return {"second_text_encoder_name": NONE, "models": first["models"]}
+    return {"second_text_encoder_name": file.value, "models": [*first["models"], *file.hints()]}
 
 
 def further_shards(graph: Graph, files: tuple[File, ...], at: tuple[float, float]) -> None:

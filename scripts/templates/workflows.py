@@ -6,13 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 from .drafts import draft_pick_finish
-from .files import EDIT_2B, EDIT_8B, EDITS, HART, INFINITY_2B, INFINITY_8B, RESTORER, STAR, VAR, File
+from .files import EDIT_2B, EDIT_8B, EDITS, HART, INFINITY_2B, INFINITY_8B, RESTORER, STAR, SWITTI, VAR, File
 from .graph import COLUMN, Graph
 from .painting import inpaint_latent, outpaint
 from .parts import (
     DRAWN,
     EDITOR,
     EMBEDDED,
+    NONE,
     OWN,
     RED,
     SAMPLER,
@@ -86,6 +87,7 @@ def compare(graph: Graph) -> None:
         *("StageVARLoadTextEncoder", (0, 300), (COLUMN, 110)),
         text_encoder_name=EMBEDDED,
         weight_dtype="default",
+        second_text_encoder_name=NONE,
     )
     tokenizer = graph.add("StageVARLoadTokenizer", (1120, -150), (COLUMN, 90), vae_name=EMBEDDED)
     text = graph.add("CLIPTextEncode", (1120, 330), (COLUMN, 150), clip=(encoder, "clip"), text=SCENE)
@@ -273,6 +275,7 @@ def everything(graph: Graph) -> None:
         *("StageVARLoadTextEncoder", (0, -430), (COLUMN, 110)),
         text_encoder_name=text_file.value,
         weight_dtype="default",
+        second_text_encoder_name=NONE,
         models=text_file.hints(),
     )
     vae, clip = (tokenizer, "vae"), (encoder, "clip")
@@ -382,6 +385,8 @@ DRAW: dict[str, Callable[[Graph], None]] = {
     "25_generate_edit_restore_2B": everything,
     "26_text_to_image_HART": lambda g: plain(g, HART, LIGHTHOUSE, "StageVAR_HART", **sized(42, 1024)),
     "27_faster_HART": lambda g: plain(g, HART, LIGHTHOUSE, "StageVAR_HART", faster=True, **sized(42, 1024)),
+    "28_text_to_image_Switti": lambda g: plain(g, SWITTI, FOX, "StageVAR_Switti", **sized(42, 1024)),
+    "29_faster_Switti": lambda g: plain(g, SWITTI, FOX, "StageVAR_Switti", faster=True, **sized(42, 1024)),
 }
 
 

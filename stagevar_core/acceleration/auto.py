@@ -96,7 +96,7 @@ class AutoRun(StagedRun):
         entropy = float(seen.entropy(seen.guided).mean())
         undecided = entropy > self.auto.entropy
         area = self.info.schedule.area_fraction(scale)
-        if self.guided(scale) and self.info.guided and area >= self.auto.guidance_from:
+        if self.guided(scale) and scale.index < self.info.guides and area >= self.auto.guidance_from:
             conditional, unconditional = seen.choices(seen.raw).chunk(2)
             differing = float((conditional != unconditional).float().mean())
             if differing <= self.auto.disagreement and not undecided:

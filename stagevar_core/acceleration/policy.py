@@ -25,7 +25,8 @@ class RunInfo:
 
     ``depth``: number of blocks. ``guided``: there are unconditional rows. ``negative``: those rows follow a
     negative prompt, not the null text. ``seeds``: one per image, for whatever the policy draws.
-    ``prefix``: what runs before the scales, in which a policy has no say.
+    ``prefix``: what runs before the scales, in which a policy has no say. ``guided_until``: scales after
+    which nothing is guided any more, so that the conditional rows run alone; None is never.
     """
 
     schedule: ScaleSchedule
@@ -35,6 +36,13 @@ class RunInfo:
     negative: bool
     seeds: tuple[int, ...]
     prefix: Prefix | None = None
+    guided_until: int | None = None
+
+    @property
+    def guides(self) -> int:
+        """How many of the first scales have both rows, as far as the settings say."""
+        count = len(self.schedule) if self.guided_until is None else self.guided_until
+        return count if self.guided else 0
 
 
 @dataclass(frozen=True)

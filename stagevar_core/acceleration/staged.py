@@ -68,6 +68,11 @@ class StagedRun:
             self.notes.append(f"no scale of this schedule has more than {area:g} of the area; all run dense")
         elif settings.guidance.mode == "unconditional" and not info.guided:
             self.notes.append("without guidance there are no unconditional rows; the conditional ones run on")
+        elif settings.guidance.mode == "unconditional" and info.guides < len(info.schedule):
+            self.notes.append(
+                f"guidance is over after {info.guides} of {len(info.schedule)} scales; from there on the "
+                "conditional rows run, not the unconditional ones"
+            )
         if settings.tokens.mode == "dense" and settings.tokens.keep != 1.0:
             self.notes.append("keep has no effect: all tokens run with tokens 'dense'")
 

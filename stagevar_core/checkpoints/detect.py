@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from . import families_hart, families_infinity, families_star, families_var
+from . import families_clip, families_hart, families_infinity, families_star, families_switti, families_var
 from .convert import Route
 from .errors import CheckpointError, article, listed, short
 from .header import Header, ModelConfig
@@ -25,8 +25,10 @@ SPECS: tuple[FamilySpec[Any], ...] = (
     *families_infinity.SPECS,
     *families_hart.SPECS,
     *families_star.SPECS,
+    *families_switti.SPECS,
     *families_var.SPECS,
     families_hart.OWN_TOKENIZER,
+    *families_clip.SPECS,
     families_infinity.T5,
 )
 

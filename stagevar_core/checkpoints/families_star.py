@@ -1,18 +1,17 @@
-"""STAR's files: names of the transformer and of the text encoder, and how they are recognised.
+"""STAR's files: names of the transformer, and how it is recognised.
 
-Its tokenizer is VAR's, see ``families_var.py``.
+Its tokenizer is VAR's, see ``families_var.py``, its text encoder is in ``families_clip.py``.
 """
 
 from typing import Any
 
-from ..checks import one_of, refuse
-from ..conditioning.clip import CLIPEncoderConfig, CLIPTextEncoder, read_tokenizer
+from ..checks import refuse
 from ..models.star import STAR
 from ..models.star_config import STARConfig
 from ..schedule import SIDES_256, SIDES_512, SIDES_1024, AspectTable, SquareTable, possible_sides
 from .convert import BLOCK, Fold, Ignore, KeyMap, Rename, self_attention
 from .errors import CheckpointError
-from .spec import CODEBOOK, FamilySpec, Shape, Shapes, module_shapes
+from .spec import CODEBOOK, FamilySpec, Shapes, module_shapes
 
 _SAMPLER_BLOCK = r"feat_extract_blocks\.(\d+)"
 
@@ -48,17 +47,6 @@ STAR_KEYS = KeyMap(
         Ignore(r".*\.zero_k_bias"),
         Ignore(r"class_emb\.weight"),  # left over from VAR, no code reads it
         Ignore(r"lvl_1L|attn_bias_for_masking"),
-    ),
-)
-
-# CLIP as the transformers library writes it; these names are kept.
-CLIP_KEYS = KeyMap(
-    renames=(),
-    ignored=(
-        Ignore(r"text_model\.embeddings\.position_ids"),
-        Ignore(r"text_model\.encoder\.layers\.23\..*", "last layer, which Stable Diffusion 2.1 leaves out"),
-        Ignore(r"vision_model\..*|visual_projection\..*", "image encoder"),
-        Ignore(r"text_projection(?:\.weight)?", "projection for image search"),
     ),
 )
 
@@ -110,44 +98,6 @@ def star_sizes(config: STARConfig) -> AspectTable | None:
     return SquareTable.of(*known) if known else None
 
 
-def clip_config(shapes: Shapes) -> CLIPEncoderConfig:
-    """Heads have 64 channels in all released encoders; GELU is that of the OpenCLIP ones."""
-    width = shapes.size("text_model.final_layer_norm.weight")
-    return CLIPEncoderConfig(
-        vocab_size=shapes.size("text_model.embeddings.token_embedding.weight"),
-        hidden_size=width,
-        intermediate_size=shapes.size("text_model.encoder.layers.0.mlp.fc1.weight"),
-        num_hidden_layers=shapes.count(r"text_model\.encoder\.layers\.(\d+)\."),
-        num_attention_heads=shapes.ratio("the number of heads", width, 64),
-        max_position_embeddings=shapes.size("text_model.embeddings.position_embedding.weight"),
-    )
-
-
-def check_clip(config: CLIPEncoderConfig) -> None:
-    """Raise ``ValueError`` for heads that do not divide the width, and activations that no CLIP has."""
-    if config.hidden_size % config.num_attention_heads:
-        refuse("num_attention_heads", config.num_attention_heads, f"a divisor of {config.hidden_size}")
-    one_of("hidden_act", config.hidden_act, ("gelu", "quick_gelu", "gelu_new"))
-
-
-def clip_shapes(config: CLIPEncoderConfig) -> dict[str, Shape]:
-    """The tensors of a CLIP text encoder in the Hugging Face layout."""
-    width, hidden = config.hidden_size, config.intermediate_size
-    linears = {f"self_attn.{name}_proj": (width, width) for name in ("q", "k", "v", "out")}
-    linears |= {"mlp.fc1": (hidden, width), "mlp.fc2": (width, hidden)}
-    shapes: dict[str, Shape] = {
-        "text_model.embeddings.token_embedding.weight": (config.vocab_size, width),
-        "text_model.embeddings.position_embedding.weight": (config.max_position_embeddings, width),
-    }
-    norms = ["text_model.final_layer_norm"]
-    for index in range(config.num_hidden_layers):
-        layer = f"text_model.encoder.layers.{index}."
-        for name, shape in linears.items():
-            shapes |= {f"{layer}{name}.weight": shape, f"{layer}{name}.bias": shape[:1]}
-        norms += [f"{layer}layer_norm1", f"{layer}layer_norm2"]
-    return shapes | {f"{norm}.{part}": (width,) for norm in norms for part in ("weight", "bias")}
-
-
 TRANSFORMER = FamilySpec(
     name="star",
     kind="transformer",
@@ -179,31 +129,9 @@ TRANSFORMER = FamilySpec(
     tokenizer="var",
     pairs=CODEBOOK,
 )
-CLIP = FamilySpec(
-    name="clip",
-    kind="text_encoder",
-    title="CLIP text encoder",
-    example="text_model.final_layer_norm.weight",
-    keys_required=(
-        r"text_model\.embeddings\.token_embedding\.weight",
-        r"text_model\.encoder\.layers\.0\.self_attn\.q_proj\.weight",
-        r"text_model\.final_layer_norm\.weight",
-    ),
-    keys_forbidden=(r"text_model\.encoder\.layers\.24\..*",),
-    config_type=CLIPEncoderConfig,
-    config_from=clip_config,
-    expected=clip_shapes,
-    key_map=CLIP_KEYS,
-    unseen=("num_attention_heads", "hidden_act", "layer_norm_eps"),
-    check=check_clip,
-    encoder=CLIPTextEncoder,
-    vocabulary=read_tokenizer,
-)
-
 SPECS: tuple[FamilySpec[Any], ...] = (
     TRANSFORMER,
     TRANSFORMER.in_our_names(
         r"text_proj\.weight", r"level_embed", r"blocks\.0\.cross_attn\.log_scale", r"head\.weight"
     ),
-    CLIP,
 )

@@ -49,6 +49,7 @@ _LOOKALIKES: tuple[tuple[str, str], ...] = (
     (r".*transformer_blocks[._].*", "a diffusion transformer"),
     (r".*blocks[._]\d+[._](?:self_attn|cross_attn)[._][qkvo](?:[._].*)?", "Wan"),
     (r".*blocks[._]\d+[._](?:sa|ca)[._](?:mat_|proj).*", "Infinity"),
+    (r".*blocks[._]\d+[._](?:attn[._]to_qkv|cross_attn[._]to_(?:q|kv)|ffn[._]gate_proj).*", "Switti"),
     (r".*blocks[._]\d+[._]attn[._](?:mat_qkv|proj).*", "VAR or STAR"),
     (r".*layers[._]\d+[._]self_attn[._].*", "a language model"),
 )

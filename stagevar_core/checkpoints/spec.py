@@ -79,6 +79,16 @@ class Shapes:
         values = buffer.to(torch.float64).flatten().tolist()
         return [int(value) for value in values] if all(map(float.is_integer, values)) else None
 
+    def entry(self, key: str, *place: int) -> float | None:
+        """One number of a buffer of any size; None where the file lacks it or it has other dimensions."""
+        buffer = self._buffers.get(key)
+        if buffer is None or buffer.is_nested or buffer.layout is not torch.strided or buffer.is_meta:
+            return None
+        known = buffer.dim() == len(place) and all(
+            at < size for at, size in zip(place, buffer.shape, strict=True)
+        )
+        return float(buffer[place]) if known and not buffer.is_quantized and not buffer.is_complex() else None
+
     def _fail(self, found: str) -> NoReturn:
         raise CheckpointError(
             f"{self.source}: its names are known, but {found}; expected a complete checkpoint. "

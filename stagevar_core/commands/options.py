@@ -67,6 +67,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     for name, path in EMBEDDED.items():
         group.add_argument(f"--{name.replace('_', '-')}", type=Path, default=path, metavar="FILE")
     group.add_argument(
+        "--text-encoder-2", type=Path, metavar="FILE", help="the other CLIP of a transformer that reads two"
+    )
+    group.add_argument(
         "--task", choices=TASKS, default=AUTO, help="of the transformer, where its file does not say"
     )
     add_lora_option(group)
@@ -115,7 +118,12 @@ def load_pipeline(arguments: argparse.Namespace, *, edits: bool = False) -> Pipe
     if edits and paths["transformer"] == EMBEDDED["transformer"]:
         paths["transformer"] = EDITOR
     return Pipeline.load(
-        *paths.values(), dtype=dtype, device=device, task=arguments.task, loras=arguments.lora
+        *paths.values(),
+        dtype=dtype,
+        device=device,
+        task=arguments.task,
+        loras=arguments.lora,
+        text_encoder_2=arguments.text_encoder_2,
     )
 
 

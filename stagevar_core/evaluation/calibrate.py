@@ -124,7 +124,7 @@ class _ProbeRun(DensePolicyRun):
         found.changes.append(float(seen.change.norm() / seen.f_hat.norm()))
         found.entropy.append(float(seen.entropy(seen.guided).mean()))
         disagreement = math.nan
-        if self.info.guided:
+        if seen.scale.index < self.info.guides:
             conditional, unconditional = seen.choices(seen.raw).chunk(2)
             disagreement = float((conditional != unconditional).float().mean())
         found.disagreement.append(disagreement)

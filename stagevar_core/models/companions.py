@@ -81,6 +81,10 @@ class PaddingEncoder(Protocol):
         ...
 
 
+# What families of text encoders are made of, where that is more than one.
+MADE_OF = {"clip pair": ", CLIP-L's and CLIP-bigG's side by side; give both"}
+
+
 def check_text(transformer: Transformer, text_encoder: TextEncoder | None) -> None:
     """Raise ``ValueError`` when a text encoder is missing, too many or another one's."""
     wanted = transformer.config.text_width
@@ -91,8 +95,8 @@ def check_text(transformer: Transformer, text_encoder: TextEncoder | None) -> No
     if text_encoder is None or text_encoder.width != wanted:
         found = "no" if text_encoder is None else text_encoder.width
         raise ValueError(
-            f"the text encoder gives {found} channels; this transformer was trained on {wanted}. "
-            "Load the text encoder that belongs to it"
+            f"the text encoder gives {found} channels; this transformer was trained on {wanted}"
+            f"{MADE_OF.get(transformer.text_family or '', '')}. Load the text encoder that belongs to it"
         )
     if text_encoder.family != transformer.text_family:
         raise ValueError(

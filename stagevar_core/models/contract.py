@@ -153,7 +153,8 @@ class Drawing:
     their own. ``watched``: gives back what one of these gave; the run ends where that is not finite.
     ``weight``: ``w`` of ``w * c + (1 - w) * u`` where both rows of every image run and count, else None.
     ``noise`` None: greedy. ``top_k``, ``top_p``: 0 switches off. ``smooth``: mixtures of codes in place
-    of drawn ones. ``progress``: place of the scale in the schedule, 0..1.
+    of drawn ones. ``progress``: place of the scale in the schedule, 0..1. ``unguided``: scales before it were
+    guided, from this one on none is.
     """
 
     scale: Scale
@@ -168,6 +169,7 @@ class Drawing:
     top_k: int
     top_p: float
     smooth: bool
+    unguided: bool
     positions: Tensor | None
     conditioned: Any  # the family's own Conditioned, which its head knows
     dtype: torch.dtype

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from ..costs import UnitCosts
 from ..schedule import ScaleSchedule
 
 
@@ -22,6 +23,16 @@ def ramped(cfg_scale: float | Sequence[float], schedule: ScaleSchedule) -> tuple
         last = max(len(schedule) - 1, 1)
         return tuple(1.0 + cfg_scale * (scale.index / last) for scale in schedule)
     return tuple(1.0 + strength for strength in per_scale("cfg", cfg_scale, len(schedule)))
+
+
+def guided_until(weights: Sequence[float], units: UnitCosts) -> int:
+    """How many scales it takes until nothing is guided any more and the conditional rows run alone.
+
+    All of them where nothing ever is, and for families whose other rows run to the end.
+    """
+    if not units.narrows:
+        return len(weights)
+    return max((place + 1 for place, weight in enumerate(weights) if weight != 1.0), default=len(weights))
 
 
 def per_scale(name: str, value: float | Sequence[float], count: int) -> tuple[float, ...]:

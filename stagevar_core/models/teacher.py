@@ -25,6 +25,7 @@ class TeacherContext(ScaleContext):
     """The context of a pass in which every scale is present, behind a prefix or not; nothing is cached."""
 
     prefix: Prefix | None = None
+    history: bool = True
 
     @property
     def parts(self) -> list[Scale]:
@@ -32,18 +33,23 @@ class TeacherContext(ScaleContext):
         return parts_of(self.schedule, self.prefix)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Scale by scale, each attending to itself and the coarser ones: the block-causal mask, exactly."""
+        """Scale by scale, each attending to itself and, with ``history``, to the coarser ones.
+
+        This is what the mask of training lets through, exactly.
+        """
         outputs, start = [], 0
         for scale in self.parts:
             stop = start + scale.tokens
-            keys, values = (self._seen(x, layer, scale, stop) for x in (k, v))
+            keys, values = (self._seen(x, layer, scale, start, stop) for x in (k, v))
             outputs.append(self.attention(q[:, :, start:stop], keys, values, scale=1.0))
             start = stop
         return torch.cat(outputs, dim=2)
 
-    def _seen(self, x: Tensor, layer: int, scale: Scale, stop: int) -> Tensor:
-        """Keys or values up to a scale, those of the prefix on the grid that the scale sees them on."""
+    def _seen(self, x: Tensor, layer: int, scale: Scale, start: int, stop: int) -> Tensor:
+        """Keys or values that a scale sees, those of the prefix on the grid that it sees them on."""
         prefix = self.prefix
+        if not self.history:
+            return x[:, :, start:stop]
         if prefix is None or layer not in prefix.aligned or scale.grid == prefix.grid:
             return x[:, :, :stop]
         lead = resize_keys(x[:, :, : prefix.tokens], prefix.grid, scale.grid)
@@ -101,6 +107,7 @@ def teacher_forced(
         after_block=after_block,
         schedule=schedule,
         prefix=prefix,
+        history=model.config.unit_costs.history,
     )
     apart = prefix is not None and not prefix.opens
     before = [model.prefix_tokens(conditioning, prefix, device)] if prefix is not None and apart else []

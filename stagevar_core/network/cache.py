@@ -59,6 +59,8 @@ class KVCache:
         """
         start = self._lengths[layer]
         stop = start + k.shape[2]
+        if not keep and not start:
+            return k, v
         if not keep:
             return self._joined(layer, start, k, v, scale)
         if stop > self._keys[layer].shape[2]:

@@ -72,12 +72,16 @@ def forecast(
         found = _planned(run, info, units, text_tokens, ends=ends, turns=turns, offload=offload)
     else:
         every, before = _rows(info), _before(info)
+        rows = [info.batch * (1 + (scale.index < info.guides)) for scale in schedule]
         dense = schedule_flops(
-            units, schedule, rows=every, text_tokens=text_tokens, images=info.batch, prefix=info.prefix
+            units, schedule, rows=rows, text_tokens=text_tokens, images=info.batch, prefix=info.prefix
         )
-        stored = before + sum(scale.tokens for scale in ends if scale != schedule.final)
+        stored = before
+        if units.history:
+            stored += sum(scale.tokens for scale in ends if scale != schedule.final)
         kept = every // 2 if turns == 2 and offload else every
-        keys = _with_one_layer(kept * stored, every * (before + ends.tokens), units)
+        passing = every * (before + ends.tokens) if units.history else 0
+        keys = _with_one_layer(kept * stored, passing, units)
         tokens = every * ends.final.tokens
         load = Load(tokens, tokens, info.batch * ends.final.tokens, turns, reduced=True)
         costs = tuple(flops.total for flops in dense)[: len(ends)]
@@ -123,7 +127,8 @@ def _planned(
     """Goes through the plans of a run whose choices are known in advance."""
     # The cache holds rows x length keys; it is reserved up to the next narrowing.
     rows, before = _rows(info), _before(info)
-    length = before + _room(run, info, ends, info.schedule[0])
+    stores = min(len(ends), len(info.schedule) - 1)
+    length = before + room(run, units, info.schedule, info.schedule[0], (info.guides, stores))
     away = info.batch if turns == 2 and offload else 0  # rows whose keys wait elsewhere
     keys, passing, remembered, stored = (rows - away) * length, 0, 0, 0.0
     costs: list[float] = []
@@ -133,8 +138,9 @@ def _planned(
         if not plan.run:
             costs.append(0.0)
             continue
-        if plan.rows != "both" and rows != info.batch:
-            rows, length, turns, away = info.batch, length + _room(run, info, ends, scale), 1, 0
+        if (plan.rows != "both" or scale.index >= info.guides) and rows != info.batch:
+            rows, turns, away = info.batch, 1, 0
+            length += room(run, units, info.schedule, scale, (0, stores))
             keys = max(keys, rows * length)
         tokens = _tokens(plan, scale) if info.schedule.entering(scale, info.prefix) else 0.0
         ways = {"rows": rows, "text_tokens": texts_at(text_tokens, scale), "images": info.batch}
@@ -143,12 +149,12 @@ def _planned(
         flops += units.refining(scale, rows)
         costs.append(flops.total + units.head * rows * (scale.tokens - tokens))
         computed, appended = _computed(plan, scale), _appended(plan, units, scale)
-        if plan.store and scale != info.schedule.final:
+        if plan.store and units.history and scale != info.schedule.final:
             stored += tokens
             passing = max(passing, away * (length + appended))
             if info.prefix is not None and info.prefix.aligned:
                 passing = max(passing, rows * (length - before + scale.tokens + appended))
-        else:
+        elif units.history:  # else a layer's own keys are all that it sees
             passing = max(passing, rows * (length + appended))
         reduced = plan.reduction is not None
         loads.append(Load(rows * scale.tokens, rows * computed, info.batch * scale.tokens, turns, reduced))
@@ -156,10 +162,19 @@ def _planned(
     return Forecast(_with_one_layer(keys, passing, units), tuple(loads), remembered, tuple(costs))
 
 
-def _room(run: PolicyRun, info: RunInfo, ends: ScaleSchedule, scale: Scale) -> int:
-    """Keys per row that the cache makes room for from ``scale`` on; never those of the last scale."""
-    stored = (later.tokens for later in ends.scales[scale.index :] if later != info.schedule.final)
-    return min(run.room(scale), sum(stored))
+def room(
+    run: PolicyRun, units: UnitCosts, schedule: ScaleSchedule, scale: Scale, reach: tuple[int, int]
+) -> int:
+    """Keys per row that the cache makes room for from ``scale`` until the rows change.
+
+    ``reach``: how many of the first scales have both rows, and how many are stored, never the last one:
+    nothing looks at its keys any more. Where scales see themselves alone there are none.
+    """
+    if not units.history:
+        return 0
+    guides, stores = reach
+    ends = stores if scale.index >= guides else min(stores, guides)
+    return min(run.room(scale), sum(later.tokens for later in schedule.scales[scale.index : ends]))
 
 
 def _tokens(plan: ScalePlan, scale: Scale) -> float:

@@ -15,18 +15,32 @@ class Guide:
     ``last``: the last scale with both rows and the head's output (2B, L, V), for plans that reuse it.
     ``weights``: ``w`` of ``w * c + (1 - w) * u`` at every scale, 1 is unguided. ``temperature``: likewise.
     ``layers``: of the settings; 0 mixes the logits, negative numbers hidden states after a block.
+    ``until``: scales after which nothing is guided any more, see :func:`~..models.guidance.guided_until`.
     """
 
     def __init__(
-        self, weights: tuple[float, ...], temperature: tuple[float, ...], layers: tuple[int, ...]
+        self, weights: tuple[float, ...], temperature: tuple[float, ...], layers: tuple[int, ...], until: int
     ) -> None:
         self.weights, self.temperature, self.layers = weights, temperature, layers
         self.last: tuple[Scale, Tensor] | None = None
+        self.until = until
 
     @property
     def guided(self) -> bool:
         """Whether any scale has guidance."""
         return any(weight != 1.0 for weight in self.weights)
+
+    def over(self, scale: Scale) -> bool:
+        """Whether scales before were guided and from this one on none is."""
+        return self.guided and scale.index >= self.until
+
+    def pairs(self, scale: Scale) -> bool:
+        """Whether a scale has both rows without acceleration."""
+        return self.guided and scale.index < self.until
+
+    def kept(self, plan: ScalePlan, rows: GuidanceRows, scale: Scale) -> str:
+        """The rows that run: those of the plan; where guidance is over, the conditional ones."""
+        return "conditional" if self.over(scale) and rows.conditional else plan.rows
 
     def mixing(self, rows: GuidanceRows, scale: Scale) -> bool:
         """Whether both rows run and count at a scale."""
@@ -62,7 +76,8 @@ class Guide:
             return f"cfg {self.weights[scale.index]:g}"
         if not rows.conditional:
             return "unconditional"
-        return f"conditional + {plan.reuse:g} reused" if plan.reuse and self.last else "conditional"
+        reused = plan.reuse and self.last and not self.over(scale)
+        return f"conditional + {plan.reuse:g} reused" if reused else "conditional"
 
     def _steered(
         self, logits: Tensor, rows: GuidanceRows, scale: Scale, plan: ScalePlan, weight: float

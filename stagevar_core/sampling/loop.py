@@ -14,12 +14,13 @@ from ..conditioning.changing import RunConditioning, check_once, tokens_of
 from ..costs import Work, dense_flops
 from ..models.contract import Drawing, Noise, Quantizer, Transformer
 from ..models.draws import run_costs
-from ..models.guidance import mix, per_scale
+from ..models.guidance import guided_until, mix, per_scale
 from ..network.attention import AttentionFn
 from ..network.cache import KVCache
 from ..network.context import ScaleContext
 from ..schedule import Prefix, Scale, ScaleSchedule
 from .editing import ALL_GIVEN, Given, Known
+from .forecast import room
 from .guidance import Guide
 from .kept import REUSED, KeptPrefix, prefix_key
 from .numbers import Watch
@@ -56,12 +57,12 @@ class Run:
         self.model, self.schedule, self.settings, self.attention = model, schedule, settings, attention
         self.head = model.drawing_head(settings.refine)
         self.head.check(smooth=settings.smooth)
+        self.units = run_costs(model, schedule, self.head)
         self.device = torch.device(device) if device is not None else conditioning.device
-        self.guide = Guide(
-            model.guidance_weights(settings.cfg_scale, schedule),
-            per_scale("temperature", settings.temperature, len(schedule)),
-            settings.cfg_layers,
-        )
+        weights = model.guidance_weights(settings.cfg_scale, schedule)
+        temperature = per_scale("temperature", settings.temperature, len(schedule))
+        until = guided_until(weights, self.units)
+        self.guide = Guide(weights, temperature, settings.cfg_layers, until)
         self.conditioning, self.prefix = conditioning, model.prefix(conditioning.at(0), schedule)
         check_once(conditioning, self.prefix)
         self.rows = Rows(
@@ -86,7 +87,7 @@ class Run:
         kept: KeptPrefix | None = None,
     ) -> Generation:
         """What every scale adds, up to where the run stops, and the latent that they add up to."""
-        info = passage.info(self.schedule, self.model.config.depth, self.prefix, guided=self.guide.guided)
+        info = passage.info(self.schedule, self.model.config.depth, self.prefix, self.guide)
         policy_run = policy.start(info)
         for note in policy_run.notes:
             _LOG.warning("%s: %s", policy.name, note)
@@ -213,7 +214,8 @@ class Run:
         """
         model, rows, quantizer = self.model, self.rows, self.quantizer
         rows.turn_to(scale.index)
-        rows.narrow(plan.rows, self.room(scale, policy_run), policy_run)
+        kept = self.guide.kept(plan, rows.running, scale)
+        rows.narrow(kept, self.room(scale, policy_run, kept), policy_run)
         work: Work = defaultdict(float)
         ctx = self.context(scale, plan, work)
         opening = None if scale.index else rows.opening
@@ -299,13 +301,13 @@ class Run:
             cache=rows.cache if isinstance(rows.cache, KVCache) else None,
             reduction=plan.reduction,
             window=plan.window,
-            store=plan.store and scale != self.schedule.final,
+            store=plan.store and self.units.history and scale != self.schedule.final,
             kv_budget=plan.kv_budget,
             after_block=after_block,
             work=work,
             turns=rows.turns,
             images=rows.batch,
-            per_image=self.model.config.unit_costs.per_image,
+            per_image=self.units.per_image,
             sight=rows.conditioned.seen(scale),
         )
 
@@ -325,25 +327,21 @@ class Run:
             top_k=self.settings.top_k,
             top_p=self.settings.top_p,
             smooth=self.settings.smooth,
+            unguided=self.guide.over(scale),
             positions=ctx.positions,
             conditioned=ctx.conditioned,
             dtype=ctx.dtype,
             attention=ctx.attention,
         )
 
-    def room(self, scale: Scale, policy_run: PolicyRun) -> int:
-        """Keys to make room for from ``scale`` on; nothing looks at those of the last scale any more."""
-        stored = sum(later.tokens for later in self.schedule.scales[scale.index : self.stores])
-        return min(stored, policy_run.room(scale))
+    def room(self, scale: Scale, policy_run: PolicyRun, kept: str = "both") -> int:
+        """Keys to make room for from ``scale`` until the rows change, of which these are ``kept``."""
+        until = self.guide.until if kept == "both" else 0
+        return room(policy_run, self.units, self.schedule, scale, (until, self.stores))
 
     def _recorder(self, policy: AccelerationPolicy) -> Recorder:
-        units, images = run_costs(self.model, self.schedule, self.head), self.images
-        dense = dense_flops(
-            units,
-            self.schedule,
-            rows=self.rows.running.with_batch(images).count,
-            text_tokens=tokens_of(self.conditioning, len(self.schedule)),
-            images=images,
-            prefix=self.prefix,
-        )
+        images, units, prefix = self.images, self.units, self.prefix
+        rows = [images * (1 + self.guide.pairs(scale)) for scale in self.schedule]
+        texts = tokens_of(self.conditioning, len(self.schedule))
+        dense = dense_flops(units, self.schedule, rows=rows, text_tokens=texts, images=images, prefix=prefix)
         return Recorder(policy.name, units, dense, images=images, device=self.device, started=self.started)

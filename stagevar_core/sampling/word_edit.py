@@ -66,8 +66,8 @@ class WordEdit:
         """``ValueError`` where a run cannot compare the two prompts."""
         if not quantizer.signs or not isinstance(conditioning.at(0), TextConditioning):
             raise ValueError(
-                "changing words needs an Infinity model, whose codes are bits; VAR has no text and STAR "
-                "draws ids of a codebook. Use in-painting with these"
+                "changing words needs an Infinity model, whose codes are bits; VAR has no text, and STAR "
+                "and Switti draw ids of a codebook. Use in-painting with these"
             )
         if conditioning.negative is None:
             raise ValueError("changing words needs the picture's own prompt in place of a negative one")

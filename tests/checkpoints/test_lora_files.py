@@ -27,6 +27,7 @@ from stagevar_core.pipeline import EMBEDDED
 from tests.support.lora import OURS, STYLES, checkpoint_of, random_lora, red, styled
 from tests.support.tiny import tiny_infinity
 from tests.support.tiny_star import tiny_star
+from tests.support.tiny_switti import tiny_switti
 from tests.support.tiny_var import tiny_var
 
 MODEL = tiny_infinity(depth=4)
@@ -68,7 +69,9 @@ def test_every_style_of_keys_is_the_same_lora(style, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "model", [MODEL, tiny_var(), tiny_var(shared=True), tiny_star()], ids=lambda model: model.family
+    "model",
+    [MODEL, tiny_var(), tiny_var(shared=True), tiny_star(), tiny_switti()],
+    ids=lambda model: model.family,
 )
 def test_every_linear_layer_of_a_family_has_its_official_name(model):
     known = {target.key: target.shape for target in targets(checkpoint_of(model), [], "x").values()}
@@ -231,6 +234,7 @@ def pair(layer: str, out: int = 32, into: int = 32, rank: int = 2) -> dict:
         (pair(FLUX), "as of Flux)"),
         (pair("lora_te_text_model_encoder_layers_0_mlp_fc1"), "as of a text encoder)"),
         (pair("blocks.0.attn.mat_qkv", 96), "as of VAR or STAR)"),
+        (pair("blocks.0.attn.to_qkv", 96), "as of Switti)"),
         (
             pair("blocks.9.sa.proj"),
             "none of its 1 LoRA layers belongs to this model (blocks.9.sa.proj); expected",

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from stagevar_core.autoencoders.vq import VQTokenizerConfig
 from stagevar_core.checkpoints import CheckpointError, build, load_text_encoder, prepare, read, save
+from stagevar_core.checkpoints.families_clip import clip_shapes
 from stagevar_core.checkpoints.families_infinity import t5_shapes
-from stagevar_core.checkpoints.families_star import clip_shapes
 from stagevar_core.checkpoints.header import KEY, dump, record
 from stagevar_core.conditioning.clip import CLIPEncoderConfig
 from stagevar_core.conditioning.t5 import T5EncoderConfig

@@ -172,7 +172,8 @@ def check_published() -> None:
         assert official.tokenizer_of(model).link.endswith(
             f"FoundationVision/Infinity/resolve/main/infinity_vae_{name}"
         )
-        assert official.text_encoder_of(model).name == "flan-t5-xl"
+        (text,) = official.texts(model)
+        assert official.text_encoder_of(text).name == "flan-t5-xl"
 
 
 def check_wrong_pairs(kept: Any) -> None:

@@ -109,7 +109,7 @@ def refused(options: list[str], tmp_path: Path, capsys, monkeypatch, *words: str
         "stagevar_core.pipeline.build", lambda *given, **options: pytest.fail("a model was built")
     )
     monkeypatch.setattr(
-        "stagevar_core.pipeline.load_text_encoder",
+        "stagevar_core.pipeline.load_text_encoders",
         lambda *given, **options: pytest.fail("an encoder was read"),
     )
     assert main(["generate", "--prompt", "1", "--out", str(tmp_path / "x.png"), *options]) == 2

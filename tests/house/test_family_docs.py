@@ -11,6 +11,7 @@ from stagevar_core.acceleration.presets import PRESETS
 from stagevar_core.acceleration.stages import StageBoundaries
 from stagevar_core.models.star_config import STAR_256, STAR_512, STAR_1024, STARConfig
 from stagevar_core.models.star_sampler import refine_flops
+from stagevar_core.models.switti_config import SWITTI_512, SWITTI_512_AR, SWITTI_1024, SWITTI_1024_AR
 from stagevar_core.models.var import VAR_D16, VAR_D30, VAR_D36
 from stagevar_core.sampling.forecast import forecast
 from stagevar_core.schedule import SIDES_1024
@@ -25,6 +26,10 @@ MODELS = {
     "STAR, 256 px": STAR_256,
     "STAR, 512 px": STAR_512,
     "STAR, 1024 px": STAR_1024,
+    "Switti, 512 px": SWITTI_512,
+    "Switti-AR, 512 px": SWITTI_512_AR,
+    "Switti, 1024 px": SWITTI_1024,
+    "Switti-AR, 1024 px": SWITTI_1024_AR,
     "STAR, 1024 px, with a sampler network": STARConfig.released(30, SIDES_1024, sampler=True),
 }
 COLUMNS = ("off", "quality", "balanced", "fast", "turbo", "paper", "paper-released")
@@ -36,7 +41,8 @@ def test_the_table_has_the_counted_work(name: str) -> None:
     schedule, units = squares(*config.sides), config.unit_costs
     if getattr(config, "sampler_depth", 0):
         units = replace(units, refine=tuple(refine_flops(config, scale, "mixed") for scale in schedule))
-    info = RunInfo(schedule, config.depth, 1, True, False, (0,))
+    guided = min(getattr(config, "guided", len(schedule)), len(schedule))
+    info = RunInfo(schedule, config.depth, 1, True, False, (0,), guided_until=guided)
     work = [sum(forecast(PRESETS[preset], info, units, 20).flops) for preset in COLUMNS]
     row = next(line for line in PAGE.splitlines() if line.startswith(f"| {name} |"))
     found = [float(number) for number in re.findall(r"\| (\d+\.\d+)(?: TFLOP)? (?=\|)", row)]
@@ -52,7 +58,7 @@ def test_the_page_names_the_scales_of_the_fidelity_stage(config) -> None:
 
 
 def test_the_page_names_workflows_and_files_that_there_are() -> None:
-    named = set(re.findall(r"`(?:workflows/)?(\w+)\.json`", PAGE)) - {"vocab"}
+    named = set(re.findall(r"`(?:workflows/)?(\w+)\.json`", PAGE)) - {"vocab", "config"}
     assert len(named) >= 5 and all((ROOT / "workflows" / f"{name}.json").is_file() for name in named)
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     files = set(re.findall(r"`(var_d\d+\.pth|vae_\w+\.pth)`", PAGE))

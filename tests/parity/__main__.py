@@ -18,6 +18,7 @@ from . import infinity as parity_infinity
 from . import infinity_edit as parity_edit
 from . import restorer as parity_restorer
 from . import star as parity_star
+from . import switti as parity_switti
 from . import var as parity_var
 from .report import Report, UnreadableFolder, UnreleasedOption
 
@@ -30,6 +31,7 @@ FAMILIES: tuple[ModuleType, ...] = (
     parity_var,
     parity_star,
     parity_hart,
+    parity_switti,
 )
 
 

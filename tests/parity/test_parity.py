@@ -23,6 +23,7 @@ MEGABYTES = {
     "varedit": 2.5,
     "varestorer": 2.5,
     "hart": 3,
+    "switti": 2,
 }
 
 

@@ -19,6 +19,8 @@ from stagevar_core.models.infinity import Infinity
 from stagevar_core.models.infinity_config import INFINITY_2B, INFINITY_8B, InfinityConfig
 from stagevar_core.models.star import STAR
 from stagevar_core.models.star_config import STARConfig
+from stagevar_core.models.switti import Switti
+from stagevar_core.models.switti_config import SwittiConfig
 from stagevar_core.models.var import VAR, VARConfig
 from stagevar_core.network import tokens
 from stagevar_core.network.attention import sdpa
@@ -64,6 +66,10 @@ def family(name: str, dtype: torch.dtype) -> tuple[Any, ScaleSchedule, Any, Any]
     elif name == "var":
         model = VAR(VARConfig(**shape, **codebook, sides=SIDES_256), dtype=dtype)
         conditioning = ClassConditioning((3,))
+    elif name.startswith("switti"):
+        shape |= {"hidden": 512, "text_width": TEXT_WIDTH, "pooled_width": 32}
+        config = SwittiConfig(**shape, **codebook, levels=len(schedule), ar=name.endswith("AR"))
+        model, conditioning = Switti(config, dtype=dtype), TextConditioning((text,), null=null)
     else:
         config = STARConfig(**shape, **codebook, levels=len(schedule), text_width=TEXT_WIDTH)
         model, conditioning = STAR(config, dtype=dtype), TextConditioning((text,), null=null)
@@ -122,9 +128,10 @@ CASES += [("infinity", FULL, preset, "together") for preset in ("off", "balanced
 CASES += [("infinity that edits", HALF, preset, how) for preset in ("off", "balanced") for how in WAYS]
 CASES += [
     (name, HALF, preset, "together")
-    for name in ("var", "star", "hart")
+    for name in ("var", "star", "hart", "switti", "switti AR")
     for preset in ("off", "balanced", "paper")
 ]
+CASES += [(name, FULL, "off", "together") for name in ("switti", "switti AR")]
 
 
 @pytest.mark.parametrize(("name", "dtype", "preset", "how"), CASES)

@@ -22,7 +22,7 @@ from stagevar_core.autoencoders.bsq import BSQTokenizerConfig
 from stagevar_core.checkpoints.detect import spec_of
 from stagevar_core.conditioning.t5 import T5EncoderConfig
 from stagevar_core.models.infinity import InfinityConfig
-from tests.support import tiny_families
+from tests.support import tiny_families, tiny_switti_files
 
 pytestmark = pytest.mark.slow
 
@@ -140,6 +140,7 @@ TINY = {
     ),
     "var": (tiny_families.VAR, tiny_families.TOKENIZER),
     "star": (tiny_families.STAR, tiny_families.TOKENIZER),
+    "switti": (tiny_switti_files.switti(ar=False), tiny_families.TOKENIZER),
 }
 
 
@@ -292,7 +293,14 @@ def test_full_size_models_have_a_module_a_tokenizer_and_a_size(name: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("family", "config"), [("var", tiny_families.VAR), ("star", tiny_families.STAR)], ids=["class", "text"]
+    ("family", "config"),
+    [
+        ("var", tiny_families.VAR),
+        ("star", tiny_families.STAR),
+        ("switti", tiny_switti_files.switti(ar=False)),
+        ("switti", tiny_switti_files.switti(ar=True)),
+    ],
+    ids=["class", "text", "alone", "AR"],
 )
 def test_bench_measures_both_kinds_of_conditioning(family: str, config: object) -> None:
     device = torch.device("cpu")
@@ -304,7 +312,7 @@ def test_bench_measures_both_kinds_of_conditioning(family: str, config: object) 
     assert run.trace.flops == run.trace.dense_flops > 0
 
 
-@pytest.mark.parametrize("family", ["infinity", "var", "star"])
+@pytest.mark.parametrize("family", ["infinity", "var", "star", "switti"])
 def test_one_byte_weights_halve_the_blocks_and_change_little(family: str) -> None:
     """The same numbers rounded to three bits of mantissa, computed in the dtype of the run."""
     config, codes = TINY[family]
@@ -319,7 +327,8 @@ def test_one_byte_weights_halve_the_blocks_and_change_little(family: str) -> Non
     x = torch.randn(3, inside.in_features, generator=torch.Generator().manual_seed(0)).bfloat16()
     expected = wide.blocks[0].self_attn.proj(x)
     assert 0 < (inside(x) - expected).norm() / expected.norm() < 0.05
-    sizes = [bench_models.weight_bytes(model.blocks[0].ffn.fc2) for model in (wide, narrow)]
+    first = "fc2" if hasattr(wide.blocks[0].ffn, "fc2") else "down"
+    sizes = [bench_models.weight_bytes(getattr(model.blocks[0].ffn, first)) for model in (wide, narrow)]
     assert sizes[0] / 2 < sizes[1] < 0.6 * sizes[0]
     pipeline = pipelines[bench_models.FP8]
     request = {"width": 256, "height": 256, "batch": 1, "settings": pipeline.settings(cfg=2.0)}

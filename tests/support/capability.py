@@ -23,6 +23,7 @@ from stagevar_core.schedule import SIDES_256, ScaleSchedule
 from tests.support.tiny import FAR, Logits, edits, prompts, same_codes, tiny_infinity
 from tests.support.tiny_hart import MODULATED, padded, tiny_hart, tiny_hybrid
 from tests.support.tiny_star import encoded, tiny_star
+from tests.support.tiny_switti import tiny_switti
 from tests.support.tiny_var import labels, tiny_var, tiny_vq
 
 SQUARE = ((1, 1), (2, 2), (3, 3), (4, 4), (6, 6), (8, 8))
@@ -66,7 +67,7 @@ def encoded_edits(batch: int, *, negative: bool = False) -> Any:
 
 
 def codebook(schedule: ScaleSchedule) -> Any:
-    """That of the tokenizer which VAR and STAR share."""
+    """That of the tokenizer which VAR, STAR and Switti share."""
     return tiny_vq().quantizer()
 
 
@@ -100,6 +101,16 @@ FAMILIES = (
     Family(
         "star",
         lambda schedule: tiny_star(levels=len(schedule), spread=FAR),
+        encoded,
+        codebook,
+        unguided=0.0,
+    ),
+    Family(
+        "switti", lambda schedule: tiny_switti(len(schedule), spread=FAR), encoded, codebook, unguided=0.0
+    ),
+    Family(
+        "switti whose scales see themselves alone",
+        lambda schedule: tiny_switti(len(schedule), ar=False, spread=FAR),
         encoded,
         codebook,
         unguided=0.0,
@@ -223,8 +234,8 @@ def check_rows(bench: Bench, policy: AccelerationPolicy, way: Way = Way()) -> in
         if not scale.ran or (scale.computed, scale.visible) != (whole.computed, whole.visible):
             break
         if scale.guidance == "unconditional":
-            if way.negative or bench.model.config.unit_costs.per_image:
-                break  # they follow the null text instead, or read the prompt for themselves from here on
+            if way.negative or bench.model.config.unit_costs.per_image or whole.rows == images:
+                break  # they follow the null text, or read the prompt for themselves; or guidance is over
             reference = reference[images:]
         elif scale.rows < whole.rows:
             reference = reference[:images]
