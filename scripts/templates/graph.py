@@ -15,7 +15,7 @@ Point = tuple[float, float]
 COLUMN = 400  # width of loaders
 TITLE = 30  # height of a node's title bar, which lies above its position
 SLOT = 20  # distance of sockets
-VIEW = (1560, 800)  # pixels of the window for a workflow; Vue pages draw it a fifth larger
+VIEW = (1420, 720)  # pixels of the window for a workflow; Vue pages draw it a fifth larger
 CORNER = (90, 120)  # where they begin, beside and below the page's own
 
 
@@ -297,7 +297,7 @@ class Graph:
         self.links.append([link, source.id, slot, target["id"], place, given["type"]])
 
     def _view(self) -> Json:
-        """Where the page looks at first: all of it, for windows from about 1700 x 1000 pixels on.
+        """Where the page looks at first: all of it, for windows from 1536 x 864 pixels on.
 
         Early Vue pages that choose a view themselves do so while they measure the nodes, and then draw them
         too near to each other or too far apart.

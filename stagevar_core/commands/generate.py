@@ -101,6 +101,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Make and save images."""
     check_request(arguments)
     check_size(arguments)
+    resumed = check_drafts(arguments)
     picture = picture_to_edit(arguments)
     if arguments.out is None and arguments.steps_out is None and arguments.save_state is None:
         raise ValueError("nowhere to write to; pass --out x.png, or --steps-out DIR")
@@ -110,7 +111,7 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.steps_out.mkdir(parents=True, exist_ok=True)
     if arguments.report_out is not None:
         output_file(arguments.report_out)
-    later, resumed = stage_prompts(arguments), check_drafts(arguments)
+    later = stage_prompts(arguments)
     policy, stages = policy_of(arguments)
     pipeline = load_pipeline(arguments, edits=arguments.edit is not None)
     if stages is not None:
