@@ -190,6 +190,7 @@ def _changes() -> list[io.Input]:
             optional=True,
             options=STOPS,
             default=FINISHED,
-            tooltip="Stop again, for later drafts: after the structure stage, or after a scale.",
+            tooltip="Stop again, for later drafts: after the structure stage, or after a scale; models have "
+            "7 to 14, and from the last one on it is finished.",
         ),
     ]

@@ -234,8 +234,9 @@ def _way_inputs() -> list[io.Input]:
             options=STOPS,
             default=FINISHED,
             tooltip="Drafts: stop at the end of the structure stage (about a fifth of the work: layout and "
-            "shapes), of the semantic stage (a few hundredths: colours), or after a scale. VAE Decode shows "
-            "them small; StageVAR Continue finishes those that are picked.",
+            "shapes), of the semantic stage (a few hundredths: colours), or after a scale; models have 7 to "
+            "14, and from the last one on it is finished. VAE Decode shows them small; StageVAR Continue "
+            "finishes those that are picked.",
         ),
     ]
 

@@ -79,10 +79,10 @@ def _of_batch(latent: Mapping[str, Any], picked: list[int]) -> dict[str, Any]:
 
 
 def _said(picked: list[int], count: int) -> str:
-    """Which ones, counted from 1."""
-    numbers = ", ".join(str(index + 1) for index in picked[:_SHOWN])
+    """Which ones, in the numbers that core's Latent From Batch takes."""
+    numbers = ", ".join(map(str, picked[:_SHOWN]))
     more = f" and {len(picked) - _SHOWN} more" if len(picked) > _SHOWN else ""
-    return f"{len(picked)} of {count}: {numbers}{more}"
+    return f"{len(picked)} of {count}: {numbers}{more} (0 is the first, as in Latent From Batch)"
 
 
 def _inputs() -> list[io.Input]:

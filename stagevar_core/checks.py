@@ -4,7 +4,7 @@
 """
 
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import inf
 from typing import NoReturn, TypeVar
@@ -96,3 +96,18 @@ def check_request(prompts: int, batch: int, seed: int) -> None:
         raise ValueError(f"batch is {batch}; expected 1 to {MAX_BATCH} images per prompt")
     if not 0 <= seed <= MAX_SEED:
         raise ValueError(f"seed is {seed}; expected 0 to {MAX_SEED}")
+
+
+def requested(
+    prompt: str | Sequence[str], batch: int, seed: int | Sequence[int]
+) -> tuple[list[str], tuple[int, ...]]:
+    """The text and the seed of every image; ``ValueError`` naming what cannot be used."""
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    for each in [seed] if isinstance(seed, int) else seed:
+        check_request(len(prompts), batch, each)
+    texts = [text for text in prompts for _ in range(batch)]
+    if isinstance(seed, int):
+        return texts, tuple((seed + index) % (MAX_SEED + 1) for index in range(len(texts)))
+    if len(seed) != len(texts):
+        raise ValueError(f"seed has {len(seed)} values for {len(texts)} images; expected one for each")
+    return texts, tuple(seed)

@@ -20,7 +20,7 @@ from .checkpoints.lora_layers import merge
 from .checkpoints.restoring import check_restores
 from .checkpoints.tasks import AUTO, with_task
 from .checkpoints.text_encoders import load_text_encoders
-from .checks import MAX_SEED, check_request
+from .checks import requested
 from .conditioning.changing import RunConditioning, from_stages
 from .conditioning.labels import class_index, spread_classes
 from .conditioning.picture import encoder_input, from_square, stretched, to_square
@@ -32,11 +32,13 @@ from .models.contract import Quantizer, Transformer, signed
 from .network.attention import AttentionFn, attend
 from .network.packing import pack
 from .sampling.clock import Clock
+from .sampling.drafts import drafted
 from .sampling.generate import generate
 from .sampling.noise import SeededNoise
-from .sampling.numbers import check_decoded, extremes
+from .sampling.numbers import check_decoded, extremes, to_uint8
 from .sampling.result import Monitor, Pictures
 from .sampling.settings import SamplingSettings
+from .sampling.state import RunState
 from .sampling.word_edit import WordEdit, reworded
 from .schedule import AspectTable, ScaleSchedule
 
@@ -45,11 +47,6 @@ EMBEDDED = {name: ASSETS / f"{name}.safetensors" for name in ("transformer", "to
 EDITOR = ASSETS / "editor.safetensors"  # the embedded transformer that edits; the others serve it, too
 DECODE_PIXELS = 2**21  # per decoder pass; a large batch of large images would not fit
 _LOG = logging.getLogger(__name__)
-
-
-def to_uint8(image: Tensor) -> Tensor:
-    """Decoder output (B, 3, H, W) in [-1, 1] to (B, H, W, 3) uint8, truncated like the official code."""
-    return ((image.float() + 1.0) / 2.0 * 255.0).permute(0, 2, 3, 1).to(torch.uint8).contiguous()
 
 
 class Pipeline:
@@ -302,18 +299,25 @@ class Pipeline:
         picture: np.ndarray | None = None,
         caption: str | None = None,
         later: Mapping[str, str] | None = None,
+        until: int | None = None,
+        resumed: RunState | None = None,
     ) -> Pictures:
         """``batch`` images of every prompt; image ``i`` has the seed ``seed + i``, or that in its place.
 
         The same seed and prompt give the same picture in any batch. ``steps`` also decodes every scale.
         ``picture``: what editing weights change as the prompts say, (H, W, 3) in bytes; with its ``caption``,
         others change where the prompts differ. ``later``: prompts of all images from a stage on, by its name.
+        ``until``: scales after which runs stop, as drafts. ``resumed``: those, with their size and seeds.
         """
-        texts, seeds = _texts(prompt, batch, seed)
+        texts, seeds = requested(prompt, batch, seed)
         if picture is not None and caption is not None:
             height, width = picture.shape[:2]
-        schedule, settings = self.schedule(width, height), settings or self.settings()
+        elif resumed is not None:
+            height, width = self.trained.image_size(resumed.schedule)
+        schedule = self.schedule(width, height)
+        settings = settings or (self.settings() if resumed is None else resumed.settings)
         settings.validate(len(schedule), self.transformer.config.depth)
+        noise = SeededNoise.of(seeds if resumed is None else resumed.seeds)
         started = time.perf_counter()
         first, words = self._asked(texts, negative, schedule, picture, caption)
         conditioning = self._staged(first, negative, schedule, later or {})
@@ -325,34 +329,21 @@ class Pipeline:
             conditioning,
             schedule,
             settings,
-            noise=SeededNoise.of(seeds),
+            noise=noise,
             quantizer=self.quantizer,
             policy=policy,
             attention=self.attention,
             monitor=clock,
             words=words,
             device=self.device,
+            until=until,
+            resumed=resumed,
         )
         seconds["scales"] = [clock.seconds.get(scale.index, 0.0) for scale in schedule]
         decoding = time.perf_counter()
         squared = None if words else picture
-        images = self.edited(generation.f_hat, squared)
+        images = self.edited(drafted(generation, self.quantizer), squared)
         now = time.perf_counter()
         seconds |= {"decode": now - decoding, "total": now - started}
         steps_seen = {index: self.edited(latent, squared) for index, latent in clock.latents.items()}
-        return Pictures(images, seeds, schedule, settings, seconds, generation, steps_seen)
-
-
-def _texts(
-    prompt: str | Sequence[str], batch: int, seed: int | Sequence[int]
-) -> tuple[list[str], tuple[int, ...]]:
-    """The text and the seed of every image; ``ValueError`` naming what cannot be used."""
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    for each in [seed] if isinstance(seed, int) else seed:
-        check_request(len(prompts), batch, each)
-    texts = [text for text in prompts for _ in range(batch)]
-    if isinstance(seed, int):
-        return texts, tuple((seed + index) % (MAX_SEED + 1) for index in range(len(texts)))
-    if len(seed) != len(texts):
-        raise ValueError(f"seed has {len(seed)} values for {len(texts)} images; expected one for each")
-    return texts, tuple(seed)
+        return Pictures(images, noise.seeds, schedule, settings, seconds, generation, steps_seen)

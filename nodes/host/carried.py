@@ -3,7 +3,8 @@
 Core nodes that pick, repeat, join, save and load latents move all channels of a picture together, and drop
 or leave alone whatever else a latent holds. Bytes are whole numbers up to 255, which every dtype of latents
 holds exactly. In front of them is a channel of one number. It stays so where a node scales or cuts the
-latent, whose bytes are then lost and whose picture is still one.
+latent, whose bytes are then lost and whose picture is still one. The bytes repeat to the end, so that there
+are some under every pixel: where a node puts a part of another latent into one, they no longer agree.
 """
 
 import math
@@ -11,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from ...stagevar_core.sampling.state import RunState
+from ...stagevar_core.sampling.state import DAMAGED, RunState, length_of
 
 _MARK = 85.0
 _HEADER = 2048  # bytes of a state beside its codes
@@ -26,7 +27,7 @@ def carry(latent: Tensor, state: RunState) -> Tensor:
     batch, _, height, width = latent.shape
     images = [state.to_bytes(index) for index in range(batch)]
     channels = -(-max(_room(state), *map(len, images)) // (height * width))
-    padded = b"".join(image.ljust(channels * height * width, b"\0") for image in images)
+    padded = b"".join(_repeated(image, channels * height * width) for image in images)
     behind = torch.frombuffer(bytearray(padded), dtype=torch.uint8).reshape(batch, channels, height, width)
     mark = torch.full_like(latent[:, :1], _MARK)
     return torch.cat((latent, mark, behind.to(latent)), dim=1)
@@ -51,7 +52,8 @@ def visible(samples: Tensor, channels: int) -> Tensor:
 def carried(samples: Tensor, channels: int) -> RunState | None:
     """The state behind the tokenizer's ``channels``; None where there is none, or other nodes changed it.
 
-    ``ValueError`` for the state of a newer version, and for pictures that do not belong together.
+    ``ValueError`` for the state of a newer version, for pictures that do not belong together, and where a
+    part of another latent was put into this one.
     """
     if visible(samples, channels) is samples:
         return None
@@ -60,4 +62,13 @@ def carried(samples: Tensor, channels: int) -> RunState | None:
     if not bool(((numbers >= 0) & (numbers <= 255) & (numbers == numbers.round())).all()):
         return None
     data = numbers.to(torch.uint8).cpu().contiguous()
-    return RunState.from_bytes([image.numpy().tobytes() for image in data])
+    images = [image.numpy().tobytes() for image in data]
+    state = RunState.from_bytes(images)
+    if state is not None and any(_repeated(each[: length_of(each)], len(each)) != each for each in images):
+        raise ValueError(DAMAGED)
+    return state
+
+
+def _repeated(image: bytes, size: int) -> bytes:
+    """``size`` bytes that begin with an image's, over and over."""
+    return (image * -(-size // len(image)))[:size]

@@ -69,10 +69,10 @@ class Edit:
         own = self.first.seeds
         same = [index for index in range(batch) if own[index % pictures] == (seed + index) % 2**64]
         if same and self.first.model and not self.first.finished:
-            named = ", ".join(str(index + 1) for index in same)
+            named = ", ".join(map(str, same))
             notes.append(
-                f"image {named} has the seed of the run that it varies; with the same prompt and settings it "
-                "comes out the same, choose another seed"
+                f"image {named} (0 is the first) has the seed of the run that it varies; with the same "
+                "prompt and settings it comes out the same, choose another seed"
             )
         return tuple(notes)
 

@@ -132,9 +132,10 @@ def _selected(kept: Tensor) -> tuple[str, ...]:
     cases = (("nothing", each.all(1), "stays as it is"), ("everything", ~each.any(1), _ANEW))
     notes = []
     for said, found, then in cases:
-        numbers = [str(number) for number, hit in enumerate(found.tolist(), 1) if hit]
+        numbers = [str(number) for number, hit in enumerate(found.tolist()) if hit]
         if len(numbers) == len(kept):
             notes.append(f"the mask selects {said}; the picture {then}")
         elif numbers:
-            notes.append(f"the mask selects {said} of picture {', '.join(numbers)}, which {then}")
+            places = ", ".join(numbers)
+            notes.append(f"the mask selects {said} of picture {places} (0 is the first), which {then}")
     return tuple(notes)

@@ -52,7 +52,8 @@ def scales_until(
         until = boundaries_of(policy).end(schedule, wanted)
     if until < len(schedule):
         return until, ()
-    return len(schedule), (f"stop_after {wanted!r}: there are {len(schedule)} scales, so it is finished",)
+    has = f"this model has {len(schedule)} scales"
+    return len(schedule), (f"stop_after {wanted!r}: {has}, so it is finished",)
 
 
 def name_of(checkpoint: Checkpoint) -> str:

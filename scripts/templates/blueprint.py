@@ -16,6 +16,8 @@ SAYS = (
     "StageVAR. Choose the model and the preset; StageVAR Load finds the VAE and the text encoder."
 )
 INSIDE, OUTSIDE = -10, -20  # the ids of a subgraph's own input and output
+# Newer pages renumber what has the id of a node that is there, and then lose the widgets that are shown.
+FIRST = 7100
 _NUMBERS = dict.fromkeys(("cfg", "temperature", "top_p"), "FLOAT")
 _NUMBERS |= dict.fromkeys(("seed", "top_k", "width", "height", "batch_size"), "INT")
 TYPES = {"text": "STRING", "smooth": "BOOLEAN", **_NUMBERS}  # of widgets; all others are COMBO
@@ -65,8 +67,9 @@ def written(graph: Graph, shown: list[Exposed], output: tuple[Node, str]) -> Jso
     for one in shown:
         entry = graph.nodes[one.node.id - 1]
         if one.followed:
-            proxies += [[str(one.node.id), one.widget], [str(one.node.id), "control_after_generate"]]
-            stored += [None, None]
+            inner = str(FIRST + one.node.id)
+            proxies += [[inner, one.widget], [inner, "control_after_generate"]]
+            stored += [graph.api[str(one.node.id)]["inputs"][one.widget], "randomize"]
             continue
         type = TYPES.get(one.widget, "COMBO")
         target = places[one.node, one.widget]
@@ -82,10 +85,15 @@ def written(graph: Graph, shown: list[Exposed], output: tuple[Node, str]) -> Jso
     link, slot = len(links) + 1, list(kind).index(name)
     links.append(_link(link, (source.id, slot), (OUTSIDE, 0), kind[name]))
     graph.nodes[source.id - 1]["outputs"][slot]["links"] = [link]
+    for part in graph.nodes:
+        part["id"] += FIRST
+    for part in links:
+        ends = {end: part[end] + FIRST for end in ("origin_id", "target_id") if part[end] > 0}
+        part.update(ends)
     subgraph = {
         **{"id": key, "version": 1, "revision": 0, "config": {}, "name": graph.name, "description": SAYS},
         "state": {
-            **{"lastGroupId": 0, "lastNodeId": len(graph.nodes)},
+            **{"lastGroupId": 0, "lastNodeId": FIRST + len(graph.nodes)},
             **{"lastLinkId": len(links), "lastRerouteId": 0},
         },
         "inputNode": {"id": INSIDE, "bounding": [-260, 0, 120, SLOT * (len(inputs) + 2)]},

@@ -20,38 +20,38 @@ def draft_pick_finish(graph: Graph) -> None:
     model, asked = (made, "var_model"), (text, "CONDITIONING")
     above = graph.reroute((990, -150), loaded, "vae")
     sampler = graph.add(
-        *("StageVARSampler", (1080, 150), SAMPLER),
+        *("StageVARSampler", (1190, 150), SAMPLER),
         title="Eight drafts",
         **{"model": model, "vae": above, "positive": asked},
         **{"seed": 12, "after": "fixed", **SCENES, "temperature": 0.8, "stop_after": "structure"},
         **{"width": 128, "height": 128, "batch_size": 8},
     )
-    small = graph.add("VAEDecode", (1580, -60), (220, 60), samples=(sampler, "latent"), vae=above)
+    small = graph.add("VAEDecode", (1690, -60), (220, 60), samples=(sampler, "latent"), vae=above)
     # A batch would show as a grid on classic pages alone.
-    each = graph.add("RebatchImages", (1860, -60), (220, 60), images=(small, "IMAGE"), batch_size=1)
+    each = graph.add("RebatchImages", (1970, -60), (220, 60), images=(small, "IMAGE"), batch_size=1)
     cell = {"columns": 4, "cell_width": 192, "cell_height": 192, "padding": 4}
-    grid = graph.add("ImageGrid", (2120, -60), (260, 150), images=(each, "IMAGE"), **cell)
+    grid = graph.add("ImageGrid", (2230, -60), (260, 150), images=(each, "IMAGE"), **cell)
     drafts = graph.add(
-        *("PreviewImage", (2420, -60), (440, 300)),
+        *("PreviewImage", (2530, -60), (440, 300)),
         title="The drafts: 0 to 3, 4 to 7",
         images=(grid, "images"),
     )
     pick = graph.add(
-        *("LatentFromBatch", (1580, 500), (300, 110)),
+        *("LatentFromBatch", (1690, 500), (300, 110)),
         title="Pick: 0 is the first draft",
         **{"samples": (sampler, "latent"), "batch_index": 0, "length": 1},
     )
     done = graph.add(
-        *("StageVARContinue", (2320, 950), (430, 520)),
+        *("StageVARContinue", (2430, 950), (430, 520)),
         title="Finish what was picked",
-        **{"model": graph.reroute((990, 940), *model), "vae": graph.reroute((480, 980), loaded, "vae")},
-        **{"latent": (pick, "LATENT"), "positive": graph.reroute((990, 1020), *asked)},
+        **{"model": graph.reroute((990, 970), *model), "vae": graph.reroute((480, 990), loaded, "vae")},
+        **{"latent": (pick, "LATENT"), "positive": graph.reroute((990, 1060), *asked)},
         **{"seed": "auto", **OWN, "stop_after": "finished"},
     )
-    bend = graph.reroute((2860, -400), loaded, "vae")
-    decoded = graph.add("VAEDecode", (3000, 950), (220, 60), samples=(done, "latent"), vae=bend)
+    bend = graph.reroute((2970, -400), loaded, "vae")
+    decoded = graph.add("VAEDecode", (3110, 950), (220, 60), samples=(done, "latent"), vae=bend)
     saved = graph.add(
-        *("SaveImage", (3280, 950), (440, 500)),
+        *("SaveImage", (3390, 950), (440, 500)),
         title="The picture",
         images=(decoded, "IMAGE"),
         filename_prefix="StageVAR_picked",

@@ -15,6 +15,8 @@ Point = tuple[float, float]
 COLUMN = 400  # width of loaders
 TITLE = 30  # height of a node's title bar, which lies above its position
 SLOT = 20  # distance of sockets
+VIEW = (1420, 720)  # pixels of the window for a workflow; Vue pages draw it a fifth larger
+CORNER = (90, 120)  # where they begin, beside and below the page's own
 
 
 class Kind(NamedTuple):
@@ -296,9 +298,23 @@ class Graph:
         taken["link"], given["links"] = link, [*(given["links"] or []), link]
         self.links.append([link, source.id, slot, target["id"], place, given["type"]])
 
+    def _view(self) -> Json:
+        """Where the page looks at first: all of it, for windows from 1536 x 864 pixels on.
+
+        Early Vue pages that choose a view themselves do so while they measure the nodes, and then draw them
+        too near to each other or too far apart.
+        """
+        boxes = [(*node["pos"], *node["size"]) for node in self.nodes]
+        boxes += [tuple(group["bounding"]) for group in self.groups]
+        left, top = min(box[0] for box in boxes), min(box[1] for box in boxes) - TITLE
+        width = max(box[0] + box[2] for box in boxes) - left
+        height = max(box[1] + box[3] for box in boxes) - top
+        scale = round(min(VIEW[0] / width, VIEW[1] / height, 1.0), 2)
+        return {"scale": scale, "offset": [round(CORNER[0] / scale - left), round(CORNER[1] / scale - top)]}
+
     def write(self, folder: Path) -> None:
         """Writes both forms."""
-        extra: Json = {"frontendVersion": self.page, "linearData": self.panel}
+        extra: Json = {"frontendVersion": self.page, "linearData": self.panel, "ds": self._view()}
         made = {
             **{"id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"stagevar/{self.name}")), "revision": 0},
             **{"last_node_id": len(self.nodes), "last_link_id": len(self.links)},

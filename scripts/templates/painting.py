@@ -26,7 +26,7 @@ def drawn_anew(
     """
     model, vae, clip = loaded
     picture, part = graph.reroute((x - 100, -352), *image), graph.reroute((x - 100, -110), *mask)
-    shown = graph.add(*("StageVARMaskPreview", (x, -480), (320, 110)), model=model, image=picture, mask=mask)
+    shown = graph.add(*("StageVARMaskPreview", (x, -500), (320, 110)), model=model, image=picture, mask=mask)
     graph.add(
         *("PreviewImage", (x + 410, -900), (400, 410)), title="Tokens drawn anew", images=(shown, "tokens")
     )

@@ -111,9 +111,13 @@ def strip(graph: Graph) -> None:
         *("StageVARScales", (1450, 0), (320, 150)),
         **{"latent": (sampler, "latent"), "vae": vae, "decoding": "full"},
     )
-    shown = graph.add("PreviewImage", (1840, 0), (560, 480), title="All scales", images=(scales, "images"))
+    # A batch would show as a grid on classic pages alone.
+    each = graph.add("RebatchImages", (1840, 0), (220, 60), images=(scales, "images"), batch_size=1)
+    cell = {"columns": 7, "cell_width": 128, "cell_height": 128, "padding": 4}
+    row = graph.add("ImageGrid", (2130, 0), (260, 150), images=(each, "IMAGE"), **cell)
+    shown = graph.add("PreviewImage", (2460, 0), (760, 220), title="All scales", images=(row, "images"))
     saved = graph.add(
-        *("SaveAnimatedWEBP", (1840, 560), (420, 480)),
+        *("SaveAnimatedWEBP", (1840, 340), (420, 480)),
         **{"images": (scales, "images"), "filename_prefix": "StageVAR_scales", "fps": 2.0},
         **{"lossless": True, "quality": 80, "method": "default"},
     )

@@ -317,10 +317,10 @@ def lora_built_in(graph: Graph) -> None:
     loaded = graph.add("StageVARLoad", (0, 150), (COLUMN, 130), model_name=EMBEDDED, task="auto")
     model, vae, clip = ((loaded, name) for name in ("var_model", "vae", "clip"))
     lora = graph.add("StageVARLoadLora", (480, -220), (COLUMN, 130), model=model, lora_name=RED, strength=1.0)
-    text = graph.add("CLIPTextEncode", (480, 1000), (400, 170), clip=clip, text=COLOURFUL)
-    decoding = graph.reroute((960, 720), loaded, "vae")
+    text = graph.add("CLIPTextEncode", (480, 1060), (400, 170), clip=clip, text=COLOURFUL)
+    decoding = graph.reroute((1060, 870), loaded, "vae")
     shown = []
-    for of, top, name in (((lora, "var_model"), 0, "With the LoRA"), (model, 860, "Without")):
+    for of, top, name in (((lora, "var_model"), 0, "With the LoRA"), (model, 1010, "Without")):
         sampler = graph.add(
             *("StageVARSampler", (960, top), SAMPLER),
             title=f"StageVAR Sampler: {name[0].lower()}{name[1:]}",
@@ -328,7 +328,7 @@ def lora_built_in(graph: Graph) -> None:
             **{**SCENES, "width": 128, "height": 128, "batch_size": 1, "after": "fixed"},
         )
         decoded = graph.add(
-            *("VAEDecode", (1560, 760 if top else 640), (220, 60)),
+            *("VAEDecode", (1560, 910 if top else 790), (220, 60)),
             samples=(sampler, "latent"),
             vae=decoding,
         )

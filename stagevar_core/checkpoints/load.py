@@ -219,10 +219,7 @@ def read_vocabulary(family: str, path: Path) -> str:
 
 
 def check_pairing(transformer: Checkpoint, tokenizer: Checkpoint) -> None:
-    """Raise when the tokenizer is not one that this transformer predicts codes of.
-
-    Tokenizers of equal shape (d32 and d32reg) cannot be told apart.
-    """
+    """Raise for a tokenizer of whose codes this transformer predicts none; d32 and d32reg look the same."""
     wanted, found = transformer.config, tokenizer.config
     both = f"{tokenizer.source} does not belong to {transformer.source}"
     spec = spec_of(transformer.kind, transformer.family)

@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,8 +13,17 @@ from PIL import Image
 from ..acceleration.presets import PRESETS
 from ..acceleration.schedule_file import identity
 from ..acceleration.stages import STAGES
-from ..pipeline import Pictures
+from ..pipeline import Pictures, Pipeline
 from ..plots.timeline import timeline
+from .drafts import (
+    add_draft_options,
+    check_drafts,
+    check_resumed,
+    model_name,
+    resumed_settings,
+    save_state,
+    until_of,
+)
 from .options import (
     Commands,
     add_model_options,
@@ -65,6 +75,7 @@ def add_parser(commands: Commands) -> None:
     generate.add_argument("--schedule", type=Path, metavar="FILE", help="stages and budgets for the preset")
     generate.add_argument("--report-out", type=Path, metavar="FILE", help="what every scale did, as an image")
     generate.add_argument("--dark", action="store_true", help="that image for a dark page")
+    add_draft_options(generate)
     add_model_options(generate)
     generate.set_defaults(run=run)
 
@@ -90,8 +101,9 @@ def run(arguments: argparse.Namespace) -> None:
     """Make and save images."""
     check_request(arguments)
     check_size(arguments)
+    resumed = check_drafts(arguments)
     picture = picture_to_edit(arguments)
-    if arguments.out is None and arguments.steps_out is None:
+    if arguments.out is None and arguments.steps_out is None and arguments.save_state is None:
         raise ValueError("nowhere to write to; pass --out x.png, or --steps-out DIR")
     if arguments.out is not None:
         output_file(arguments.out)
@@ -105,37 +117,55 @@ def run(arguments: argparse.Namespace) -> None:
     if stages is not None:
         network = pipeline.transformer
         stages.check(identity(network.family, network.config.to_dict()))
+    schedule = resumed.schedule if resumed else pipeline.schedule(arguments.width, arguments.height)
+    until = until_of(arguments.until, schedule, policy)
+    settings, model = settings_of(pipeline, arguments), model_name(pipeline, arguments.transformer)
+    if resumed is not None:
+        check_resumed(resumed, until, model)
+        settings = resumed_settings(resumed.settings, arguments)
     found = pipeline(
         arguments.prompt,
         arguments.negative,
         seed=arguments.seed,
         width=arguments.width,
         height=arguments.height,
-        settings=settings_of(pipeline, arguments),
-        batch=arguments.batch,
+        settings=settings,
+        batch=arguments.batch if resumed is None else len(resumed.images),
         steps=arguments.steps_out is not None,
         policy=policy,
         picture=picture,
         caption=arguments.caption,
         later=later,
+        until=until,
+        resumed=resumed,
     )
     files, steps = save_pictures(found, arguments)
+    kept = []
+    if arguments.save_state is not None:
+        kept = [save_state(found, arguments.save_state, model, arguments.tokenizer.name)]
+    told(found, arguments, pipeline, files or kept or [str(arguments.steps_out)])
+    if arguments.json:
+        asked = {name: getattr(arguments, name) for name in ("prompt", "negative", "seed")}
+        seconds = {name: rounded(value) for name, value in found.seconds.items()}
+        made = {"seconds": seconds, "files": files, "steps": steps}
+        report = {"report": found.generation.trace.to_dict()}
+        print(json.dumps({**asked, **described(found), **made, **report}))
+
+
+def told(found: Pictures, arguments: argparse.Namespace, pipeline: Pipeline, files: Sequence[str]) -> None:
+    """Say what was written, how large it is, and what ran."""
     width, height = found.size
-    wanted = (arguments.width or width, arguments.height or height)
-    if wanted != found.size:
-        _LOG.warning("%d x %d was snapped to the nearest trained size %d x %d", *wanted, width, height)
-    seconds = {name: rounded(value) for name, value in found.seconds.items()}
-    for path in files or [str(arguments.steps_out)]:
-        print(f"{path}  {width} x {height}, {seconds['total']} s")
+    trained = pipeline.trained.image_size(found.schedule)[::-1]
+    wanted = (arguments.width or trained[0], arguments.height or trained[1])
+    if wanted != trained:
+        _LOG.warning("%d x %d was snapped to the nearest trained size %d x %d", *wanted, *trained)
+    for path in files:
+        print(f"{path}  {width} x {height}, {rounded(found.seconds['total'])} s")
     trace = found.generation.trace
     print(trace.summary())
     if arguments.report_out is not None:
         plot = timeline(trace.to_dict(), dark=arguments.dark)
         print(save(np.asarray(plot), arguments.report_out))
-    if arguments.json:
-        asked = {name: getattr(arguments, name) for name in ("prompt", "negative", "seed")}
-        made = {"seconds": seconds, "files": files, "steps": steps, "report": trace.to_dict()}
-        print(json.dumps({**asked, **described(found), **made}))
 
 
 def stage_prompts(arguments: argparse.Namespace) -> dict[str, str]:

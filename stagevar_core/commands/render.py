@@ -110,6 +110,7 @@ def models_of(arguments: argparse.Namespace) -> Models:
     paths = {name: str(Path(getattr(arguments, name)).resolve()) for name in EMBEDDED}
     return Models(
         **paths,
+        text_encoder_2=None if arguments.text_encoder_2 is None else str(arguments.text_encoder_2.resolve()),
         dtype=arguments.dtype,
         device=arguments.device,
         task=arguments.task,

@@ -27,6 +27,7 @@ class Models:
     transformer: str
     tokenizer: str
     text_encoder: str
+    text_encoder_2: str | None = None
     dtype: str | None = None
     device: str | None = None
     task: str = "auto"
@@ -42,8 +43,14 @@ class Models:
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         dtype = DTYPES[self.dtype] if self.dtype else None
-        files = (self.transformer, self.tokenizer, self.text_encoder)
-        return Pipeline.load(*files, dtype=dtype, device=self.device, task=self.task, loras=self.loras)
+        return Pipeline.load(
+            *(self.transformer, self.tokenizer, self.text_encoder),
+            dtype=dtype,
+            device=self.device,
+            task=self.task,
+            loras=self.loras,
+            text_encoder_2=self.text_encoder_2,
+        )
 
     def settings(self, pipeline: Pipeline) -> SamplingSettings:
         """Sampling settings, the model's own where they say nothing."""

@@ -3,6 +3,9 @@
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..models.contract import Quantizer
+from .result import Generation
+
 _SMALLEST = 12  # latent pixels of the short side
 
 
@@ -25,3 +28,11 @@ def reduced(f_hat: Tensor, last: tuple[int, int]) -> Tensor:
     whole = (f_hat.shape[2], f_hat.shape[3])
     grid = draft_grid(whole, last)
     return f_hat if grid == whole else F.interpolate(f_hat, size=grid, mode="bilinear", align_corners=False)
+
+
+def drafted(found: Generation, quantizer: Quantizer) -> Tensor:
+    """What is to be decoded of a call, (B, C, h, w): of runs that stopped the smaller draft."""
+    count = len(found.scales)
+    if count == len(found.schedule):
+        return found.f_hat
+    return reduced(found.f_hat, quantizer.latent_grid(found.schedule[count - 1]))

@@ -30,6 +30,11 @@ def finite(numbers: Tensor) -> bool:
     return not numbers.numel() or all(map(math.isfinite, extremes(numbers).tolist()))
 
 
+def to_uint8(image: Tensor) -> Tensor:
+    """Decoder output (B, 3, H, W) in [-1, 1] to (B, H, W, 3) uint8, truncated like the official code."""
+    return ((image.float() + 1.0) / 2.0 * 255.0).permute(0, 2, 3, 1).to(torch.uint8).contiguous()
+
+
 def check_decoded(found: Tensor, latent: Tensor, source: str = "the tokenizer") -> None:
     """Raise ``ValueError`` where the extremes of pictures are not finite; ``source``: whose decoder it is."""
     if all(map(math.isfinite, found.tolist())):

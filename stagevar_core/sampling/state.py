@@ -6,6 +6,7 @@ import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,9 @@ from .settings import SamplingSettings
 MAGIC, VERSION = b"StageVAR", 1
 _HEAD = struct.Struct("<8sHII")  # magic, version, length of the body, its CRC-32
 _MOST = 2**28  # bytes of one image's codes; a megapixel of the largest model has 0.2 MB
-_DAMAGED = (
-    "the state of the run in this latent is damaged; take the latent as the sampler gave it, not scaled or "
-    "mixed with another one"
+DAMAGED = (
+    "the state of the run is damaged; take the file as it was saved, or the latent as the sampler gave it, "
+    "not scaled or mixed with another one"
 )
 _KINDS = {torch.uint8: "bits", torch.int64: "ids"}
 
@@ -194,6 +195,29 @@ class RunState:
             ),
         )
 
+    def save(self, path: Path) -> None:
+        """Write all images to a file, one after the other."""
+        path.write_bytes(b"".join(self.to_bytes(index) for index in range(len(self.images))))
+
+    @classmethod
+    def load(cls, path: Path) -> "RunState":
+        """Those of a file that :meth:`save` wrote; ``ValueError`` naming it where it is none, or damaged."""
+        images = []
+        try:
+            with path.open("rb") as file:
+                while head := file.read(_HEAD.size):
+                    if len(head) < _HEAD.size or not head.startswith(MAGIC):
+                        raise ValueError("it holds no runs that stopped; pass what --save-state wrote")
+                    images.append(head + file.read(min(_HEAD.unpack(head)[2], _MOST)))
+            found = cls.from_bytes(images) if images else None
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read ({error.strerror or error})") from error
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        if found is None:
+            raise ValueError(f"{path}: it is empty; pass what --save-state wrote")
+        return found
+
     @classmethod
     def _of_header(cls, header: dict[str, Any], body: bytes) -> "RunState":
         """One image from its header and the bytes of its codes."""
@@ -211,7 +235,12 @@ class RunState:
                 schedule, (tuple(scales),), (int(header["seed"]),), SamplingSettings(**settings), *named
             )
         except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
-            raise ValueError(f"{_DAMAGED} ({type(error).__name__}: {error})") from error
+            raise ValueError(f"{DAMAGED} ({type(error).__name__}: {error})") from error
+
+
+def length_of(data: bytes) -> int:
+    """How many bytes of an image, as :meth:`RunState.to_bytes` wrote it, ``data`` begins with."""
+    return _HEAD.size + _HEAD.unpack_from(data)[2]
 
 
 def _described(scale: ScaleCodes, parts: list[bytes]) -> dict[str, Any]:
@@ -268,16 +297,16 @@ def _read(data: bytes) -> tuple[dict[str, Any], bytes] | None:
         )
     body = data[_HEAD.size : _HEAD.size + length]
     if len(body) < length or zlib.crc32(body) != crc:
-        raise ValueError(_DAMAGED)
+        raise ValueError(DAMAGED)
     unpacked = zlib.decompressobj()
     try:
         whole = unpacked.decompress(body, _MOST)
         size = struct.unpack_from("<I", whole)[0]
         header = json.loads(whole[4 : 4 + size])
     except (zlib.error, struct.error, ValueError) as error:
-        raise ValueError(_DAMAGED) from error
+        raise ValueError(DAMAGED) from error
     if unpacked.unconsumed_tail or not isinstance(header, dict):
-        raise ValueError(_DAMAGED)
+        raise ValueError(DAMAGED)
     return header, whole[4 + size :]
 
 

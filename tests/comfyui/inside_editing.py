@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from typing import Any, NamedTuple
 
+from checking import refused, run_checks
 from pack_loader import load_pack
 
 COMFYUI, PACK, MODELS = sys.argv[1:4]
@@ -42,16 +43,6 @@ def image_of(*arguments: Any, **inputs: Any) -> Any:
 
 def said(*arguments: Any, **inputs: Any) -> list[str]:
     return edit(*arguments, **inputs).ui["text"]
-
-
-def refused(action: Any, *words: str) -> None:
-    """The action fails with one sentence that has these words."""
-    try:
-        action()
-    except ValueError as error:
-        assert all(word in str(error) for word in words) and "\n" not in str(error), error
-        return
-    raise AssertionError(f"nothing was refused, expected {words}")
 
 
 def pictures(*shape: int, seed: int = 0) -> Any:
@@ -299,10 +290,7 @@ def main() -> None:
 
     with torch.inference_mode():
         have = Set(*Load.execute("transformer.safetensors").args)
-        for name, check in globals().copy().items():
-            if name.startswith("check_"):
-                check(have)
-                print(f"ok: {name.removeprefix('check_')}", flush=True)
+        run_checks(globals(), have)
 
 
 main()

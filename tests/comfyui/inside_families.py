@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from checking import refused
 from pack_loader import load_pack
 
 COMFYUI, PACK, MODELS = sys.argv[1:4]
@@ -46,16 +47,6 @@ def label(text: str) -> list:
     from pack.nodes.labels import NO_CLASS, ClassLabel
 
     return ClassLabel.execute(NO_CLASS, text).args[0]
-
-
-def refused(action: Any, *words: str) -> None:
-    """The action fails with a message that has these words."""
-    try:
-        action()
-    except ValueError as error:
-        assert all(word in str(error) for word in words), error
-        return
-    raise AssertionError(f"nothing was refused, expected {words}")
 
 
 def check_var(model: Any, vae: Any) -> None:

@@ -9,6 +9,7 @@ import sys
 from types import SimpleNamespace
 from typing import Any
 
+from checking import run_checks
 from pack_loader import load_pack
 
 COMFYUI, PACK = sys.argv[1:3]
@@ -439,10 +440,7 @@ def main() -> None:
     import torch
 
     with torch.inference_mode():
-        for name, check in list(globals().items()):
-            if name.startswith("check_"):
-                check()
-                print(f"ok: {name.removeprefix('check_')}")
+        run_checks(globals())
 
 
 main()

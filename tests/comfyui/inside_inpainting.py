@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from checking import refused, run_checks
 from pack_loader import load_pack
 
 COMFYUI, PACK, MODELS = sys.argv[1:4]
@@ -60,16 +61,6 @@ class Bench:
         from pack.nodes.host.pairing import checked_pair
 
         return latent_start(checked_pair(self.model, self.vae), latent, batch, 64)
-
-
-def refused(action: Any, *words: str) -> None:
-    """The action fails with one sentence that has these words."""
-    try:
-        action()
-    except ValueError as error:
-        assert all(word in str(error) for word in words) and "\n" not in str(error), error
-        return
-    raise AssertionError(f"nothing was refused, expected {words}")
 
 
 def picture_of(latent: Any, channels: int = 16) -> Any:
@@ -168,7 +159,7 @@ def check_batches(bench: Bench) -> None:
     part = {"samples": bench.encoded()["samples"][:2]}
     rows = torch.cat([bench.mask, torch.zeros(1, 128, 128)])
     both = bench.sample(latent={**part, "noise_mask": rows[:, None]})
-    assert "the mask selects nothing of picture 2" in str(both.ui["text"])
+    assert "the mask selects nothing of picture 1 (0 is the first)" in str(both.ui["text"])
     four = bench.sample(latent={**part, "noise_mask": rows}, batch_size=4)
     assert len(four.args[0]["samples"]) == 4
     assert (picture_of(four.args[0])[:2] - picture_of(both.args[0])).abs().max() < 1e-3
@@ -355,10 +346,7 @@ def main() -> None:
 
     with torch.inference_mode():
         bench = Bench()
-        for name, check in globals().copy().items():
-            if name.startswith("check_"):
-                check(bench)
-                print(f"ok: {name.removeprefix('check_')}", flush=True)
+        run_checks(globals(), bench)
 
 
 main()

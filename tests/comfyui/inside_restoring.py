@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from checking import refused, run_checks
 from pack_loader import load_pack
 
 COMFYUI, PACK, MODELS = sys.argv[1:4]
@@ -20,16 +21,6 @@ def restore(*arguments: Any, **inputs: Any) -> Any:
     from pack.nodes.restoring import Restore
 
     return Restore.execute(*arguments, **inputs).args[0]
-
-
-def refused(action: Any, *words: str) -> None:
-    """The action fails with one sentence that has these words."""
-    try:
-        action()
-    except ValueError as error:
-        assert all(word in str(error) for word in words) and "\n" not in str(error), error
-        return
-    raise AssertionError(f"nothing was refused, expected {words}")
 
 
 def pictures(*shape: int) -> Any:
@@ -246,10 +237,7 @@ def main() -> None:
             files.load(files.TRANSFORMER, "restoring_transformer.safetensors"), "default"
         )
         vae = TokenizerVAE(files.load(files.TOKENIZER, "restoring_tokenizer.safetensors"))
-        for name, check in globals().copy().items():
-            if name.startswith("check_"):
-                check(model, vae)
-                print(f"ok: {name.removeprefix('check_')}")
+        run_checks(globals(), model, vae)
 
 
 main()

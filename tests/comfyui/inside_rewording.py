@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from checking import refused, run_checks
 from pack_loader import load_pack
 
 COMFYUI, PACK, MODELS = sys.argv[1:4]
@@ -46,16 +47,6 @@ class Bench:
 
         given = {"model": self.model, "vae": self.vae, "image": self.picture, "prompt": self.before, **inputs}
         return ChangeWords.execute(**given).args[0]
-
-
-def refused(action: Any, *words: str) -> None:
-    """The action fails with a message that has these words."""
-    try:
-        action()
-    except ValueError as error:
-        assert all(word in str(error) for word in words), error
-        return
-    raise AssertionError(f"nothing was refused, expected {words}")
 
 
 def check_kept(bench: Bench) -> None:
@@ -127,14 +118,7 @@ def main() -> None:
 
     with torch.inference_mode():
         bench = Bench()
-        for name, check in (
-            ("kept", check_kept),
-            ("changed", check_changed),
-            ("sizes", check_sizes),
-            ("refusals", check_refusals),
-        ):
-            check(bench)
-            print(f"ok: {name}")
+        run_checks(globals(), bench)
 
 
 main()

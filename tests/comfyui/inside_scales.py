@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from checking import refused, run_checks
 from pack_loader import load_pack
 
 COMFYUI, PACK, MODELS = sys.argv[1:4]
@@ -41,16 +42,6 @@ class Bench:
 
         found = Scales.execute(**{"latent": self.latent, "vae": self.vae, **inputs})
         return found.args[0], found.ui["text"][0]
-
-
-def refused(action: Any, *words: str) -> None:
-    """The action fails with one sentence that has these words."""
-    try:
-        action()
-    except ValueError as error:
-        assert all(word in str(error) for word in words) and "\n" not in str(error), error
-        return
-    raise AssertionError(f"nothing was refused, expected {words}")
 
 
 def check_pictures(bench: Bench) -> None:
@@ -184,10 +175,7 @@ def main() -> None:
 
     with torch.inference_mode():
         bench = Bench()
-        for name, check in globals().copy().items():
-            if name.startswith("check_"):
-                check(bench)
-                print(f"ok: {name.removeprefix('check_')}", flush=True)
+        run_checks(globals(), bench)
 
 
 main()

@@ -78,7 +78,7 @@ def check_counts() -> None:
     """More than there are is all of them; four without a number; alpha does not count."""
     import torch
 
-    assert pick(**batch(0.1, 0.1), count=9)[2] == ["2 of 2: 1, 2"]
+    assert pick(**batch(0.1, 0.1), count=9)[2] == ["2 of 2: 0, 1 (0 is the first, as in Latent From Batch)"]
     assert len(pick(**batch(*(n / 10 for n in range(7))))[1]) == 4
     inputs = batch(0.5, 0.5, 0.6)
     alpha = torch.zeros(3, 8, 8, 1)

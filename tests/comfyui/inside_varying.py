@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from checking import refused, run_checks
 from pack_loader import load_pack
 
 COMFYUI, PACK, MODELS = sys.argv[1:4]
@@ -55,16 +56,6 @@ class Bench:
         return [scale.drawn for scale in carried(latent["samples"], self.vae.latent_channels).images[0]]
 
 
-def refused(action: Any, *words: str) -> None:
-    """The action fails with one sentence that has these words."""
-    try:
-        action()
-    except ValueError as error:
-        assert all(word in str(error) for word in words) and "\n" not in str(error), error
-        return
-    raise AssertionError(f"nothing was refused, expected {words}")
-
-
 def check_same(bench: Bench) -> None:
     """Variation 0: the codes of a run bit for bit, the reconstruction of a picture, without any block."""
     import torch
@@ -104,7 +95,7 @@ def check_varied(bench: Bench) -> None:
     assert torch.equal(drawn["samples"], plain["samples"])
     again, report = bench.sample(edit=bench.vary().args[0])
     assert torch.equal(bench.decode(again), bench.picture)
-    assert any("image 1 has the seed" in note for note in report["notes"]), report["notes"]
+    assert any("image 0 (0 is the first) has the seed" in note for note in report["notes"]), report["notes"]
     other, _ = bench.sample(bench.encode("a blue circle on a white background"), edit=bench.vary().args[0])
     assert not torch.equal(bench.decode(other), bench.picture)
     draft, _ = bench.sample(stop_after="semantic")
@@ -236,10 +227,7 @@ def main() -> None:
 
     with torch.inference_mode():
         bench = Bench()
-        for name, check in globals().copy().items():
-            if name.startswith("check_"):
-                check(bench)
-                print(f"ok: {name.removeprefix('check_')}", flush=True)
+        run_checks(globals(), bench)
 
 
 main()

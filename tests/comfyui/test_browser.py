@@ -429,6 +429,50 @@ def test_a_part_is_drawn_anew_and_its_tokens_are_shown(
     assert page.evaluate(OVERLAPS) == []
 
 
+PLACES = """() => Object.fromEntries(window.app.graph.nodes.map(node => [node.id, [...node.pos]]))"""
+
+
+def test_vue_pages_keep_the_layout_of_every_workflow(page: Page) -> None:
+    """Opened one after the other: all distances grow by the same factor, and nothing covers anything."""
+    set_renderer(page, True)
+    for path, _ in stored_pairs():
+        page.evaluate("async text => window.app.loadGraphData(JSON.parse(text))", path.read_text("utf-8"))
+        page.wait_for_timeout(1500)
+        places = page.evaluate(PLACES)
+        stored = {str(node["id"]): node["pos"] for node in read_json(path)["nodes"]}
+        first, *others = stored
+        for axis in (0, 1):
+            for other in others:
+                told = stored[other][axis] - stored[first][axis]
+                found = places[other][axis] - places[first][axis]
+                assert min(abs(found - factor * told) for factor in (1.0, 1.2)) < 10, (path.name, other)
+        assert page.evaluate(OVERLAPS) == [], path.name
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("07_vary_no_download", "08_image_to_image_no_download", "09_scales_strip_no_download"),
+        *("12_prompt_per_stage_no_download", "13_regional_prompts_no_download", "14_lora_no_download"),
+    ],
+)
+@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])
+def test_a_workflow_ends_in_pictures_beside_each_other(
+    page: Page, artifacts: Path, name: str, vue: bool
+) -> None:
+    set_renderer(page, vue)
+    drop(page, name, 4781 + vue)
+    shows = "SaveAnimatedWEBP" if name.startswith("09") else "SaveImage"
+    page.keyboard.press("Control+Enter")
+    page.wait_for_function(SHOWN_IMAGE, arg=shows, timeout=5 * MINUTE)
+    page.wait_for_timeout(1000)
+    screenshot(page, artifacts / f"browser_{name[:2]}_{'vue' if vue else 'canvas'}.png")
+    if name.startswith("09"):
+        assert page.evaluate(SHOWN_IMAGE, "PreviewImage") == [7 * 128 + 6 * 4, 128]
+    assert page.evaluate(OVERLAPS) == []
+    assert not page.locator(".p-toast-message-error").all_inner_texts()
+
+
 PICK = """number => {
     const node = window.app.graph.nodes.find(found => found.type === 'LatentFromBatch');
     node.widgets.find(widget => widget.name === 'batch_index').value = number;
@@ -449,6 +493,7 @@ def test_another_number_finishes_another_draft(
     page.keyboard.press("Control+Enter")
     page.wait_for_function(SHOWN_IMAGE, timeout=5 * MINUTE)
     page.wait_for_function(SHOWN_IMAGE, arg="PreviewImage", timeout=MINUTE)
+    assert page.evaluate(OVERLAPS) == []
     said = page.evaluate(SAID)
     assert "as a draft of 96 x 96" in said["StageVARSampler"][0]
     assert any("goes on from" in line for line in said["StageVARContinue"])

@@ -18,7 +18,8 @@ from stagevar_core.acceleration.stages import StageBoundaries
 from stagevar_core.autoencoders.bsq import BSQTokenizerConfig
 from stagevar_core.commands.main import main
 from stagevar_core.evaluation import score as evaluate
-from stagevar_core.pipeline import EMBEDDED, Pipeline, to_uint8
+from stagevar_core.pipeline import EMBEDDED, Pipeline
+from stagevar_core.sampling.numbers import to_uint8
 from stagevar_core.sampling.result import Monitor
 from stagevar_core.sampling.settings import SamplingSettings
 from stagevar_core.scenes import render, sample_scene, score

@@ -256,14 +256,24 @@ def test_the_workflows_are_what_the_script_writes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 def test_workflow_says_its_versions_and_fits_the_view(path: Path) -> None:
-    """The versions are those of the project; the page fits a workflow that stores no view."""
+    """The versions are those of the project; the first view shows all of it in the window of a laptop.
+
+    Without one early Vue pages fit the view while they measure the nodes, and tear the layout apart.
+    """
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     setup = (ROOT / "scripts" / "testbed" / "bootstrap.py").read_text(encoding="utf-8")
     pack = re.search(r'^version = "(.+)"', project, re.MULTILINE)[1]
     host = re.search(r'^requires-comfyui = ">=(.+)"', project, re.MULTILINE)[1]
     workflow = read(path)
     assert workflow["extra"]["frontendVersion"] == re.search(r"frontend-package==([\d.]+)", setup)[1]
-    assert "ds" not in workflow["extra"]
+    scale, offset = workflow["extra"]["ds"]["scale"], workflow["extra"]["ds"]["offset"]
+    for node in workflow["nodes"]:
+        for axis, (low, high) in enumerate(((60, 1536), (80, 864))):
+            begin = node["pos"][axis] - 30 * axis
+            seen = [
+                (place + offset[axis]) * scale for place in (begin, node["pos"][axis] + node["size"][axis])
+            ]
+            assert low <= seen[0] and seen[1] <= high, (node["type"], seen)
     for node in workflow["nodes"]:
         if node["type"] not in NOTES:
             ours = node["type"].startswith("StageVAR")
