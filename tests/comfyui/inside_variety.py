@@ -48,7 +48,7 @@ def check_picked() -> None:
     inputs = batch(0.5, 0.51, 1.0, 0.49, 0.0)
     latent, images, said = pick(**inputs, count=3)
     assert images[:, 0, 0, 0].tolist() == [0.5, 1.0, 0.0] == latent["samples"][:, 0, 0, 0].tolist()
-    assert said == ["3 of 5: 1, 3, 5"]
+    assert said == ["3 of 5: 0, 2, 4 (0 is the first, as in Latent From Batch)"]
     assert set(inputs["latent"]) == {"samples"} and len(inputs["latent"]["samples"]) == 5
 
 
