@@ -310,14 +310,13 @@ class Pipeline:
         ``until``: scales after which runs stop, as drafts. ``resumed``: those, with their size and seeds.
         """
         texts, seeds = requested(prompt, batch, seed)
-        if picture is not None and caption is not None:
-            height, width = picture.shape[:2]
-        elif resumed is not None:
+        if resumed is not None:
             height, width = self.trained.image_size(resumed.schedule)
-        schedule = self.schedule(width, height)
-        settings = settings or (self.settings() if resumed is None else resumed.settings)
+            settings, seeds = settings or resumed.settings, resumed.seeds
+        elif picture is not None and caption is not None:
+            height, width = picture.shape[:2]
+        schedule, settings = self.schedule(width, height), settings or self.settings()
         settings.validate(len(schedule), self.transformer.config.depth)
-        noise = SeededNoise.of(seeds if resumed is None else resumed.seeds)
         started = time.perf_counter()
         first, words = self._asked(texts, negative, schedule, picture, caption)
         conditioning = self._staged(first, negative, schedule, later or {})
@@ -329,7 +328,7 @@ class Pipeline:
             conditioning,
             schedule,
             settings,
-            noise=noise,
+            noise=SeededNoise.of(seeds),
             quantizer=self.quantizer,
             policy=policy,
             attention=self.attention,
@@ -343,7 +342,6 @@ class Pipeline:
         decoding = time.perf_counter()
         squared = None if words else picture
         images = self.edited(drafted(generation, self.quantizer), squared)
-        now = time.perf_counter()
-        seconds |= {"decode": now - decoding, "total": now - started}
+        seconds |= {"decode": time.perf_counter() - decoding, "total": time.perf_counter() - started}
         steps_seen = {index: self.edited(latent, squared) for index, latent in clock.latents.items()}
-        return Pictures(images, noise.seeds, schedule, settings, seconds, generation, steps_seen)
+        return Pictures(images, seeds, schedule, settings, seconds, generation, steps_seen)

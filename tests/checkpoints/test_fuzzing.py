@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from stagevar_core.checkpoints import CheckpointError, build, prepare, read
-from tests.checkpoints.test_odd_files import FILES
 from tests.support.mutations import KINDS, Mutation, written
+from tests.support.small_files import FILES
 from tests.support.tiny_files import write_models
 
 FILES_TRIED = int(os.environ.get("STAGEVAR_FUZZ_FILES", "300"))
