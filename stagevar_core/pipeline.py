@@ -304,21 +304,21 @@ class Pipeline:
     ) -> Pictures:
         """``batch`` images of every prompt; image ``i`` has the seed ``seed + i``, or that in its place.
 
-        The same seed and prompt give the same picture in any batch. ``steps`` also decodes every scale.
-        ``picture``: what editing weights change as the prompts say, (H, W, 3) in bytes; with its ``caption``,
-        others change where the prompts differ. ``later``: prompts of all images from a stage on, by its name.
-        ``until``: scales after which runs stop, as drafts. ``resumed``: those, with their size and seeds.
+        ``steps`` also decodes every scale. ``picture``: what editing weights change as the prompts say,
+        (H, W, 3) in bytes; with its ``caption``, others change where the prompts differ. ``later``: prompts
+        from a stage on, by its name. ``until``: scales after which runs stop. ``resumed``: those, with sizes.
         """
         texts, seeds = requested(prompt, batch, seed)
         if resumed is not None:
-            height, width = self.trained.image_size(resumed.schedule)
-            settings, seeds = settings or resumed.settings, resumed.seeds
+            (height, width), seeds = self.trained.image_size(resumed.schedule), resumed.seeds
+            settings = settings or resumed.settings
         elif picture is not None and caption is not None:
             height, width = picture.shape[:2]
         schedule, settings = self.schedule(width, height), settings or self.settings()
         settings.validate(len(schedule), self.transformer.config.depth)
         started = time.perf_counter()
         first, words = self._asked(texts, negative, schedule, picture, caption)
+        squared = None if words else picture
         conditioning = self._staged(first, negative, schedule, later or {})
         synchronise(self.device)
         seconds: dict[str, Any] = {"text": time.perf_counter() - started}
@@ -340,8 +340,7 @@ class Pipeline:
         )
         seconds["scales"] = [clock.seconds.get(scale.index, 0.0) for scale in schedule]
         decoding = time.perf_counter()
-        squared = None if words else picture
         images = self.edited(drafted(generation, self.quantizer), squared)
         seconds |= {"decode": time.perf_counter() - decoding, "total": time.perf_counter() - started}
-        steps_seen = {index: self.edited(latent, squared) for index, latent in clock.latents.items()}
-        return Pictures(images, seeds, schedule, settings, seconds, generation, steps_seen)
+        seen = {index: self.edited(latent, squared) for index, latent in clock.latents.items()}
+        return Pictures(images, seeds, schedule, settings, seconds, generation, seen)

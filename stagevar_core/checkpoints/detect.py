@@ -102,7 +102,9 @@ def unknown(keys: Sequence[str], source: str) -> CheckpointError:
     """The error for a file that no specification matches: what it has, what was expected, what it may be."""
     guess = next((text for pattern, text in LOOKALIKES if first_match(pattern, keys)), None)
     found = f"{len(keys)} tensors such as {listed(keys, 4)}" if keys else "no tensors"
-    known = dict.fromkeys(f"{spec.title} (with {spec.example})" for spec in SPECS if spec.key_map)
+    examples = {spec.title: spec.example for spec in SPECS if spec.key_map and spec.kind != "text_encoder"}
+    known = [f"{title} (with {example})" for title, example in examples.items()]
+    known += dict.fromkeys(spec.title for spec in SPECS if spec.key_map and spec.title not in examples)
     return CheckpointError(
         f"{source}: no known model; found {found}. {_under_prefix(keys)}\n"
         f"Expected one of: {', '.join(known)}.\n"

@@ -88,7 +88,7 @@ def prepare(
     found = list(groups(tensors))
     group, spec = _choose(found, source, kind)
     header = headers.parse(metadata, source) or headers.parse(headers.recorded(group.record, source), source)
-    group = whole = group._replace(tensors=plain(group.tensors, metadata, source))
+    whole, group = group, group._replace(tensors=plain(group.tensors, metadata, source))
     spec = named(header, list(group.tensors), spec)
     if spec.merged:
         check_stored({group.prefix + key: tensor for key, tensor in group.tensors.items()}, source)
