@@ -304,9 +304,8 @@ class Pipeline:
     ) -> Pictures:
         """``batch`` images of every prompt; image ``i`` has the seed ``seed + i``, or that in its place.
 
-        ``steps`` also decodes every scale. ``picture``: what editing weights change as the prompts say,
-        (H, W, 3) in bytes; with its ``caption``, others change where the prompts differ. ``later``: prompts
-        from a stage on, by its name. ``until``: scales after which runs stop. ``resumed``: those, with sizes.
+        ``steps`` also decodes every scale. ``picture``: (H, W, 3) in bytes, what editing weights change, or
+        others with its ``caption``. ``later``: prompts from a stage on. ``until``, ``resumed``: of drafts.
         """
         texts, seeds = requested(prompt, batch, seed)
         if resumed is not None:
