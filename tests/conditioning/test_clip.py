@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,8 +11,9 @@ from transformers import CLIPTokenizer
 
 from stagevar_core.checkpoints import CheckpointError, load_text_encoder, prepare
 from stagevar_core.conditioning.clip import CLIPEncoderConfig, CLIPTextEncoder, read_tokenizer
+from stagevar_core.models.companions import check_text
 from tests.support.official_star import clip_text
-from tests.support.tiny_star import TEXT, tiny_clip, write_vocabulary
+from tests.support.tiny_star import TEXT, tiny_clip, tiny_star, write_vocabulary
 
 PROMPTS = ("a red circle", "a red circle's a red red circle", "", "a")
 
@@ -96,5 +98,9 @@ def test_the_published_text_encoder_is_recognised(layers):
 
 
 def test_larger_encoders_are_no_text_encoder_of_star():
-    with pytest.raises(CheckpointError, match="looks like a CLIP text encoder"):
-        prepare(clip_text(32, width=1280), None, "clip-g")
+    found = prepare(clip_text(32, width=1280), None, "clip-g").config  # it is one of Switti's
+    with pytest.raises(ValueError, match="gives 1280 channels; this transformer was trained on 24"):
+        check_text(tiny_star(), SimpleNamespace(width=found.width, family="clip"))
+    for layers in (25, 31, 33):
+        with pytest.raises(CheckpointError, match="looks like a CLIP text encoder"):
+            prepare(clip_text(layers, width=1280), None, "clip-g")

@@ -327,8 +327,7 @@ def test_one_byte_weights_halve_the_blocks_and_change_little(family: str) -> Non
     x = torch.randn(3, inside.in_features, generator=torch.Generator().manual_seed(0)).bfloat16()
     expected = wide.blocks[0].self_attn.proj(x)
     assert 0 < (inside(x) - expected).norm() / expected.norm() < 0.05
-    first = "fc2" if hasattr(wide.blocks[0].ffn, "fc2") else "down"
-    sizes = [bench_models.weight_bytes(getattr(model.blocks[0].ffn, first)) for model in (wide, narrow)]
+    sizes = [bench_models.weight_bytes(model.blocks[0].self_attn.proj) for model in (wide, narrow)]
     assert sizes[0] / 2 < sizes[1] < 0.6 * sizes[0]
     pipeline = pipelines[bench_models.FP8]
     request = {"width": 256, "height": 256, "batch": 1, "settings": pipeline.settings(cfg=2.0)}
