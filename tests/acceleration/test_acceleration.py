@@ -148,6 +148,7 @@ def test_every_preset_and_every_aspect_ratio_run(place: int, name: str) -> None:
     if name in STAGED and name != "quality":
         assert not result.trace.notes  # nothing is declined anywhere
         cut = [s for s in result.trace.scales if s.stage == "fidelity"]
+        cut = cut[-1:] if name == "faster-hart" else cut  # which leaves tokens out at the last scale alone
         assert cut and all(not s.ran or s.computed < 0.9 * s.scale.tokens for s in cut)
 
 

@@ -161,7 +161,9 @@ def test_variations_of_one_picture_run_its_first_scales_once(family: Family) -> 
             torch.equal(a.drawn[0], b.drawn[place])
             for a, b in zip(alone.scales, together.scales, strict=True)
         )
-        assert torch.equal(alone.f_hat[0], together.f_hat[place])
+        # What HART adds to its last codes is a continuous function of all that was rounded before.
+        most = 1e-4 if family.name.startswith("hart") else 0
+        assert torch.allclose(alone.f_hat[0], together.f_hat[place], rtol=0, atol=most)
     late = sum(scale.flops.total for scale in together.trace.scales[until:])
     assert sum(scale.flops.total for scale in together.trace.scales) - late < 0.5 * sum(
         scale.dense.total for scale in together.trace.scales[:until]
