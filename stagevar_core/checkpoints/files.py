@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .errors import CheckpointError, NeedsCodeError, listed, short
 from .shards import PICKLES, SAFETENSORS, Parts, parts_of
+from .shipped import check_shipped
 
 _MAX_HEADER = 100_000_000  # bytes, the safetensors format's own limit
 _MAX_GROWTH = 50  # of a compressed archive
@@ -46,6 +47,7 @@ def read(path: str | Path) -> RawCheckpoint:
     """
     parts = parts_of(path)
     if parts.index is None and len(parts.shards) == 1:
+        check_shipped(parts.shards[0])
         found = _read_file(parts.shards[0])
     else:
         found = _read_shards(parts, str(path))
