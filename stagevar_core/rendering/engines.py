@@ -1,5 +1,6 @@
 """Who draws: this process alone, or the workers of a Ray cluster. Both take batches and give drawn ones."""
 
+import importlib
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -41,8 +42,8 @@ def on_ray(
     not installed or its cluster cannot be reached, and what a worker raises.
     """
     try:
-        import ray
-        import ray.data
+        ray: Any = importlib.import_module("ray")  # an engine that users may choose, never a requirement
+        importlib.import_module("ray.data")
     except ImportError as error:
         raise ValueError(
             f"--ray needs the package ray with its data library ({error}); install ComfyUI-StageVAR's extra "
@@ -103,7 +104,12 @@ def _own(error: BaseException) -> BaseException:
     inner: BaseException | None = error
     while inner is not None:
         cause = getattr(inner, "cause", None) or inner.__cause__
-        if type(cause) in (ValueError, OSError, MemoryError, CheckpointError):
+        if isinstance(cause, BaseException) and type(cause) in (
+            ValueError,
+            OSError,
+            MemoryError,
+            CheckpointError,
+        ):
             return cause
         inner = cause if isinstance(cause, BaseException) else None
     return error

@@ -34,7 +34,6 @@ FLOORS = (
 FLOOR = {room: -floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 ALONE = {"scenes"}  # needs no other room
 # What ComfyUI brings anyway; anything else would be a package that users have to install.
-OPTIONAL = {"stagevar_core/rendering/engines.py": {"ray"}}  # an engine that users may choose
 PACKAGES = {"torch", "safetensors", "numpy", "scipy", "PIL", "einops", "transformers", "tokenizers", "tqdm"}
 # Parameters that stand for a part of the contract, which has a name for each.
 CONTRACT = {
@@ -112,7 +111,7 @@ def test_the_core_needs_nothing_of_its_host() -> None:
         + (": relatively, please, the host loads us by folder name" if "stagevar_core" in each.name else "")
         for source in CORE.values()
         for each in source.imports
-        if not each.level and each.name.split(".")[0] not in allowed | OPTIONAL.get(source.place, set())
+        if not each.level and each.name.split(".")[0] not in allowed
     ]
     assert not offenders, listed(offenders)
 
