@@ -56,10 +56,10 @@ class Pipeline:
 
     ``text_encoder``: None for transformers that take class labels; a prompt is then a class's name or number.
     ``trained``: sizes and schedules of the transformer. ``defaults``: its settings, any of cfg, temperature,
-    top_k, top_p, width, height.
+    top_k, top_p, width, height. ``class_names``: of its classes by number, where it has its own.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what belongs together; all but the models has defaults
         self,
         transformer: Transformer,
         tokenizer: Tokenizer,
@@ -69,10 +69,12 @@ class Pipeline:
         defaults: Mapping[str, Any] | None = None,
         device: torch.device | str | None = None,
         attention: AttentionFn = attend,
+        class_names: Sequence[str] = (),
     ) -> None:
         check_text(transformer, text_encoder)
         self.transformer, self.tokenizer, self.text_encoder = transformer, tokenizer, text_encoder
         self.trained, self.defaults, self.attention = trained, dict(defaults or {}), attention
+        self.class_names = tuple(class_names)
         if device is None:
             device = next(transformer.parameters()).device if text_encoder is None else text_encoder.device
         self.device = torch.device(device)
@@ -119,6 +121,7 @@ class Pipeline:
             model.trained,
             defaults=model.defaults,
             device=device,
+            class_names=model.classes,
         )
 
     @classmethod
@@ -177,7 +180,7 @@ class Pipeline:
         if made_up:
             return spread_classes(len(prompts), classes)
         for prompt in prompts:
-            class_index(prompt, classes)
+            class_index(prompt, classes, self.class_names)
         return list(prompts)
 
     def encode(self, prompts: Sequence[str], negative: str | None = None) -> Conditioning:
@@ -188,8 +191,9 @@ class Pipeline:
         classes = self.transformer.classes
         if self.text_encoder is None or classes is not None:
             classes = classes or 0
-            labels = tuple(class_index(prompt, classes) for prompt in prompts)
-            against = None if negative is None else (class_index(negative, classes),) * len(labels)
+            names = self.class_names
+            labels = tuple(class_index(prompt, classes, names) for prompt in prompts)
+            against = None if negative is None else (class_index(negative, classes, names),) * len(labels)
             return ClassConditioning(labels, against, self.device)
         limit = min(MAX_TOKENS, self.transformer.longest_text or MAX_TOKENS)
         learned, count = self.transformer.learned_null, len(prompts)

@@ -44,6 +44,7 @@ class Checkpoint:
     title: str | None = None
     notes: tuple[str, ...] = ()
     told: bool = False
+    classes: tuple[str, ...] = ()
 
     @property
     def parameters(self) -> int:
@@ -61,6 +62,7 @@ class Checkpoint:
             defaults=self.defaults,
             tokenizer_json=self.tokenizer_json,
             title=self.title,
+            classes=self.classes,
         )
 
 
@@ -112,6 +114,7 @@ def prepare(
         title=header.title if header else None,
         notes=notes,
         told=header is not None,
+        classes=header.classes if header else (),
     )
     _check_finite(checkpoint)
     _LOG.info("%s: %s, %s", source, spec.title, config)
@@ -322,6 +325,12 @@ def _check_header(
                 f"one for each of {scales} scales. Convert the model again with "
                 "scripts/convert_checkpoint.py"
             )
+    if header.classes and len(header.classes) != config.to_dict().get("classes"):
+        raise CheckpointError(
+            f"{source}: its metadata names {len(header.classes)} classes, the model has "
+            f"{config.to_dict().get('classes', 'none')}; expected a name for each. Convert the model again "
+            "with scripts/convert_checkpoint.py"
+        )
     if header.tokenizer_json is not None and header.kind == "text_encoder":
         try:
             parse_vocabulary(header.tokenizer_json, config.to_dict()["vocab_size"])
