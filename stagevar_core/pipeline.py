@@ -19,13 +19,14 @@ from .checkpoints.lora_files import read_lora
 from .checkpoints.lora_layers import merge
 from .checkpoints.restoring import check_restores
 from .checkpoints.tasks import AUTO, with_task
-from .checks import MAX_SEED, check_request
+from .checks import MAX_SEED, check_request, one_of
 from .conditioning.changing import RunConditioning, from_stages
 from .conditioning.labels import class_index, spread_classes
 from .conditioning.picture import encoder_input, from_square, stretched, to_square
 from .conditioning.t5 import MAX_TOKENS
 from .conditioning.types import ClassConditioning, Conditioning, TextConditioning
 from .devices import default_device, default_dtype, synchronise
+from .embedded import EDITOR, MODELS
 from .models.companions import TextEncoder, Tokenizer, check_text
 from .models.contract import Quantizer, Transformer, signed
 from .network.attention import AttentionFn, attend
@@ -39,9 +40,6 @@ from .sampling.settings import SamplingSettings
 from .sampling.word_edit import WordEdit, reworded
 from .schedule import AspectTable, ScaleSchedule
 
-ASSETS = Path(__file__).parent / "assets"
-EMBEDDED = {name: ASSETS / f"{name}.safetensors" for name in ("transformer", "tokenizer", "text_encoder")}
-EDITOR = ASSETS / "editor.safetensors"  # the embedded transformer that edits; the others serve it, too
 DECODE_PIXELS = 2**21  # per decoder pass; a large batch of large images would not fit
 _LOG = logging.getLogger(__name__)
 
@@ -130,10 +128,11 @@ class Pipeline:
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         *,
+        model: str = "scenes",
         edits: bool = False,
     ) -> "Pipeline":
-        """The small model that comes with this package; ``edits``: the one that changes pictures."""
-        files = EMBEDDED | ({"transformer": EDITOR} if edits else {})
+        """A small model that comes with this package; ``edits``: the one of the scenes that changes them."""
+        files = MODELS[one_of("model", model, MODELS)] | ({"transformer": EDITOR} if edits else {})
         return cls.load(*files.values(), dtype=dtype, device=device)
 
     def settings(

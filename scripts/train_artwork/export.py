@@ -8,6 +8,7 @@ import torch
 
 from stagevar_core.checkpoints.header import Header
 from stagevar_core.checkpoints.save import save
+from stagevar_core.embedded import ASSETS
 from stagevar_core.evaluation.judge import JudgeConfig
 from stagevar_core.schedule import SIDES_512, SquareTable
 
@@ -18,7 +19,6 @@ from .tokenizer import CONFIG as TOKENIZER_CONFIG
 from .tokenizer import loaded_tokenizer
 from .transformer import CONFIG, SAMPLING, loaded_transformer
 
-ASSETS = Path(__file__).resolve().parents[2] / "stagevar_core" / "assets"
 TITLE = "StageVAR-artwork"
 LIMIT = 12 * 2**20
 

@@ -12,22 +12,22 @@ from torch import Tensor
 from stagevar_core.acceleration.policy import AccelerationPolicy, FirstScales
 from stagevar_core.acceleration.presets import PRESETS
 from stagevar_core.acceleration.skipvar import edges
+from stagevar_core.embedded import ARTWORK, ASSETS, JUDGE
 from stagevar_core.evaluation.compare import REFERENCE, Comparison, Job, compare
 from stagevar_core.evaluation.judge import Judge, frechet_distance
 from stagevar_core.pipeline import Pipeline
 
 from ..train_embedded.common import Log
 from .compose import Composer
-from .export import ASSETS
 from .sources import gather
 
 BATCH = 10
 
 
 def shipped(assets: Path = ASSETS) -> tuple[Pipeline, Judge]:
-    """The files that ship, as a user gets them."""
-    files = [assets / f"artwork_{name}.safetensors" for name in ("transformer", "tokenizer")]
-    return Pipeline.load(*files), Judge.load(assets / "artwork_judge.safetensors")
+    """The files that ship, as a user gets them, or those that an export wrote elsewhere."""
+    files = [assets / path.name for path in ARTWORK.values()]
+    return Pipeline.load(*files), Judge.load(assets / JUDGE.name)
 
 
 def variants(scales: int) -> dict[str, AccelerationPolicy]:

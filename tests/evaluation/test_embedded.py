@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from stagevar_core.embedded import EMBEDDED
 from stagevar_core.evaluation import score as evaluate
-from stagevar_core.pipeline import EMBEDDED, Pipeline
+from stagevar_core.pipeline import Pipeline
 
 pytestmark = pytest.mark.slow
 
