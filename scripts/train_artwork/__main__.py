@@ -4,7 +4,8 @@
 
 Every phase resumes from what lies in DIR. The sets are fetched with npm as classes.json names them and drawn
 with resvg-py (``pip install resvg-py``), both tools of training alone. ``--workers`` is the number of
-processes, one per core. ``--phase held-out`` also trains judges that never see one of the artists.
+processes, one per core. On their own: ``held-out`` trains judges that never see one of the
+artists, ``sweep`` compares sampling settings, ``sheet`` draws the contact sheet.
 """
 
 import argparse
@@ -13,6 +14,7 @@ from pathlib import Path
 from .parallel import run
 
 PHASES = ("data", "judge", "tokenizer", "tokens", "transformer", "export", "score")
+EXTRA = ("held-out", "sweep", "sheet")
 PICTURES = 12_000  # that the transformer learns from
 
 
@@ -47,6 +49,14 @@ def run_phase(phase: str, out: Path, count: int) -> None:
         from .export import export
 
         export(out)
+    elif phase == "sweep":
+        from .sweep import sweep
+
+        sweep(out)
+    elif phase == "sheet":
+        from .sweep import sheet
+
+        sheet(out, out / "sheet.jpg")
     else:
         from .measure import measure
 
@@ -59,7 +69,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, help="working folder for checkpoints and logs")
-    parser.add_argument("--phase", choices=(*PHASES, "held-out", "all"), default="all")
+    parser.add_argument("--phase", choices=(*PHASES, *EXTRA, "all"), default="all")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
