@@ -26,7 +26,7 @@ from .conditioning.picture import encoder_input, from_square, stretched, to_squa
 from .conditioning.t5 import MAX_TOKENS
 from .conditioning.types import ClassConditioning, Conditioning, TextConditioning
 from .devices import default_device, default_dtype, synchronise
-from .embedded import EDITOR, MODELS
+from .embedded import ASSETS, EDITOR, EMBEDDED, MODELS  # noqa: F401 - where callers look for them
 from .models.companions import TextEncoder, Tokenizer, check_text
 from .models.contract import Quantizer, Transformer, signed
 from .network.attention import AttentionFn, attend

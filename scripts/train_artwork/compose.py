@@ -16,7 +16,7 @@ SIDE = 256
 SMALLEST, LARGEST = 0.60, 0.90  # of the picture's side
 # Of the model's own pictures: few colours and patterns, so that they can be learned from few pictures.
 HUES = (0.0, 0.08, 0.14, 0.3, 0.45, 0.55, 0.65, 0.78, 0.9)
-PATTERNS = ("plain", "plain", "plain", "gradient", "dots", "stripes", "checks", "grid")
+PATTERNS = ("plain", "plain", "plain", "plain", "gradient", "dots", "stripes", "checks", "grid")
 UNSEEN = ("zigzag", "rings")  # on which classifiers are tested alone
 FIXED = frozenset({"alarm clock", "bus", "books", "die"})  # not mirrored: they carry signs
 
@@ -61,7 +61,7 @@ def shares(pattern: str, side: int, period: float, phase: tuple[float, float]) -
 @lru_cache(maxsize=512)
 def own_background(side: int, hue: int, pattern: str) -> np.ndarray:
     """One of the backgrounds that the model draws, (side, side, 3) in 0 to 255."""
-    first, second = pastel(HUES[hue], 0.16), pastel(HUES[hue], 0.34, 0.93)
+    first, second = pastel(HUES[hue], 0.16), pastel(HUES[hue], 0.28, 0.94)
     found = shares(pattern, side, side / 8, (0.0, 0.0))
     return first * (1 - found) + second * found
 

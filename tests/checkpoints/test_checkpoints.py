@@ -21,8 +21,8 @@ from stagevar_core.checkpoints import (
 )
 from stagevar_core.checkpoints.header import dump
 from stagevar_core.conditioning.t5 import T5EncoderConfig
-from stagevar_core.embedded import EMBEDDED
 from stagevar_core.models.infinity_config import INFINITY_2B, INFINITY_8B, INFINITY_125M
+from stagevar_core.pipeline import EMBEDDED
 from stagevar_core.schedule import infinity_aspect_table
 from tests.support import official_files as official
 from tests.support.official_files import SMALL, latent, small_tokenizer, small_transformer

@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from stagevar_core.embedded import EMBEDDED
 from stagevar_core.evaluation import score as evaluate
-from stagevar_core.pipeline import Pipeline
+from stagevar_core.pipeline import EMBEDDED, Pipeline
 
 pytestmark = pytest.mark.slow
 

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from stagevar_core.embedded import EMBEDDED
-from stagevar_core.pipeline import Pipeline
+from stagevar_core.pipeline import EMBEDDED, Pipeline
 from tests.support.lora import RED
 from tests.support.sources import ROOT
 

@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from stagevar_core.checkpoints import Checkpoint
-from stagevar_core.embedded import ASSETS
 from stagevar_core.models.infinity import Infinity
+from stagevar_core.pipeline import ASSETS
 
 RED = ASSETS / "lora_red.safetensors"
 ATTENTION = ("sa.mat_qkv", "sa.proj", "ca.mat_q", "ca.mat_kv", "ca.proj")
