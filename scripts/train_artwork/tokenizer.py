@@ -34,13 +34,14 @@ class TokenizerTraining:
     """Settings of this phase, batches of each process; the first ``plain`` steps have no codebook."""
 
     plain: int = 700
-    steps: int = 1700
+    steps: int = 1400
     crop: int = 128
     plain_batch: int = 8
     batch: int = 3
-    lr: float = 3e-3
+    lr: float = 2e-3
     noise: float = 0.1  # on latents without a codebook
     commitment: float = 0.25
+    spread: float = 0.1  # weight of the latents' mean and variance
     restarts: float = 0.6  # of the steps, after which unused codes stay as they are
     ema: float = 0.995
     seed: int = 1
@@ -85,8 +86,15 @@ def plain_loss(
     latent = torch.where(rows, coarse, z)
     latent = latent + s.noise * torch.randn_like(latent)
     image = decoded(model, latent)
-    off = (z.square().mean(dim=(0, 2, 3)) - 1).square().mean() + z.mean(dim=(0, 2, 3)).square().mean()
-    return reconstruction_loss(image, crops) + 0.02 * off
+    return reconstruction_loss(image, crops) + 0.02 * spread_loss(z)
+
+
+def spread_loss(z: Tensor) -> Tensor:
+    """How far the channels of a latent are from mean 0 and variance 1.
+
+    Without it they run away once there is a codebook: codes follow features, which follow codes.
+    """
+    return z.square().mean(dim=(0, 2, 3)).log().square().mean() + z.mean(dim=(0, 2, 3)).square().mean()
 
 
 def decoded(model: VQTokenizer, latent: Tensor) -> Tensor:
@@ -131,7 +139,8 @@ def coded_loss(
     phi = sum(F.mse_loss(f_hat, target) for f_hat in after) / len(after)
     early, side = after[EARLY - 1].detach(), SIDES_512[EARLY - 1]
     commitment = F.mse_loss(z, after[-1].detach()) + F.mse_loss(low_pass(z, side), low_pass(early, side))
-    return reconstruction_loss(image, pictures) + phi + s.commitment * commitment
+    near = phi + s.commitment * commitment + s.spread * spread_loss(z)
+    return reconstruction_loss(image, pictures) + near
 
 
 @torch.no_grad()
@@ -215,7 +224,12 @@ def train_tokenizer(out: Path, s: TokenizerTraining | None = None, *, workers: W
         ema.update(model, step)
         seen += len(pictures) * workers.count
         if workers.first and step % 20 == 19:
-            log(step=step + 1, loss=float(loss.detach()), rate=seen / (time.time() - began))
+            log(
+                step=step + 1,
+                loss=float(loss.detach()),
+                codes=float(model.quantize.codebook.std()),
+                rate=seen / (time.time() - began),
+            )
             began, seen = time.time(), 0
         if workers.first and (step % 200 == 199 or step + 1 == s.steps):
             save_checkpoint(

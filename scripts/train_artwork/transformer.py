@@ -55,8 +55,8 @@ class TransformerTraining:
     last ``whole`` steps see all tokens.
     """
 
-    steps: int = 2000
-    early: int = 1100
+    steps: int = 2300
+    early: int = 1300
     whole: int = 150
     early_batch: int = 24
     window_batch: int = 8
@@ -65,7 +65,7 @@ class TransformerTraining:
     decay: float = 0.5
     label_drop: float = 0.1
     ema: float = 0.995
-    shown: float = 400.0  # seconds between scores
+    shown: float = 300.0  # seconds between scores
     seed: int = 4
 
     def part(self, step: int) -> str:
