@@ -34,7 +34,7 @@ class TokenizerTraining:
     """Settings of this phase, batches of each process; the first ``plain`` steps have no codebook."""
 
     plain: int = 700
-    steps: int = 1400
+    steps: int = 1200
     crop: int = 128
     plain_batch: int = 8
     batch: int = 3
