@@ -227,7 +227,7 @@ def train_tokenizer(out: Path, s: TokenizerTraining | None = None, *, workers: W
             log(
                 step=step + 1,
                 loss=float(loss.detach()),
-                codes=float(model.quantize.codebook.std()),
+                spread=float(model.quantize.codebook.std()),
                 rate=seen / (time.time() - began),
             )
             began, seen = time.time(), 0

@@ -55,12 +55,12 @@ class TransformerTraining:
     last ``whole`` steps see all tokens.
     """
 
-    steps: int = 2300
-    early: int = 1300
-    whole: int = 150
-    early_batch: int = 24
-    window_batch: int = 8
-    whole_batch: int = 3
+    steps: int = 1150
+    early: int = 650
+    whole: int = 60
+    early_batch: int = 16
+    window_batch: int = 6
+    whole_batch: int = 2
     lr: float = 2.5e-3
     decay: float = 0.5
     label_drop: float = 0.1
