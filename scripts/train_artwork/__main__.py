@@ -15,7 +15,7 @@ from .parallel import run
 
 PHASES = ("data", "judge", "tokenizer", "tokens", "transformer", "export", "score")
 EXTRA = ("held-out", "sweep", "sheet")
-PICTURES = 12_000  # that the transformer learns from
+PICTURES = 7_200  # that the transformer learns from, about 20 of every drawing
 
 
 def run_phase(phase: str, out: Path, count: int) -> None:

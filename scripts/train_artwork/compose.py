@@ -18,7 +18,7 @@ SMALLEST, LARGEST = 0.60, 0.90  # of the picture's side
 HUES = (0.0, 0.08, 0.14, 0.3, 0.45, 0.55, 0.65, 0.78, 0.9)
 PATTERNS = ("plain", "plain", "plain", "plain", "gradient", "dots", "stripes", "checks", "grid")
 UNSEEN = ("zigzag", "rings")  # on which classifiers are tested alone
-FIXED = frozenset({"alarm clock", "bus", "books", "die"})  # not mirrored: they carry signs
+FIXED = frozenset({"alarm clock", "bus"})  # not mirrored: they carry signs
 
 
 def pastel(hue: float, saturation: float, value: float = 0.97) -> np.ndarray:

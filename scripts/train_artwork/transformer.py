@@ -55,9 +55,9 @@ class TransformerTraining:
     last ``whole`` steps see all tokens.
     """
 
-    steps: int = 1150
-    early: int = 650
-    whole: int = 60
+    steps: int = 1530
+    early: int = 1000
+    whole: int = 50
     early_batch: int = 16
     window_batch: int = 6
     whole_batch: int = 2
