@@ -14,6 +14,7 @@ from pathlib import Path
 from .parallel import run
 
 PHASES = ("data", "judge", "tokenizer", "tokens", "transformer", "export", "score")
+PICTURES_MEASURED = 168
 EXTRA = ("held-out", "sweep", "sheet")
 PICTURES = 7_200  # that the transformer learns from, about 20 of every drawing
 
@@ -58,9 +59,11 @@ def run_phase(phase: str, out: Path, count: int) -> None:
 
         sheet(out, out / "sheet.jpg")
     else:
-        from .measure import measure
+        from .measure import measure, report
 
-        measure(out)
+        measure(out, PICTURES_MEASURED)
+        for row in report(out):
+            print(row)
 
 
 def main() -> None:

@@ -66,46 +66,69 @@ class Readings:
         self.edges.setdefault(variant, []).append(float(texture(image)))
 
 
-def table(found: Comparison, readings: Readings, real: Tensor) -> list[dict[str, object]]:
-    """A row for every variant."""
-    dense = found.work[REFERENCE]["flops"].sum()
-    rows = []
-    for name in found.variants:
-        count = len(readings.right[name])
-        top1 = sum(readings.right[name]) / count
-        rows.append(
-            {
-                "variant": name,
-                "pictures": count,
-                "flop_ratio": round(float(dense / found.work[name]["flops"].sum()), 3),
-                "psnr": round(float(found.measures[name]["psnr"].mean()), 2),
-                "ssim": round(float(found.measures[name]["ssim"].mean()), 4),
-                "top1": round(top1, 4),
-                "stderr": round((top1 * (1 - top1) / count) ** 0.5, 4),
-                "frechet": round(frechet_distance(torch.cat(readings.features[name]), real), 4),
-                "edges": round(float(np.mean(readings.edges[name])), 3),
-            }
-        )
-    return rows
+def measure(out: Path, count: int, seed: int = 0, *, dense_only: bool = False, assets: Path = ASSETS) -> Path:
+    """Draw ``count`` pictures under every variant, or under none, and store what is measured of each.
 
-
-def measure(out: Path, count: int = 300, assets: Path = ASSETS) -> list[dict[str, object]]:
-    """All variants on the same ``count`` classes and seeds, written to ``presets.json``."""
+    Runs of different seeds add up in :func:`report`, and may run side by side.
+    """
     pipeline, judge = shipped(assets)
     labels = spread(count, judge.config.classes)
     readings, log = Readings(judge, labels), Log(out / "score.jsonl")
-    job = Job(tuple(map(str, labels)), batch=BATCH)
     found = compare(
         pipeline,
-        variants(len(pipeline.schedule())),
-        job,
+        {} if dense_only else variants(len(pipeline.schedule())),
+        Job(tuple(map(str, labels)), batch=BATCH, seed=seed),
         keep=readings.keep,
-        advance=lambda pictures: log(pictures=pictures),
+        advance=lambda pictures: log(seed=seed, pictures=pictures),
     )
-    composer = Composer(gather(out))
-    _, real = judge.read(composer.batch(np.random.default_rng(123), max(count, 200))[0])
-    rows = table(found, readings, real)
+    path = out / "measured" / f"{'off' if dense_only else 'all'}_{seed}.npz"
+    path.parent.mkdir(exist_ok=True)
+    np.savez(path, **stored(found, readings))
+    return path
+
+
+def stored(found: Comparison, readings: Readings) -> dict[str, np.ndarray]:
+    """One value per picture, under names of variant and measure; FLOPs of the whole run."""
+    values: dict[str, np.ndarray] = {}
+    for name in found.variants:
+        values[f"{name}/top1"] = np.array(readings.right[name], np.float64)
+        values[f"{name}/edges"] = np.array(readings.edges[name])
+        values[f"{name}/features"] = torch.cat(readings.features[name]).numpy()
+        values[f"{name}/flops"] = np.array([found.work[name]["flops"].sum() / len(readings.labels)])
+        for key in ("psnr", "ssim"):
+            values[f"{name}/{key}"] = found.measures[name][key]
+    return values
+
+
+def report(out: Path) -> list[dict[str, object]]:
+    """A row for every variant, of all runs together, and one of pictures by ``off`` alone."""
+    parts = {path.stem: dict(np.load(path)) for path in sorted((out / "measured").glob("*.npz"))}
+    judge, composer = Judge.load(JUDGE), Composer(gather(out))
+    _, real = judge.read(composer.batch(np.random.default_rng(123), 1000)[0])
+    together = [part for stem, part in parts.items() if stem.startswith("all")]
+    rows = [row(name, together, real) for name in (REFERENCE, *variants(10)) if together]
+    rows.append({**row(REFERENCE, list(parts.values()), real), "variant": "off, all pictures"})
     (out / "presets.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    for row in rows:
-        log(**row)
     return rows
+
+
+def row(name: str, parts: list[dict[str, np.ndarray]], real: Tensor) -> dict[str, object]:
+    """What the pictures of a variant reach; differences of top-1 are paired with ``off``."""
+
+    def of(variant: str, key: str) -> np.ndarray:
+        return np.concatenate([part[f"{variant}/{key}"] for part in parts])
+
+    top1, less = of(name, "top1"), of(name, "top1") - of(REFERENCE, "top1")
+    return {
+        "variant": name,
+        "pictures": len(top1),
+        "flop_ratio": round(float(of(REFERENCE, "flops").mean() / of(name, "flops").mean()), 2),
+        "psnr": round(float(of(name, "psnr").mean()), 2),
+        "ssim": round(float(of(name, "ssim").mean()), 4),
+        "top1": round(float(top1.mean()), 4),
+        "top1 stderr": round(float(top1.std() / len(top1) ** 0.5), 4),
+        "minus off": round(float(less.mean()), 4),
+        "minus off stderr": round(float(less.std() / len(less) ** 0.5), 4),
+        "frechet": round(frechet_distance(torch.from_numpy(of(name, "features")), real), 4),
+        "edges": round(float(of(name, "edges").mean()), 3),
+    }
