@@ -22,7 +22,7 @@ from .sources import gather
 from .tokenizer import EARLY, SCHEDULE, loaded_tokenizer
 from .transformer import loaded_transformer, score
 
-CFGS, TEMPERATURES, TOP_PS = (1.5, 3.0, 5.0), (0.6, 0.9), (0.9,)
+CFGS, TEMPERATURES, TOP_PS = (2.0, 4.0, 6.0), (0.5, 0.8), (0.9,)
 THUMBNAIL, COLUMNS = 72, 8
 
 

@@ -55,8 +55,8 @@ class TransformerTraining:
     last ``whole`` steps see all tokens.
     """
 
-    steps: int = 1530
-    early: int = 1000
+    steps: int = 1500
+    early: int = 790
     whole: int = 50
     early_batch: int = 16
     window_batch: int = 6
