@@ -44,20 +44,20 @@ CONFIG = VARConfig(
     dim=TOKENIZER_CONFIG.dim,
     shared=True,
 )
-SAMPLING = SamplingSettings(cfg_scale=3.0, temperature=0.8, top_k=0, top_p=0.9)
+SAMPLING = SamplingSettings(cfg_scale=2.0, temperature=0.6, top_k=0, top_p=0.9)
 
 
 @dataclass(frozen=True)
 class TransformerTraining:
     """Settings of this phase, batches of each process.
 
-    After ``early`` steps, which see early scales alone, every second step sees windows of the late ones; the
+    After ``early`` steps, which see early scales alone, two of three steps see windows of the late ones; the
     last ``whole`` steps see all tokens.
     """
 
-    steps: int = 1500
+    steps: int = 1300
     early: int = 790
-    whole: int = 50
+    whole: int = 40
     early_batch: int = 16
     window_batch: int = 6
     whole_batch: int = 2
@@ -72,7 +72,7 @@ class TransformerTraining:
         """What a step sees."""
         if step >= self.steps - self.whole:
             return "whole"
-        return "window" if step >= self.early and step % 2 else "early"
+        return "window" if step >= self.early and step % 3 else "early"
 
     def size(self, step: int) -> int:
         """Pictures of a step in each process."""
