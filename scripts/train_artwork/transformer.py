@@ -44,7 +44,7 @@ CONFIG = VARConfig(
     dim=TOKENIZER_CONFIG.dim,
     shared=True,
 )
-SAMPLING = SamplingSettings(cfg_scale=2.0, temperature=0.6, top_k=0, top_p=0.9)
+SAMPLING = SamplingSettings(cfg_scale=3.0, temperature=0.6, top_k=0, top_p=0.9)
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,9 @@ class TransformerTraining:
     last ``whole`` steps see all tokens.
     """
 
-    steps: int = 1300
+    steps: int = 1310
     early: int = 790
-    whole: int = 40
+    whole: int = 20
     early_batch: int = 16
     window_batch: int = 6
     whole_batch: int = 2
