@@ -21,7 +21,7 @@ from ..train_embedded.common import Log
 from .compose import Composer
 from .sources import gather
 
-BATCH = 10
+BATCH = 7
 
 
 def shipped(assets: Path = ASSETS) -> tuple[Pipeline, Judge]:
@@ -69,15 +69,16 @@ class Readings:
 def measure(out: Path, count: int, seed: int = 0, *, dense_only: bool = False, assets: Path = ASSETS) -> Path:
     """Draw ``count`` pictures under every variant, or under none, and store what is measured of each.
 
-    Runs of different seeds add up in :func:`report`, and may run side by side.
+    Runs of different seeds add up in :func:`report`, and may run side by side; fewer pictures than classes
+    are other classes for the next seed.
     """
     pipeline, judge = shipped(assets)
-    labels = spread(count, judge.config.classes)
+    labels = [(label + seed) % judge.config.classes for label in spread(count, judge.config.classes)]
     readings, log = Readings(judge, labels), Log(out / "score.jsonl")
     found = compare(
         pipeline,
         {} if dense_only else variants(len(pipeline.schedule())),
-        Job(tuple(map(str, labels)), batch=BATCH, seed=seed),
+        Job(tuple(map(str, labels)), batch=BATCH, seed=1000 * seed),
         keep=readings.keep,
         advance=lambda pictures: log(seed=seed, pictures=pictures),
     )
@@ -106,7 +107,8 @@ def report(out: Path) -> list[dict[str, object]]:
     judge, composer = Judge.load(JUDGE), Composer(gather(out))
     _, real = judge.read(composer.batch(np.random.default_rng(123), 1000)[0])
     together = [part for stem, part in parts.items() if stem.startswith("all")]
-    rows = [row(name, together, real) for name in (REFERENCE, *variants(10)) if together]
+    names = dict.fromkeys(key.partition("/")[0] for part in together for key in part)
+    rows = [row(name, together, real) for name in names]
     rows.append({**row(REFERENCE, list(parts.values()), real), "variant": "off, all pictures"})
     (out / "presets.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     return rows
