@@ -20,13 +20,14 @@ from .checkpoints.lora_layers import merge
 from .checkpoints.restoring import check_restores
 from .checkpoints.tasks import AUTO, with_task
 from .checkpoints.text_encoders import load_text_encoders
-from .checks import requested
+from .checks import one_of, requested
 from .conditioning.changing import RunConditioning, from_stages
 from .conditioning.labels import class_index, spread_classes
 from .conditioning.picture import encoder_input, from_square, stretched, to_square
 from .conditioning.t5 import MAX_TOKENS
 from .conditioning.types import ClassConditioning, Conditioning, TextConditioning
 from .devices import default_device, default_dtype, synchronise
+from .embedded import ASSETS, EDITOR, EMBEDDED, MODELS  # noqa: F401 - where callers look for them
 from .models.companions import PaddingEncoder, TextEncoder, Tokenizer, check_text
 from .models.contract import Quantizer, Transformer, signed
 from .network.attention import AttentionFn, attend
@@ -42,9 +43,6 @@ from .sampling.state import RunState
 from .sampling.word_edit import WordEdit, reworded
 from .schedule import AspectTable, ScaleSchedule
 
-ASSETS = Path(__file__).parent / "assets"
-EMBEDDED = {name: ASSETS / f"{name}.safetensors" for name in ("transformer", "tokenizer", "text_encoder")}
-EDITOR = ASSETS / "editor.safetensors"  # the embedded transformer that edits; the others serve it, too
 DECODE_PIXELS = 2**21  # per decoder pass; a large batch of large images would not fit
 _LOG = logging.getLogger(__name__)
 
@@ -54,10 +52,10 @@ class Pipeline:
 
     ``text_encoder``: None for transformers that take class labels; a prompt is then a class's name or number.
     ``trained``: sizes and schedules of the transformer. ``defaults``: its settings, any of cfg, temperature,
-    top_k, top_p, width, height.
+    top_k, top_p, width, height. ``class_names``: of its classes by number, where it has its own.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what belongs together; all but the models has defaults
         self,
         transformer: Transformer,
         tokenizer: Tokenizer,
@@ -67,10 +65,12 @@ class Pipeline:
         defaults: Mapping[str, Any] | None = None,
         device: torch.device | str | None = None,
         attention: AttentionFn = attend,
+        class_names: Sequence[str] = (),
     ) -> None:
         check_text(transformer, text_encoder)
         self.transformer, self.tokenizer, self.text_encoder = transformer, tokenizer, text_encoder
         self.trained, self.defaults, self.attention = trained, dict(defaults or {}), attention
+        self.class_names = tuple(class_names)
         if device is None:
             device = next(transformer.parameters()).device if text_encoder is None else text_encoder.device
         self.device = torch.device(device)
@@ -118,6 +118,7 @@ class Pipeline:
             model.trained,
             defaults=model.defaults,
             device=device,
+            class_names=model.classes,
         )
 
     @classmethod
@@ -126,10 +127,11 @@ class Pipeline:
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         *,
+        model: str = "scenes",
         edits: bool = False,
     ) -> "Pipeline":
-        """The small model that comes with this package; ``edits``: the one that changes pictures."""
-        files = EMBEDDED | ({"transformer": EDITOR} if edits else {})
+        """A small model that comes with this package; ``edits``: the one of the scenes that changes them."""
+        files = MODELS[one_of("model", model, MODELS)] | ({"transformer": EDITOR} if edits else {})
         return cls.load(*files.values(), dtype=dtype, device=device)
 
     def settings(
@@ -176,7 +178,7 @@ class Pipeline:
         if made_up:
             return spread_classes(len(prompts), classes)
         for prompt in prompts:
-            class_index(prompt, classes)
+            class_index(prompt, classes, self.class_names)
         return list(prompts)
 
     def encode(self, prompts: Sequence[str], negative: str | None = None) -> Conditioning:
@@ -187,8 +189,9 @@ class Pipeline:
         classes = self.transformer.classes
         if self.text_encoder is None or classes is not None:
             classes = classes or 0
-            labels = tuple(class_index(prompt, classes) for prompt in prompts)
-            against = None if negative is None else (class_index(negative, classes),) * len(labels)
+            names = self.class_names
+            labels = tuple(class_index(prompt, classes, names) for prompt in prompts)
+            against = None if negative is None else (class_index(negative, classes, names),) * len(labels)
             return ClassConditioning(labels, against, self.device)
         limit = min(MAX_TOKENS, self.transformer.longest_text or MAX_TOKENS)
         learned, count = self.transformer.learned_null, len(prompts)

@@ -1,8 +1,9 @@
 """The header that our own files carry: one JSON object under the safetensors metadata key ``stagevar``.
 
 ``{"format": 1, "kind": ..., "family": ..., "config": {...}}`` and, where they apply, ``"trained"`` (ratios,
-budgets and pixels per token), ``"defaults"`` (sampling settings), ``"tokenizer"`` (tokenizers JSON of a text
-encoder) and ``"title"``. Other entries are notes and ignored.
+budgets and pixels per token; or the sides of the scales of squares in place of ratios and budgets),
+``"defaults"`` (sampling settings), ``"tokenizer"`` (tokenizers JSON of a text encoder), ``"classes"`` (their
+names by number) and ``"title"``. Other entries are notes and ignored.
 """
 
 import json
@@ -15,13 +16,14 @@ import torch
 from torch import Tensor
 
 from ..checks import number, one_of, refuse, shown, whole
-from ..schedule import AspectTable, infinity_aspect_table
+from ..schedule import AspectTable, SquareTable, infinity_aspect_table, possible_sides
 from .errors import CheckpointError, listed, short
 
 KEY = "stagevar"
 FORMAT = 1  # rises when files can no longer be read by what came before
 _LIMIT = 1 << 24  # no size in a real model comes near it
 _MAX_ENTRIES = 256  # of a list
+_MAX_CLASSES, _MAX_NAME = 1 << 16, 200  # names of classes, and characters of one
 _TINY, _HUGE = 1e-12, 1e12  # of a number in a configuration, which float32 still computes with
 Config = TypeVar("Config", bound="ModelConfig")
 
@@ -66,6 +68,8 @@ class Header:
     defaults: dict[str, Any] = field(default_factory=dict)
     tokenizer_json: str | None = None
     title: str | None = None
+    classes: tuple[str, ...] = ()
+    notes: Mapping[str, str] = field(default_factory=dict)  # written for people, never read back
 
 
 def parse(metadata: Mapping[str, str] | None, source: str) -> Header | None:
@@ -96,25 +100,33 @@ def parse(metadata: Mapping[str, str] | None, source: str) -> Header | None:
         defaults=_defaults(values.get("defaults", {}), source),
         tokenizer_json=_tokenizer(values.get("tokenizer"), source),
         title=values.get("title"),
+        classes=_classes(values.get("classes", []), source),
     )
 
 
 def dump(header: Header) -> dict[str, str]:
     """Safetensors metadata for a file of ours, the inverse of :func:`parse`."""
     values = {"format": FORMAT, "kind": header.kind, "family": header.family, "config": header.config}
-    if header.trained is not None:
-        values["trained"] = {
-            "ratios": list(header.trained.grids),
-            "budgets": list(header.trained.budgets),
-            "pixels_per_token": header.trained.pixels_per_token,
-        }
     optional = {
+        "trained": _sizes(header.trained),
         "defaults": header.defaults,
         "tokenizer": header.tokenizer_json,
         "title": header.title,
+        "classes": list(header.classes),
     }
     values |= {name: value for name, value in optional.items() if value}
+    values |= {name: text for name, text in header.notes.items() if name not in values}
     return {KEY: json.dumps(values)}
+
+
+def _sizes(trained: AspectTable | None) -> dict[str, Any] | None:
+    """What :func:`_trained` reads; squares have sides, everything else is a part of Infinity's table."""
+    if trained is None:
+        return None
+    pixels = {"pixels_per_token": trained.pixels_per_token}
+    if isinstance(trained, SquareTable):
+        return {"sides": [[side for side, _ in grids] for grids in trained.schedules.values()], **pixels}
+    return {"ratios": list(trained.grids), "budgets": list(trained.budgets), **pixels}
 
 
 def record(header: Header) -> Tensor:
@@ -194,6 +206,8 @@ def _trained(values: object, source: str) -> AspectTable | None:
     pixels, allowed = values.get("pixels_per_token"), f"a whole number from 1 to {_MAX_PIXELS}"
     with _refused(source, "trained.pixels_per_token", pixels, allowed):
         side = whole("the side", pixels, 1, _MAX_PIXELS)
+    if "sides" in values:
+        return _squares(values["sides"], side, source)
     with _refused(source, "trained.ratios", ratios, "a list of ratios such as [1.0]"):
         chosen = [number("the ratio", ratio) for ratio in _entries(ratios)]
     with _refused(source, "trained.budgets", budgets, 'a list of budgets such as ["0.06M"]'):
@@ -202,6 +216,30 @@ def _trained(values: object, source: str) -> AspectTable | None:
         return infinity_aspect_table(side).restrict(chosen, named)
     except ValueError as error:
         raise _bad(source, "trained", str(error), "ratios and budgets of that table") from None
+
+
+def _squares(sides: object, pixels: int, source: str) -> SquareTable:
+    """The sizes of a model that was trained on squares alone."""
+    with _refused(source, "trained.sides", sides, "lists of side lengths such as [[1, 2, 4]]"):
+        found = [_entries(each) for each in _entries(sides)]
+        if not all(map(possible_sides, found)):
+            refuse("sides", sides, "side lengths from 1 up")
+    return SquareTable.of(*([_size(side) for side in each] for each in found), pixels_per_token=pixels)
+
+
+def _classes(values: object, source: str) -> tuple[str, ...]:
+    """Names that can be told apart, in any case of their letters."""
+    expected = f"up to {_MAX_CLASSES} different names of up to {_MAX_NAME} characters that are no numbers"
+    with _refused(source, "classes", values, expected):
+        names = [_text(name) for name in values] if isinstance(values, list) else refuse("", values, expected)
+        usable = all(0 < len(name.strip()) == len(name) <= _MAX_NAME and _is_name(name) for name in names)
+        if len(names) > _MAX_CLASSES or not usable or len({name.lower() for name in names}) < len(names):
+            refuse("the names", values, expected)
+    return tuple(names)
+
+
+def _is_name(text: str) -> bool:
+    return text.isprintable() and not text.removeprefix("-").isdecimal()
 
 
 def _defaults(values: object, source: str) -> dict[str, Any]:

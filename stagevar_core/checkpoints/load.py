@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..conditioning.vocabulary import parse_vocabulary
 from ..models.companions import TextEncoder
 from ..schedule import AspectTable
 from . import header as headers
@@ -17,6 +16,7 @@ from .convert import convert, routes
 from .detect import KINDS, SPECS, configure, named, recognise, spec_of, unknown
 from .errors import CheckpointError, article, short
 from .files import read
+from .header_check import check_header
 from .quantized import plain
 from .spec import FamilySpec
 from .strict import check_shapes, check_stored
@@ -45,6 +45,7 @@ class Checkpoint:
     title: str | None = None
     notes: tuple[str, ...] = ()
     told: bool = False
+    classes: tuple[str, ...] = ()
 
     @property
     def parameters(self) -> int:
@@ -62,6 +63,7 @@ class Checkpoint:
             defaults=self.defaults,
             tokenizer_json=self.tokenizer_json,
             title=self.title,
+            classes=self.classes,
         )
 
 
@@ -101,7 +103,7 @@ def prepare(
     notes = _notes(conversion.dropped | beside(whole, found) | extras(tensors))
     trained = (header and header.trained) or spec.trained(config)
     if header is not None:
-        _check_header(header, config, trained, source)
+        check_header(header, config, trained, source)
     checkpoint = Checkpoint(
         kind=spec.kind,
         family=spec.name,
@@ -114,6 +116,7 @@ def prepare(
         title=header.title if header else None,
         notes=notes,
         told=header is not None,
+        classes=header.classes if header else (),
     )
     _check_finite(checkpoint)
     _LOG.info("%s: %s, %s", source, spec.title, config)
@@ -304,28 +307,6 @@ def _config(
             "token; expected 1, or 2 for the patchified layout"
         )
     return config
-
-
-def _check_header(
-    header: headers.Header, config: headers.ModelConfig, trained: AspectTable | None, source: str
-) -> None:
-    """Raise for lists of another length than the model's schedule, and for another model's vocabulary."""
-    for name in headers.PER_SCALE:
-        value = header.defaults.get(name)
-        if trained is None or not isinstance(value, list):
-            continue
-        scales, whole = max(trained.budgets.values()), max(map(len, trained.grids.values()))
-        if not scales <= len(value) <= max(scales, whole):
-            raise CheckpointError(
-                f"{source}: its metadata lists {len(value)} values for defaults.{name}; expected one, or "
-                f"one for each of {scales} scales. Convert the model again with "
-                "scripts/convert_checkpoint.py"
-            )
-    if header.tokenizer_json is not None and header.kind == "text_encoder":
-        try:
-            parse_vocabulary(header.tokenizer_json, config.to_dict()["vocab_size"])
-        except ValueError as error:
-            raise CheckpointError(f"{source}: {error}") from error
 
 
 def _skeleton(checkpoint: Checkpoint, operations: Any, dtype: torch.dtype | None) -> nn.Module:

@@ -11,7 +11,8 @@ from ..acceleration.schedule_file import StageSchedule
 from ..checkpoints.tasks import AUTO, TASKS
 from ..checks import MAX_BATCH, MAX_SEED, number, whole
 from ..devices import DTYPES
-from ..pipeline import EDITOR, EMBEDDED, Pipeline
+from ..embedded import EDITOR, EMBEDDED, MODELS
+from ..pipeline import Pipeline
 from ..sampling.settings import SamplingSettings
 from .output import first_line
 
@@ -64,6 +65,12 @@ def add_size_options(parser: argparse.ArgumentParser) -> None:
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Options that choose models, device and sampling settings."""
     group = parser.add_argument_group("models (default: the embedded ones)")
+    group.add_argument(
+        "--model",
+        choices=MODELS,
+        default=next(iter(MODELS)),
+        help="which of the embedded ones: scenes from captions, or emoji artwork from class names",
+    )
     for name, path in EMBEDDED.items():
         group.add_argument(f"--{name.replace('_', '-')}", type=Path, default=path, metavar="FILE")
     group.add_argument(
@@ -115,6 +122,8 @@ def load_pipeline(arguments: argparse.Namespace, *, edits: bool = False) -> Pipe
     device = device_of(arguments)
     dtype = DTYPES[arguments.dtype] if arguments.dtype else None
     paths = {name: getattr(arguments, name) for name in EMBEDDED}
+    for name, path in MODELS[arguments.model].items():
+        paths[name] = path if paths[name] == EMBEDDED[name] else paths[name]
     if edits and paths["transformer"] == EMBEDDED["transformer"]:
         paths["transformer"] = EDITOR
     return Pipeline.load(

@@ -1,7 +1,8 @@
-"""Class labels by name or number: the thousand classes of ImageNet (ILSVRC 2012) in their usual order."""
+"""Class labels by name or number: a model's own names, else those of ImageNet (ILSVRC 2012) in order."""
 
 import difflib
 import json
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -16,11 +17,12 @@ def imagenet_names() -> tuple[str, ...]:
     return tuple(json.loads(_NAMES.read_text(encoding="utf-8")))
 
 
-def class_index(label: str | int, classes: int = 1000) -> int:
+def class_index(label: str | int, classes: int = 1000, names: Sequence[str] = ()) -> int:
     """The number of a class from its number or name; an empty name and -1 are no class, -1.
 
-    Case does not matter, and a part of a name is enough where only one has it. Models of another number of
-    ``classes`` know numbers alone. Raises ``ValueError`` saying what there is.
+    ``names``: of the model's own classes; without them a thousand ``classes`` are ImageNet's, and models of
+    another number know numbers alone. Case does not matter, and a part of a name is enough where only one has
+    it. Raises ``ValueError`` saying what there is.
     """
     text = str(label).strip()
     if not text:
@@ -32,23 +34,30 @@ def class_index(label: str | int, classes: int = 1000) -> int:
                 "for no class"
             )
         return int(text)
-    names = {name.lower(): index for index, name in enumerate(imagenet_names())}
-    if classes != len(names):
+    if names:
+        return _named(text, names, f"the {len(names)} names of this model's classes")
+    if classes != len(imagenet_names()):
         raise ValueError(
             f"the class is {text!r}; this model has no names for its classes, give a number from 0 to "
             f"{classes - 1}, or -1 for no class"
         )
+    return _named(text, imagenet_names(), "the 1000 names of ImageNet")
+
+
+def _named(text: str, listed: Sequence[str], known: str) -> int:
+    """The number of the one name that is ``text`` or has it as a part; ``known``: what the names are."""
+    names = {name.lower(): index for index, name in enumerate(listed)}
     wanted = text.lower()
     if wanted in names:
         return names[wanted]
     found = [name for name in names if wanted in name]
     if len(found) == 1:
         return names[found[0]]
-    close = [imagenet_names()[names[name]] for name in found[:6] or difflib.get_close_matches(wanted, names)]
+    close = [listed[names[name]] for name in found[:6] or difflib.get_close_matches(wanted, names)]
     found_as = "a part of several names" if found else "not known"
     raise ValueError(
-        f"the class {text!r} is {found_as}; expected one of the 1000 names of ImageNet or a number from 0 to "
-        f"999{', for example ' + ', '.join(close) if close else ''}"
+        f"the class {text!r} is {found_as}; expected one of {known} or a number from 0 to {len(names) - 1}"
+        f"{', for example ' + ', '.join(close) if close else ''}"
     )
 
 

@@ -28,7 +28,7 @@ FLOORS = (
     ("costs",),
     ("schedule",),
     ("devices",),
-    ("checks", "files"),
+    ("checks", "files", "embedded"),
     ("stagevar_core",),
 )
 FLOOR = {room: -floor for floor, rooms in enumerate(FLOORS) for room in rooms}
