@@ -169,7 +169,8 @@ def test_a_schedule_that_is_too_short_runs_dense_and_says_so(method: str) -> Non
 
 
 def test_the_peers_are_presets_that_take_no_overrides() -> None:
-    assert list(PRESETS)[-5:] == ["paper", "paper-released", "fastvar", "skipvar", "sparsevar"]
+    assert list(PRESETS)[-6:-1] == ["paper", "paper-released", "fastvar", "skipvar", "sparsevar"]
+    assert list(PRESETS)[-1] == "faster-hart"
     assert preset("fastvar") is FASTVAR and preset("skipvar") is SKIPVAR and preset("sparsevar") is SPARSEVAR
     with pytest.raises(ValueError, match="preset 'fastvar' is a fixed method and takes no keep"):
         preset("fastvar", keep=0.5)
