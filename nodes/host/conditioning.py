@@ -20,6 +20,7 @@ _LOG = logging.getLogger(__name__)
 # Entries of a conditioning's dictionary.
 NULL_TEXT = "stagevar_null_text"  # features of the empty prompt (1, tokens, width)
 CLASS_LABEL = "stagevar_class_label"  # the number of a class, -1 for none
+CLASSES = "stagevar_classes"  # how many there are of the kind that was chosen from; None: any number
 PADDING = "stagevar_padding"  # tokens at the end of the features that are padding and are read as well
 LENGTH = "stagevar_length"  # tokens of the prompt before the text encoder cut it
 # What nodes of the host leave beside features to steer its own samplers, by the words of their titles.
@@ -231,6 +232,13 @@ def _classes(
                 raise ValueError(
                     f"{field}: found a text; this {family.upper()} model is conditioned on a class. "
                     "Connect Class Label instead of CLIP Text Encode"
+                )
+            chosen = extra.get(CLASSES)
+            if chosen not in (None, classes):
+                raise ValueError(
+                    f"{field}: found one of {chosen} classes; this model has {classes} others. Choose one of "
+                    "its own in Class Label: those of the built-in model begin with artwork, the rest is "
+                    "ImageNet's"
                 )
             try:
                 labels.append((class_index(extra[CLASS_LABEL], classes),) * batch)

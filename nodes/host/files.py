@@ -17,6 +17,7 @@ from .schema import describe
 
 EMBEDDED = "embedded/StageVAR-scenes (built in)"
 EDITOR = "embedded/StageVAR-scenes editor (built in)"  # with the tokenizer and text encoder of the other
+ARTWORK = "embedded/StageVAR-artwork (built in)"  # draws classes, and has no text encoder
 NONE = "none"  # of files that need not be
 _ASSETS = Path(stagevar_core.__file__).parent / "assets"
 
@@ -37,7 +38,11 @@ TRANSFORMER = Part(
     "transformer",
     "model_name",
     "diffusion_models",
-    {EMBEDDED: "transformer.safetensors", EDITOR: "editor.safetensors"},
+    {
+        EMBEDDED: "transformer.safetensors",
+        EDITOR: "editor.safetensors",
+        ARTWORK: "artwork_transformer.safetensors",
+    },
     "an Infinity, VAR, STAR or Switti transformer",
     "https://huggingface.co/FoundationVision/Infinity (infinity_2b_reg.pth, infinity_8b_weights), "
     "https://huggingface.co/FoundationVision/var (var_d16.pth to var_d36.pth), "
@@ -49,7 +54,7 @@ TOKENIZER = Part(
     "tokenizer",
     "vae_name",
     "vae",
-    {EMBEDDED: "tokenizer.safetensors"},
+    {EMBEDDED: "tokenizer.safetensors", ARTWORK: "artwork_tokenizer.safetensors"},
     "an Infinity, VAR or Switti image tokenizer",
     "https://huggingface.co/FoundationVision/Infinity (infinity_vae_d32reg.pth for the 2B, "
     "infinity_vae_d56_f8_14_patchify.pth for the 8B), https://huggingface.co/FoundationVision/var "

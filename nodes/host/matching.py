@@ -13,7 +13,7 @@ from ...stagevar_core.checkpoints.files import read
 from ...stagevar_core.checkpoints.load import Checkpoint, check_pairing, prepare
 from ...stagevar_core.checkpoints.shards import Parts
 from . import official
-from .files import EDITOR, EMBEDDED, TEXT_ENCODER, TOKENIZER, TRANSFORMER, Part, choices, resolve
+from .files import ARTWORK, EDITOR, EMBEDDED, TEXT_ENCODER, TOKENIZER, TRANSFORMER, Part, choices, resolve
 from .fingerprint import Stamp, known_parts, stamp
 from .official import Published
 
@@ -41,6 +41,8 @@ def matching(name: object) -> Names:
     """
     if name in (EMBEDDED, EDITOR):
         return Names(str(name), EMBEDDED, EMBEDDED)
+    if name == ARTWORK:
+        return Names(ARTWORK, ARTWORK, None)
     path = resolve(TRANSFORMER, name)
     try:
         transformer = look(path, str(name), TRANSFORMER.kind)

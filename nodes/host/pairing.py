@@ -9,7 +9,7 @@ from ...stagevar_core.checkpoints.tasks import check_edits
 from ...stagevar_core.schedule import AspectTable
 from . import official, sockets
 from .attached import HostTransformer, Patcher
-from .files import EDITOR, EMBEDDED
+from .files import ARTWORK, EDITOR, EMBEDDED
 from .vae import TokenizerVAE
 
 
@@ -68,10 +68,12 @@ def _wrong_vae(model: Checkpoint, vae: Checkpoint) -> str:
     published, models = official.tokenizer_of(model), official.models_of(vae)
     if model.source in (EMBEDDED, EDITOR):
         needed = f"its own, of the family {model.family}. Choose {EMBEDDED!r}"
+    elif model.source == ARTWORK:
+        needed = f"its own, of the family {model.family}. Choose {ARTWORK!r}"
     elif published is not None:
         needed = f"{published.name} from {published.link}. Put that into models/vae and choose it"
     else:
         return ""
-    owner = "the built-in model" if vae.source == EMBEDDED else models or "another model"
+    owner = "the built-in model" if vae.source in (EMBEDDED, ARTWORK) else models or "another model"
     owner = f"{owner}, of the family {vae.family}"
     return f"vae: {vae.source} belongs to {owner}; {model.source} needs {needed} there, or use StageVAR Load"
