@@ -81,7 +81,7 @@ def options() -> dict[str, set[str]]:
         **{"preset": set(PRESETS), "guidance": set(GUIDANCE), "tokens": set(TOKENS)},
         **{"restoration": set(RESTORATIONS), "keep": set(TOKENS), "refine": {"auto", "off", "mixed", "full"}},
         **{"decoding": {"fast", "full"}, "stop_after": {"structure", "semantic"}, "task": {"auto"}},
-        **{"schedule": set(PRESETS), "weight_dtype": {"default"}, "class_name": {"no class"}},
+        **{"schedule": set(PRESETS), "weight_dtype": {"default"}, "class_name": {"no class", "artwork"}},
     }
 
 
