@@ -27,6 +27,7 @@ from .options import (
     add_size_options,
     check_request,
     check_size,
+    files_of,
     load_pipeline,
     settings_of,
 )
@@ -108,9 +109,10 @@ def run(arguments: argparse.Namespace) -> None:
     album = Album(arguments.out / "pictures", prompts.entries, seeds, limit)
     with collected() as said:
         found = measure(pipeline, policies, job, arguments.out, album, lpips)
+    files = files_of(arguments)
     about = {
         "command": shlex.join(["python", "-m", "stagevar_core", *sys.argv[1:]]),
-        "models": {"transformer": arguments.transformer.name, "tokenizer": arguments.tokenizer.name},
+        "models": {name: files[name].name for name in ("transformer", "tokenizer")},
         "dtype": str(pipeline.transformer.compute_dtype).removeprefix("torch."),
         "hardware": hardware(pipeline.device),
         "warnings": said,

@@ -114,6 +114,13 @@ def device_of(arguments: argparse.Namespace) -> torch.device | None:
     return device
 
 
+def files_of(arguments: argparse.Namespace) -> dict[str, Path]:
+    """Transformer, tokenizer and text encoder: those that were given, else those of the embedded model."""
+    own = {**EMBEDDED, **MODELS[arguments.model]}
+    given = {name: getattr(arguments, name) for name in EMBEDDED}
+    return {name: own[name] if path == EMBEDDED[name] else path for name, path in given.items()}
+
+
 def load_pipeline(arguments: argparse.Namespace, *, edits: bool = False) -> Pipeline:
     """The models that the options name; ``ValueError`` for files and devices that do not work.
 
@@ -121,9 +128,7 @@ def load_pipeline(arguments: argparse.Namespace, *, edits: bool = False) -> Pipe
     """
     device = device_of(arguments)
     dtype = DTYPES[arguments.dtype] if arguments.dtype else None
-    paths = {name: getattr(arguments, name) for name in EMBEDDED}
-    for name, path in MODELS[arguments.model].items():
-        paths[name] = path if paths[name] == EMBEDDED[name] else paths[name]
+    paths = files_of(arguments)
     if edits and paths["transformer"] == EMBEDDED["transformer"]:
         paths["transformer"] = EDITOR
     return Pipeline.load(

@@ -13,14 +13,22 @@ from tqdm import tqdm
 
 from ..acceleration.presets import PRESETS, preset
 from ..checks import MAX_BATCH, number, whole
+from ..embedded import EMBEDDED
 from ..files import replaced
-from ..pipeline import EMBEDDED
 from ..rendering import engines
 from ..rendering.manifest import Manifest
 from ..rendering.plan import Picture, Shared, accompany, batches, for_layout, pictures
 from ..rendering.sheet import COLUMNS, LAYOUTS, MAX_IMAGES, read_sheet
 from ..rendering.worker import Drawn, Models
-from .options import Commands, add_model_options, add_size_options, check_seed, check_size, device_of
+from .options import (
+    Commands,
+    add_model_options,
+    add_size_options,
+    check_seed,
+    check_size,
+    device_of,
+    files_of,
+)
 from .output import collected, rounded
 
 MAX_WORKERS = 4096
@@ -107,7 +115,7 @@ def models_of(arguments: argparse.Namespace) -> Models:
     """What the workers load; a device that does not work here is an error here only without Ray."""
     if arguments.ray is None:
         device_of(arguments)
-    paths = {name: str(Path(getattr(arguments, name)).resolve()) for name in EMBEDDED}
+    paths = {name: str(path.resolve()) for name, path in files_of(arguments).items()}
     return Models(
         **paths,
         text_encoder_2=None if arguments.text_encoder_2 is None else str(arguments.text_encoder_2.resolve()),

@@ -224,3 +224,14 @@ def test_bad_options_end_in_a_line(options: list[str], message: str, tmp_path: P
 def test_columns_are_what_the_help_lists() -> None:
     assert COLUMNS == ("prompt", "negative", "seed", "width", "height", "preset", "images", "name")
     assert "row" not in described(pictures([Row("a")], Shared(), "plain")[0])
+
+
+def test_the_artwork_model_draws_a_sheet_of_classes(tmp_path: Path, capsys) -> None:
+    """Of the embedded models the one that is asked for, and its own names."""
+    classes = sheet(tmp_path, "classes.txt", "pizza\ncat\n")
+    options = ("--prompts", classes, "--out", tmp_path / "out", "--model", "artwork", "--preset", "turbo")
+    assert rendered(capsys, *options)["drawn"] == 2
+    identity = json.loads((tmp_path / "out" / NAME).read_text().splitlines()[0])["job"]
+    assert identity["transformer"][0] == "artwork_transformer.safetensors"
+    with Image.open(tmp_path / "out/00001.png") as image:
+        assert image.size == (256, 256)
