@@ -114,13 +114,13 @@ def run(arguments: argparse.Namespace) -> None:
         output_file(arguments.report_out)
     later = stage_prompts(arguments)
     policy, stages = policy_of(arguments)
-    files, pipeline = files_of(arguments), load_pipeline(arguments, edits=arguments.edit is not None)
+    chosen, pipeline = files_of(arguments), load_pipeline(arguments, edits=arguments.edit is not None)
     if stages is not None:
         network = pipeline.transformer
         stages.check(identity(network.family, network.config.to_dict()))
     schedule = resumed.schedule if resumed else pipeline.schedule(arguments.width, arguments.height)
     until = until_of(arguments.until, schedule, policy)
-    settings, model = settings_of(pipeline, arguments), model_name(pipeline, files["transformer"])
+    settings, model = settings_of(pipeline, arguments), model_name(pipeline, chosen["transformer"])
     if resumed is not None:
         check_resumed(resumed, until, model)
         settings = resumed_settings(resumed.settings, arguments)
@@ -143,7 +143,7 @@ def run(arguments: argparse.Namespace) -> None:
     files, steps = save_pictures(found, arguments)
     kept = []
     if arguments.save_state is not None:
-        kept = [save_state(found, arguments.save_state, model, files["tokenizer"].name)]
+        kept = [save_state(found, arguments.save_state, model, chosen["tokenizer"].name)]
     told(found, arguments, pipeline, files or kept or [str(arguments.steps_out)])
     if arguments.json:
         asked = {name: getattr(arguments, name) for name in ("prompt", "negative", "seed")}
