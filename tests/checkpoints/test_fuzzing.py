@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, configuration, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
@@ -18,6 +18,8 @@ from tests.support.mutations import KINDS, Mutation, written
 from tests.support.small_files import FILES
 from tests.support.tiny_files import write_models
 
+# What the library notes for itself does not belong into a checkout, nor into a package made of it.
+configuration.set_hypothesis_home_dir(Path(tempfile.gettempdir()) / "stagevar-hypothesis")
 FILES_TRIED = int(os.environ.get("STAGEVAR_FUZZ_FILES", "300"))
 SECONDS, MEGABYTES = 5.0, 400
 MUTATIONS = st.lists(
@@ -47,6 +49,7 @@ NAMES = (*FILES, "own transformer", "own tokenizer", "own text_encoder")
 
 @settings(
     max_examples=FILES_TRIED,
+    database=None,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
