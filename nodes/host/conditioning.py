@@ -236,9 +236,9 @@ def _classes(
             chosen = extra.get(CLASSES)
             if chosen not in (None, classes):
                 raise ValueError(
-                    f"{field}: found one of {chosen} classes; this model has {classes} others. Choose one of "
-                    "its own in Class Label: those of the built-in model begin with artwork, the rest is "
-                    "ImageNet's"
+                    f"{field}: found class {extra[CLASS_LABEL]} of {chosen}; this model has {classes} classes "
+                    f"of its own, 0 to {classes - 1}. Choose one of them in Class Label: artwork stands before "
+                    "those of the built-in model, and label takes a number"
                 )
             try:
                 labels.append((class_index(extra[CLASS_LABEL], classes),) * batch)

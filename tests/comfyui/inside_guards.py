@@ -157,7 +157,7 @@ def check_pictures() -> None:
     assert report["notes"][0] == edit.notes[0]
     some = torch.zeros(2, 128, 128)
     some[0, :64] = 1.0
-    assert "picture 2" in edited(model, vae, picture.repeat(2, 1, 1, 1), some).notes[0]
+    assert "picture 1" in edited(model, vae, picture.repeat(2, 1, 1, 1), some).notes[0]
 
     said: list[str] = []
     handler = logging.Handler()
