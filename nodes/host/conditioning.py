@@ -236,8 +236,8 @@ def _classes(
             chosen = extra.get(CLASSES)
             if chosen not in (None, classes):
                 raise ValueError(
-                    f"{field}: found class {extra[CLASS_LABEL]} of {chosen}; this model has {classes} classes "
-                    f"of its own, 0 to {classes - 1}. Choose one of them in Class Label: artwork stands before "
+                    f"{field}: found class {extra[CLASS_LABEL]} of {chosen}; this model has {classes} of its "
+                    f"own, 0 to {classes - 1}. Choose one of them in Class Label: artwork stands before "
                     "those of the built-in model, and label takes a number"
                 )
             try:

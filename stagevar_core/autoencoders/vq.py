@@ -129,6 +129,9 @@ class VectorQuantizer(nn.Module):
         ``weights``: on the same grid, of the convolution's bias, which is the share of every pixel's code.
         """
         conv = self.phi[phi_index(schedule, scale, len(self.phi))]
+        # The order of memory that looked up codes have: convolutions round by it, and kept mixtures come back
+        # in another one.
+        codes = codes.contiguous(memory_format=torch.channels_last)
         weight, bias = cast(conv.weight, codes), None if conv.bias is None else cast(conv.bias, codes)
         if weights is None:
             convolved = row_by_row(lambda one: F.conv2d(one, weight, bias, padding=1), codes)

@@ -31,10 +31,9 @@ def stacked(modules: Iterable[Kind]) -> Sequence[Kind]:
 def row_by_row(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """``layer`` of (rows, ...), one row at a time: a picture's numbers must not depend on its batch.
 
-    A product of a few rows rounds otherwise than the same rows among others, in float32 on CPUs as well, and
-    a convolution otherwise where its input lies otherwise in memory.
+    A product of a few rows rounds otherwise than the same rows among others, in float32 on CPUs as well.
     """
-    return torch.cat([layer(row) for row in x.contiguous().split(1)])
+    return torch.cat([layer(row) for row in x.split(1)])
 
 
 def plain_norm(x: Tensor, eps: float = 1e-6) -> Tensor:

@@ -179,7 +179,7 @@ def check_published() -> None:
 
 def check_wrong_pairs(kept: Any) -> None:
     """A wrong VAE is named with the models it belongs to, and so is the right one."""
-    from pack.nodes.host.files import ARTWORK, EMBEDDED
+    from pack.nodes.host.files import EMBEDDED
     from pack.nodes.host.matching import look
     from pack.nodes.host.pairing import checked_pair
     from pack.nodes.load import Load
@@ -212,7 +212,7 @@ def check_wrong_pairs(kept: Any) -> None:
 def check_whole_set() -> None:
     """What the three outputs are, and that a class model says why it has no text encoder."""
     from comfy.sd import CLIP
-    from pack.nodes.host.files import ARTWORK, EMBEDDED
+    from pack.nodes.host.files import EMBEDDED
     from pack.nodes.host.vae import TokenizerVAE
     from pack.nodes.load import Load
 

@@ -123,14 +123,6 @@ def test_a_picture_of_the_built_in_model_does_not_depend_on_its_batch(name: str,
         assert same(run([image], resumed=state.pick([image])), whole, [image])
 
 
-def test_mixtures_of_codes_go_on_to_the_same_end() -> None:
-    """They come back from bytes in another order of memory, which a convolution must not notice."""
-    draws = Draws(BY_NAME["var"], settings=replace(SETTINGS, smooth=True))
-    whole, paused = draws(), PausedRun()
-    state = draws.state(draws(until=4, paused=paused))
-    assert same(draws(resumed=state), whole) and same(draws(resumed=state, paused=paused), whole)
-
-
 def test_two_stops_lead_to_the_same_end() -> None:
     draws, paused = Draws(BY_NAME["infinity"], "balanced"), PausedRun()
     first = draws.state(draws(until=2, paused=paused))
