@@ -97,7 +97,7 @@ def compare(graph: Graph) -> None:
     vae = graph.reroute((2420, -148), tokenizer, "vae")
     presets, pictures, reports = [], [], []
     for index, preset in enumerate(("off", "balanced", "paper")):
-        top = 800 * index
+        top = 960 * index
         made = accelerate(graph, (620, top), (model, "var_model"), preset)
         sampler = graph.add(
             *("StageVARSampler", (1860, top), SAMPLER),

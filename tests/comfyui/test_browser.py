@@ -77,6 +77,8 @@ WATCH = f"""() => {{
     window.said = [];
     const look = () => window.said.push(...Object.values(({SAID})()).flat());
     setInterval(look, 30);
+    // A run may be over in less than that; this looks when the pack's own script has shown a scale.
+    window.app.api.addEventListener("stagevar.progress", look);
 }}"""
 # A new node on the way from the first output of one node to an input of another.
 INSERT = """([type, source, target, input]) => {
