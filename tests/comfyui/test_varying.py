@@ -86,8 +86,9 @@ def test_shipped_strip_is_an_animation_of_all_scales(comfy_server: ComfyServer) 
     made[shown]["class_type"] = "SaveImage"
     made[shown]["inputs"]["filename_prefix"] = "scales"
     entry = comfy_server.run(made)
-    strip = saved_images(comfy_server, entry, shown)
-    assert [each.shape for each in strip] == [(128, 128, 3)] * 7
+    (side_by_side,) = saved_images(comfy_server, entry, shown)
+    assert side_by_side.shape == (128, 7 * 128 + 6 * 4, 3)
+    strip = [side_by_side[:, start : start + 128] for start in range(0, 7 * 132, 132)]
     away = [np.abs(each - strip[-1]).mean() for each in strip]
     assert away[2:] == sorted(away[2:], reverse=True) and away[0] > away[2], away
     (file,) = comfy_server.images({"outputs": {saver: entry["outputs"][saver]}})

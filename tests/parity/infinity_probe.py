@@ -27,6 +27,7 @@ class Probe(Monitor):
         self._handles: list = []
         self._place = ""
         self._word_input: Tensor | None = None
+        self._modulated: list[Tensor] = []
 
     def __enter__(self) -> "Probe":
         model = self.model
@@ -66,12 +67,14 @@ class Probe(Monitor):
 
     def _text_pooled(self, module: nn.Module, arguments: tuple, output: Tensor) -> None:
         self.seen["text.pooled_cond"] = output
+        self._modulated = []
 
     def _text_projected(self, module: nn.Module, arguments: tuple, output: Tensor) -> None:
         self.seen["text.ca_kv_input"] = self._pack(output)
 
     def _modulation(self, module: nn.Module, arguments: tuple, output: Tensor) -> None:
-        self.seen["text.shared_ada"] = output.unflatten(-1, (1, 6, -1))
+        self._modulated.append(output)  # row by row
+        self.seen["text.shared_ada"] = torch.cat(self._modulated).unflatten(-1, (1, 6, -1))
 
     def _embedding(self, module: nn.Module, arguments: tuple) -> None:
         self._word_input = arguments[0]
