@@ -122,6 +122,11 @@ class FastVARRun(DensePolicyRun):
         """Whether the branch ``site`` is pruned at all."""
         return site.part in self.setting.parts and site.layers.start in self.layers
 
+    def narrow(self, rows: slice) -> None:
+        """What the anchor put out of these rows, where a family's unconditional ones stop with its guidance."""
+        super().narrow(rows)
+        self.memory.narrow(rows)
+
     def selected(self, taken: Selection) -> "FastVARRun":
         """The same for other images."""
         chosen = super().selected(taken)
