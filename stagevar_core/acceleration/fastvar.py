@@ -123,7 +123,7 @@ class FastVARRun(DensePolicyRun):
         return site.part in self.setting.parts and site.layers.start in self.layers
 
     def narrow(self, rows: slice) -> None:
-        """What the anchor put out of these rows, where a family's unconditional ones stop with its guidance."""
+        """What the anchor put out of these rows; those of a family may stop with its guidance."""
         super().narrow(rows)
         self.memory.narrow(rows)
 
