@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..network.layers import cast, row_by_row, stacked
+from ..network.layers import cast, stacked
 from ..schedule import Scale, ScaleSchedule
 from .conv import Decoder, Encoder, clamp_image
 
@@ -129,14 +129,11 @@ class VectorQuantizer(nn.Module):
         ``weights``: on the same grid, of the convolution's bias, which is the share of every pixel's code.
         """
         conv = self.phi[phi_index(schedule, scale, len(self.phi))]
-        # The order of memory that looked up codes have: convolutions round by it, and kept mixtures come back
-        # in another one.
-        codes = codes.contiguous(memory_format=torch.channels_last)
         weight, bias = cast(conv.weight, codes), None if conv.bias is None else cast(conv.bias, codes)
         if weights is None:
-            convolved = row_by_row(lambda one: F.conv2d(one, weight, bias, padding=1), codes)
+            convolved = F.conv2d(codes, weight, bias, padding=1)
         else:
-            convolved = row_by_row(lambda one: F.conv2d(one, weight, padding=1), codes)
+            convolved = F.conv2d(codes, weight, padding=1)
             convolved = convolved if bias is None else convolved + bias.view(-1, 1, 1) * weights
         return codes * (1.0 - PHI_SHARE) + convolved * PHI_SHARE
 

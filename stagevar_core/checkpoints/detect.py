@@ -102,12 +102,12 @@ def unknown(keys: Sequence[str], source: str) -> CheckpointError:
     """The error for a file that no specification matches: what it has, what was expected, what it may be."""
     guess = next((text for pattern, text in LOOKALIKES if first_match(pattern, keys)), None)
     found = f"{len(keys)} tensors such as {listed(keys, 4)}" if keys else "no tensors"
-    known: dict[bool, dict[str, None]] = {True: {}, False: {}}
-    for spec in filter(lambda each: each.key_map, SPECS):
-        known[spec.kind == "transformer"][f"{spec.title} (with {spec.example})"] = None
+    examples = {spec.title: spec.example for spec in SPECS if spec.key_map and spec.kind != "text_encoder"}
+    known = [f"{title} (with {example})" for title, example in examples.items()]
+    known += dict.fromkeys(spec.title for spec in SPECS if spec.key_map and spec.title not in examples)
     return CheckpointError(
         f"{source}: no known model; found {found}. {_under_prefix(keys)}\n"
-        f"Expected one of: {', '.join(known[True])};\nor one of: {', '.join(known[False])}.\n"
+        f"Expected one of: {', '.join(known)}.\n"
         + (f"This looks like {guess}, which the StageVAR loaders cannot use. " if guess else "")
         + "Choose a file from the model table of the README"
     )

@@ -24,10 +24,10 @@ def tiny_hart(
     sizes = {"context": CONTEXT, "text_width": TEXT_WIDTH, "vocab": VOCAB, "dim": DIM, "diff_width": 16}
     config = HARTConfig(depth, 32, 2, 64, sides, **sizes, diff_depth=1, **options)
     model = HART(config, dtype=dtype)
-    randomize(model, 0, spread)
+    randomize(model, 3, spread)
     with torch.no_grad():  # variances beyond those of a trained model overflow within the steps
-        model.diffusion.out.weight *= 0.2
-        model.diffusion.out.bias *= 0.2
+        model.diffusion.out.weight *= 0.05
+        model.diffusion.out.bias *= 0.05
     return model.eval().requires_grad_(False)
 
 
