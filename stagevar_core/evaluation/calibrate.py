@@ -142,7 +142,9 @@ def measure(pipeline: Pipeline, prompt: str, seed: int, request: Request) -> dic
         policy=_Probe(request, found),
     )
     final = found.latents[-1]
-    ranks = np.array(found.ranks, float)
+    # A first scale that the text before it has run already has none of its own.
+    spans = max(map(len, found.ranks))
+    ranks = np.array([row or [math.nan] * spans for row in found.ranks], float)
     tokens = np.array([[scale.tokens] for scale in pictures.schedule], float)
     ranks[tokens[:, 0] == 1] = math.nan  # one token has no rank beyond its mean
     earlier = [float(psnr(pipeline.decode(latent), pictures.images)) for latent in found.latents[:-1]]
