@@ -66,7 +66,7 @@ class WordEdit:
         """``ValueError`` where a run cannot compare the two prompts."""
         if not quantizer.signs or not isinstance(conditioning.at(0), TextConditioning):
             raise ValueError(
-                "changing words needs an Infinity model, whose codes are bits; VAR has no text, and STAR "
+                "changing words needs an Infinity model, whose codes are bits; VAR has no text, STAR, HART "
                 "and Switti draw ids of a codebook. Use in-painting with these"
             )
         if conditioning.negative is None:
