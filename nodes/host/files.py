@@ -6,11 +6,11 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import io
 
-from ... import stagevar_core
 from ...stagevar_core.checkpoints.errors import CheckpointError
 from ...stagevar_core.checkpoints.files import read
 from ...stagevar_core.checkpoints.load import Checkpoint, prepare
 from ...stagevar_core.checks import one_of, shown, some
+from ...stagevar_core.embedded import ASSETS
 from . import listing
 from .fingerprint import fingerprint, known_parts
 from .schema import describe
@@ -19,7 +19,6 @@ EMBEDDED = "embedded/StageVAR-scenes (built in)"
 EDITOR = "embedded/StageVAR-scenes editor (built in)"  # with the tokenizer and text encoder of the other
 ARTWORK = "embedded/StageVAR-artwork (built in)"  # draws classes, and has no text encoder
 NONE = "none"  # of files that need not be
-_ASSETS = Path(stagevar_core.__file__).parent / "assets"
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ def resolve(part: Part, name: object) -> Path:
         one_of(part.field, name, choices(part))
     text = str(name)
     if text in part.assets:
-        path = _ASSETS / part.assets[text]
+        path = ASSETS / part.assets[text]
         if path.is_file():
             return path
         raise ValueError(

@@ -5,9 +5,9 @@ import json
 from functools import cache
 from pathlib import Path
 
+from ..embedded import ASSETS
 from .errors import CheckpointError
 
-ASSETS = Path(__file__).parents[1] / "assets"
 SUMS = Path(__file__).parents[1] / "data" / "checksums.json"
 """SHA-256 of every file in :data:`ASSETS` by its name; ``scripts/checksums.py`` writes it."""
 _ADVICE = "The clone or the download is damaged: get the package again, with its large files"

@@ -17,7 +17,7 @@ from ..embedded import EMBEDDED
 from ..files import replaced
 from ..rendering import engines
 from ..rendering.manifest import Manifest
-from ..rendering.plan import Picture, Shared, accompany, batches, for_layout, pictures
+from ..rendering.plan import Picture, Shared, accompany, batches, for_layout, pictures, quartet
 from ..rendering.sheet import COLUMNS, LAYOUTS, MAX_IMAGES, read_sheet
 from ..rendering.worker import Drawn, Models
 from .options import (
@@ -156,11 +156,7 @@ def quartets(folder: Path, wanted: list[Picture]) -> None:
     for picture in wanted:
         rows.setdefault(picture.row, []).append(picture)
     for parts in rows.values():
-        opened = [Image.open(folder / part.file).convert("RGB") for part in parts]
-        width, height = opened[0].size
-        sheet = Image.new("RGB", (2 * width, 2 * height))
-        for place, part in enumerate(opened):
-            sheet.paste(part, (place % 2 * width, place // 2 * height))
+        sheet = quartet([Image.open(folder / part.file).convert("RGB") for part in parts])
         name = Path(parts[0].file).stem.rpartition("_")[0]
         with replaced(folder / f"{name}.png") as partial:
             sheet.save(partial, format="PNG")

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from ..rendering.plan import quartet
+
 CELL = 512  # longest side of a picture in a grid
 
 
@@ -46,11 +48,7 @@ class Album:
         """The first four pictures of each caption as one of 2 x 2, as DPG-Bench's scorer cuts them up."""
         folder.mkdir(parents=True, exist_ok=True)
         for caption, name in enumerate(names[: self.limit]):
-            parts = [self.open(variant, caption, sample) for sample in range(4)]
-            width, height = parts[0].size
-            whole = Image.new("RGB", (2 * width, 2 * height))
-            for place, part in enumerate(parts):
-                whole.paste(part, (place % 2 * width, place // 2 * height))
+            whole = quartet([self.open(variant, caption, sample) for sample in range(4)])
             whole.save(folder / f"{name}.png")
 
 

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from PIL import Image
+
 from ..checks import MAX_SEED
 from ..files import replaced
 from .sheet import Row
@@ -91,6 +93,15 @@ def accompany(folder: Path, rows: Sequence[Row], layout: str) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         with replaced(file) as partial:
             partial.write_text(json.dumps(dict(row.metadata) or {"prompt": row.prompt}), encoding="utf-8")
+
+
+def quartet(parts: Sequence[Image.Image]) -> Image.Image:
+    """Four pictures of a prompt as one of 2 x 2, as DPG-Bench's scorer cuts them up."""
+    width, height = parts[0].size
+    whole = Image.new("RGB", (2 * width, 2 * height))
+    for place, part in enumerate(parts):
+        whole.paste(part, (place % 2 * width, place // 2 * height))
+    return whole
 
 
 def for_layout(shared: Shared, layout: str, asked: int | None) -> Shared:
