@@ -64,9 +64,15 @@ def carried(samples: Tensor, channels: int) -> RunState | None:
     data = numbers.to(torch.uint8).cpu().contiguous()
     images = [image.numpy().tobytes() for image in data]
     state = RunState.from_bytes(images)
-    if state is not None and any(_repeated(each[: length_of(each)], len(each)) != each for each in images):
+    if state is not None and not all(map(_whole, images)):
         raise ValueError(DAMAGED)
     return state
+
+
+def _whole(image: bytes) -> bool:
+    """Whether an image's bytes go on as they were written; in older latents zeros follow them."""
+    length = length_of(image)
+    return _repeated(image[:length], len(image)) == image or not image[length:].strip(b"\0")
 
 
 def _repeated(image: bytes, size: int) -> bytes:

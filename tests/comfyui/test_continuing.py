@@ -12,7 +12,18 @@ from tests.support.events import Watcher, add_node, saved_images
 from tests.support.testbed import Bed, run_inside
 from tests.support.tiny_families import write_families
 
-CHECKS = ("same_end", "picks", "presets", "drafts", "finished", "room", "patches", "memory", "progress")
+CHECKS = (
+    "same_end",
+    "picks",
+    "presets",
+    "drafts",
+    "finished",
+    "old_latents",
+    "room",
+    "patches",
+    "memory",
+    "progress",
+)
 CHECKS += ("cancel", "changes", "joined", "families", "refusals")
 SHIPPED = "06_draft_pick_finish_no_download"
 
