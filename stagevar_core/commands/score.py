@@ -9,9 +9,10 @@ from tqdm import tqdm
 from ..checks import whole
 from ..evaluation import edits as editing
 from ..evaluation import score as evaluation
-from .options import Commands, add_model_options, check_request, load_pipeline, settings_of
+from .options import Commands, add_model_options, check_request, models_of
 from .output import check_file, output_file, save
 from .prompts import MAX_PROMPTS
+from .workers import add_worker_options, check_workers, engine_of
 
 
 def add_parser(commands: Commands) -> None:
@@ -26,6 +27,7 @@ def add_parser(commands: Commands) -> None:
     kind.add_argument("--reconstruct", action="store_true", help="score rendered scenes after the tokenizer")
     kind.add_argument("--rendered", action="store_true", help="score the rendered scenes themselves")
     kind.add_argument("--edits", action="store_true", help="score edits of rendered scenes")
+    add_worker_options(score)
     add_model_options(score)
     score.set_defaults(run=run)
 
@@ -33,6 +35,7 @@ def add_parser(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Score the model, its tokenizer or the renderer on unseen captions."""
     check_request(arguments)
+    check_workers(arguments)
     whole("--prompts", arguments.prompts, 1, MAX_PROMPTS, f"1 to {MAX_PROMPTS}")
     if arguments.grid is not None:
         output_file(arguments.grid)
@@ -42,23 +45,17 @@ def run(arguments: argparse.Namespace) -> None:
         run_edits(arguments)
         return
     scenes, captions = zip(*evaluation.held_out(arguments.prompts, arguments.seed), strict=True)
+    models = models_of(arguments)
     if arguments.rendered:
-        pictures = evaluation.rendered(scenes, batch=arguments.batch)
+        pictures = evaluation.Rendered(scenes)
+    elif arguments.reconstruct:
+        pictures = evaluation.Reconstructed(scenes)
     else:
-        pipeline = load_pipeline(arguments)
-        if arguments.reconstruct:
-            pictures = evaluation.reconstructed(pipeline, scenes, batch=arguments.batch)
-        else:
-            pictures = evaluation.generated(
-                pipeline,
-                captions,
-                seed=arguments.seed,
-                batch=arguments.batch,
-                settings=settings_of(pipeline, arguments),
-                scales=arguments.scales,
-            )
-    with tqdm(total=len(captions), unit="image") as bar:
-        result = evaluation.collect(captions, pictures, bar.update)
+        pictures = evaluation.Generated(captions, arguments.seed, arguments.scales, models.settings)
+    task = evaluation.Judged(pictures, captions, 0 if arguments.grid is None else evaluation.SHOWN)
+    engine = engine_of(arguments, models)
+    with tqdm(total=len(captions), unit="image") as bar, engine.open():
+        result = evaluation.evaluated(engine, task, arguments.batch, bar.update)
     print(evaluation.table(result.reports))
     if arguments.grid is not None and result.images is not None:
         print(save(evaluation.contact_sheet(result.images, result.right), arguments.grid))
@@ -71,12 +68,11 @@ def run_edits(arguments: argparse.Namespace) -> None:
     """Score the editing model on instructions that training never saw."""
     if arguments.grid is not None or arguments.scales is not None:
         raise ValueError("--grid and --scales do not go with --edits; leave them out")
-    pipeline = load_pipeline(arguments, edits=True)
-    edits = editing.unseen_edits(arguments.prompts, arguments.seed)
-    settings = settings_of(pipeline, arguments)
-    pictures = editing.edited(pipeline, edits, seed=arguments.seed, batch=arguments.batch, settings=settings)
-    with tqdm(total=len(edits), unit="image") as bar:
-        report = editing.shares(editing.collect(edits, pictures, bar.update))
+    edits, models = editing.unseen_edits(arguments.prompts, arguments.seed), models_of(arguments, edits=True)
+    task = editing.Judged(editing.Edited(edits, arguments.seed, models.settings), edits)
+    engine = engine_of(arguments, models)
+    with tqdm(total=len(edits), unit="image") as bar, engine.open():
+        report = editing.shares(editing.evaluated(engine, task, arguments.batch, bar.update))
     print(editing.table(report))
     if arguments.json is not None:
         values = {"seed": arguments.seed, "edits": len(edits), "shares": report}

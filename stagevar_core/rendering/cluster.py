@@ -1,0 +1,148 @@
+"""The engine of many machines: an actor pool of Ray Data, every actor with models of its own."""
+
+import importlib
+import logging
+import re
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from .work import Done, Item, Load, Result, Task, Worker
+
+LOCAL, AUTO = "local", "auto"
+PORT = 6379  # of a cluster's address without one
+PATIENCE = 5.0  # seconds for a machine to answer; Ray itself tries for minutes
+QUEUED = 2  # items that wait at an actor, the one it works on included: more would be unshared at the end
+OWN_ERRORS = (ValueError, OSError, MemoryError, RuntimeError)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Workers of Ray. ``address``: of a cluster, or 'local' for one on this machine.
+
+    ``cpus``, ``gpus``: of each worker; a share of a GPU lets several workers use it.
+    """
+
+    address: str
+    workers: int
+    cpus: float = 1.0
+    gpus: float = 0.0
+
+
+class OnRay:
+    """Every item to the actor that is free next.
+
+    Ray starts a worker that died again and gives its item to another one.
+    """
+
+    def __init__(self, cluster: Cluster, load: Load) -> None:
+        self.cluster, self._load = cluster, load
+        self._ray: Any = None
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """Start Ray on this machine, or join a cluster; ``ValueError`` where there is none, or no Ray."""
+        reached(self.cluster.address)
+        self._ray = _imported()
+        _join(self._ray, self.cluster)
+        context = self._ray.data.DataContext.get_current()
+        context.enable_progress_bars = False  # the commands have one of their own
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            self._ray.shutdown()
+
+    def run(self, task: Task[Item, Result], items: Sequence[Item]) -> Iterator[Done[Result]]:
+        """Every item once, as they come out; raises what a worker raises."""
+        if not items:
+            return
+        ray, load, cluster = self._ray, self._load, self.cluster
+
+        class Actor:
+            """A worker as Ray Data calls it: rows in, rows out."""
+
+            def __init__(self) -> None:
+                self.worker = Worker(task, load)
+
+            def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+                return {"done": self.worker(int(row["number"]), row["item"])}
+
+        rows = [{"number": number, "item": item} for number, item in enumerate(items)]
+        done = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+            Actor,
+            compute=ray.data.ActorPoolStrategy(
+                size=min(cluster.workers, len(rows)), max_tasks_in_flight_per_actor=QUEUED
+            ),
+            num_cpus=cluster.cpus,
+            num_gpus=cluster.gpus or None,
+            max_restarts=-1,
+            max_task_retries=-1,
+        )
+        try:
+            for row in done.iter_rows():
+                yield row["done"]
+        except ray.exceptions.RayError as error:
+            raise _own(error, ray.exceptions.RayError) from error
+
+
+def reached(address: str, patience: float = PATIENCE) -> None:
+    """Raise ``ValueError`` where no machine answers at an address within ``patience`` seconds.
+
+    'local' has none; that of 'auto' is the one that Ray has noted, and it says at once where it did not.
+    """
+    if address in (LOCAL, AUTO):
+        return
+    found = re.fullmatch(r"(?:ray://)?(\[[^\]]+\]|[^:/\[\]]+)(?::(\d+))?", address)
+    if found is None or int(found[2] or 1) not in range(1, 1 << 16):
+        raise _absent(address, "no HOST:PORT")
+    host, port = found[1].strip("[]"), int(found[2] or (10001 if address.startswith("ray:") else PORT))
+    try:
+        socket.create_connection((host, port), timeout=patience).close()
+    except OSError as error:
+        raise _absent(address, error.strerror or str(error)) from error
+
+
+def _imported() -> Any:
+    try:
+        ray: Any = importlib.import_module("ray")  # an engine that users may choose, never a requirement
+        importlib.import_module("ray.data")
+    except ImportError as error:
+        raise ValueError(
+            f"--ray needs the package ray with its data library ({error}); install ComfyUI-StageVAR's extra "
+            "with pip install 'ray[data]', or leave --ray out"
+        ) from error
+    return ray
+
+
+def _join(ray: Any, cluster: Cluster) -> None:
+    """Start Ray on this machine, or join the cluster at an address."""
+    options = {"log_to_driver": False, "logging_level": "ERROR"}
+    try:
+        if cluster.address == LOCAL:
+            cpus = max(1, round(cluster.workers * cluster.cpus + 1))  # one for what hands the items out
+            ray.init(address=LOCAL, num_cpus=cpus, include_dashboard=False, **options)
+        else:
+            ray.init(address=cluster.address, **options)
+    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+        raise _absent(cluster.address, " ".join(str(error).split())[:300]) from error
+
+
+def _absent(address: str, found: str) -> ValueError:
+    return ValueError(
+        f"--ray is {address!r}; no cluster of Ray there ({found}). Expected its address such as "
+        "ray://head:10001 or head:6379, auto for the one of this machine, or local for workers on it"
+    )
+
+
+def _own(error: BaseException, wrapper: type[BaseException]) -> BaseException:
+    """What a worker raised, without what Ray wraps it in."""
+    inner: BaseException | None = error
+    while inner is not None:
+        cause = getattr(inner, "cause", None) or inner.__cause__
+        if isinstance(cause, OWN_ERRORS) and not isinstance(cause, wrapper):
+            return cause
+        inner = cause if isinstance(cause, BaseException) else None
+    return error
