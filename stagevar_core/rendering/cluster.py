@@ -2,17 +2,18 @@
 
 import importlib
 import logging
+import os
 import re
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from .work import Done, Item, Load, Result, Task, Worker
 
 LOCAL, AUTO = "local", "auto"
-PORT = 6379  # of a cluster's address without one
 PATIENCE = 5.0  # seconds for a machine to answer; Ray itself tries for minutes
 QUEUED = 2  # items that wait at an actor, the one it works on included: more would be unshared at the end
 OWN_ERRORS = (ValueError, OSError, MemoryError, RuntimeError)
@@ -89,20 +90,39 @@ class OnRay:
 
 
 def reached(address: str, patience: float = PATIENCE) -> None:
-    """Raise ``ValueError`` where no machine answers at an address within ``patience`` seconds.
+    """Raise ``ValueError`` where no Ray answers at an address within ``patience`` seconds.
 
-    'local' has none; that of 'auto' is the one that Ray has noted, and it says at once where it did not.
+    'local' has none yet; that of 'auto' is the one that Ray has noted, where it did.
     """
-    if address in (LOCAL, AUTO):
+    at = _noted() if address == AUTO else address
+    if at in (LOCAL, AUTO):
         return
-    found = re.fullmatch(r"(?:ray://)?(\[[^\]]+\]|[^:/\[\]]+)(?::(\d+))?", address)
-    if found is None or int(found[2] or 1) not in range(1, 1 << 16):
-        raise _absent(address, "no HOST:PORT")
-    host, port = found[1].strip("[]"), int(found[2] or (10001 if address.startswith("ray:") else PORT))
+    found = re.fullmatch(r"(?:ray://)?(\[[^\]]+\]|[^:/\[\]]+):(\d{1,5})", at)
+    if found is None or not 0 < int(found[2]) < 1 << 16:
+        raise _absent(address, f"{at} is no HOST:PORT")
     try:
-        socket.create_connection((host, port), timeout=patience).close()
+        with socket.create_connection((found[1].strip("[]"), int(found[2])), timeout=patience) as opened:
+            speaks = bool(os.environ.get("RAY_USE_TLS")) or _greeted(opened)
     except OSError as error:
         raise _absent(address, error.strerror or str(error)) from error
+    if not speaks:
+        raise _absent(address, "what answers is no server of Ray")
+
+
+def _noted() -> str:
+    """The address that 'auto' stands for; 'auto' where Ray has to look for its processes."""
+    file = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
+    told = os.environ.get("RAY_ADDRESS") or (file.read_text("utf-8") if file.is_file() else "")
+    return told.strip() or AUTO
+
+
+def _greeted(opened: socket.socket) -> bool:
+    """Whether the other end takes a greeting of HTTP/2, which gRPC begins with, as a server of Ray does."""
+    opened.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5))
+    answer = b""
+    while len(answer) < 4 and (more := opened.recv(9)):
+        answer += more
+    return answer[3:4] == b"\x04"  # a frame with its settings
 
 
 def _imported() -> Any:
@@ -126,6 +146,11 @@ def _join(ray: Any, cluster: Cluster) -> None:
             ray.init(address=LOCAL, num_cpus=cpus, include_dashboard=False, **options)
         else:
             ray.init(address=cluster.address, **options)
+    except ImportError as error:
+        raise ValueError(
+            f"--ray is {cluster.address!r}, which needs more of Ray ({error}); install it with pip install "
+            "'ray[client]', or give the cluster's own address such as head:6379"
+        ) from error
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
         raise _absent(cluster.address, " ".join(str(error).split())[:300]) from error
 
