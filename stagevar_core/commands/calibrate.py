@@ -17,6 +17,7 @@ from ..pipeline import Pipeline
 from ..plots.schedules import curves, mean_of_known
 from ..rendering.engines import ask
 from ..rendering.models import Models
+from ..rendering.said import collected
 from ..rendering.sheet import read_lines
 from ..schedule import ScaleSchedule
 from .options import (
@@ -27,7 +28,7 @@ from .options import (
     check_size,
     models_of,
 )
-from .output import check_file, collected, output_file, save
+from .output import check_file, output_file, save
 from .prompts import MAX_PROMPTS, captions
 from .workers import add_worker_options, check_workers, engine_of
 

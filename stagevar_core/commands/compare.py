@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import logging
 import shlex
 import sys
 from collections.abc import Mapping
@@ -23,7 +22,7 @@ from ..evaluation.lpips import LPIPS
 from ..pipeline import Pipeline
 from ..rendering.engines import Engine, ask
 from ..rendering.models import Models
-from ..sampling.generate import generate
+from ..rendering.said import collected
 from ..sampling.settings import SamplingSettings
 from .options import (
     Commands,
@@ -34,12 +33,11 @@ from .options import (
     files_of,
     models_of,
 )
-from .output import check_file, collected, output_file
+from .output import check_file, output_file
 from .prompts import DEFAULT_PROMPTS, Prompts, read_prompts
 from .workers import add_worker_options, check_workers, engine_of
 
 GRID_ROWS = 12  # prompts whose pictures people look at
-_SAMPLING_LOG = logging.getLogger(generate.__module__.rpartition(".")[0])
 
 
 def add_parser(commands: Commands) -> None:
@@ -226,8 +224,6 @@ def measure(  # noqa: PLR0913 - what compare() takes, with a bar
     about: About | None = None,
 ) -> Comparison:
     """:func:`compare` with a progress bar; an interrupted run says how to go on."""
-    level = _SAMPLING_LOG.level
-    _SAMPLING_LOG.setLevel(logging.ERROR)  # notes are in the report, not once per batch on the bar
     try:
         with tqdm(total=job.pictures, unit="picture") as bar:
             return compare(
@@ -243,8 +239,6 @@ def measure(  # noqa: PLR0913 - what compare() takes, with a bar
     except KeyboardInterrupt:
         print(f"stopped; {out} keeps what was measured, the same command goes on from there", file=sys.stderr)
         raise
-    finally:
-        _SAMPLING_LOG.setLevel(level)
 
 
 def write(arguments: argparse.Namespace, found: Comparison, values: dict[str, Any]) -> None:

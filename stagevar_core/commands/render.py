@@ -20,10 +20,11 @@ from ..rendering.drawing import Drawing
 from ..rendering.manifest import Manifest
 from ..rendering.models import Models
 from ..rendering.plan import Picture, Shared, accompany, batches, for_layout, pictures, quartet
+from ..rendering.said import collected
 from ..rendering.sheet import COLUMNS, LAYOUTS, MAX_IMAGES, read_sheet
 from ..rendering.work import Done
 from .options import Commands, add_model_options, add_size_options, check_seed, check_size, models_of
-from .output import collected, rounded
+from .output import rounded
 from .workers import add_worker_options, check_workers, engine_of
 
 
@@ -137,8 +138,9 @@ def summary(
 ) -> dict[str, Any]:
     """Pictures, seconds and rates, of all and of every machine.
 
-    ``images_per_second`` is over the whole command, its start included; ``warm_images_per_second`` what the
-    workers draw together while they draw: each one's pictures by the seconds of its batches, summed.
+    ``images_per_second`` is over all that the command does, with the start of workers and models;
+    ``warm_images_per_second`` what the workers draw together while they draw: the pictures of each by the
+    seconds of its batches, summed.
     """
     images, machines = Counter[tuple[str, int]](), dict[str, Any]()
     busy: dict[tuple[str, int], float] = {}

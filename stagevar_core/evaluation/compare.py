@@ -5,7 +5,9 @@ are written as it is done; a second call with the same store goes on where the f
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,7 @@ from .store import Part, Store
 REFERENCE = "off"  # the variant that all others are measured against
 NEARNESS = ("psnr", "ssim", "lpips")  # of pictures to those of the reference
 WORK = ("flops", "milliseconds", "computed", "rows", "ran", "kv_bytes")  # per batch and scale
+_SAMPLING_LOG = logging.getLogger(generate.__module__.rpartition(".")[0])
 Keep = Callable[[str, int, np.ndarray], None]  # variant, number of the picture, picture (H, W, 3) uint8
 
 
@@ -192,6 +195,17 @@ def together(task: Compared, about: About, parts: Sequence[Part]) -> Comparison:
     return Comparison(task.job, about.schedule, measures, work, notes, about.tasks, single)
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What the loop notes of a policy is in the report, once, not in the log for every batch."""
+    level = _SAMPLING_LOG.level
+    _SAMPLING_LOG.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        _SAMPLING_LOG.setLevel(level)
+
+
 class _Runner:
     """One comparison with loaded models."""
 
@@ -230,7 +244,11 @@ class _Runner:
 
     def part(self, batch: range) -> Part:
         """All variants on the pictures with these numbers."""
-        self.warm_up()
+        with _quiet():
+            self.warm_up()
+            return self._measured(batch)
+
+    def _measured(self, batch: range) -> Part:
         start, found = batch.start, {}
         captions = [self.job.captions[index // self.job.seeds] for index in batch]
         conditioning = self.pipeline.encode(captions)

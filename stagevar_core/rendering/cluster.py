@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .said import collected, repeated
 from .work import Done, Item, Load, Result, Task, Worker
 
 LOCAL, AUTO = "local", "auto"
@@ -66,10 +67,13 @@ class OnRay:
             """A worker as Ray Data calls it: rows in, rows out."""
 
             def __init__(self) -> None:
-                self.worker = Worker(task, load)
+                with collected() as self.loading:
+                    self.worker = Worker(task, load)
 
             def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-                return {"done": self.worker(int(row["number"]), row["item"])}
+                with collected() as said:
+                    done = self.worker(int(row["number"]), row["item"])
+                return {"done": done, "said": [*self.loading, *said]}
 
         rows = [{"number": number, "item": item} for number, item in enumerate(items)]
         done = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
@@ -84,6 +88,7 @@ class OnRay:
         )
         try:
             for row in done.iter_rows():
+                repeated(row["said"])
                 yield row["done"]
         except ray.exceptions.RayError as error:
             raise _own(error, ray.exceptions.RayError) from error

@@ -1,5 +1,6 @@
 """Engines run the same tasks: what comes out does not depend on who works, nor on the order; and clusters."""
 
+import logging
 import socket
 import threading
 import time
@@ -20,6 +21,7 @@ from stagevar_core.pipeline import Pipeline
 from stagevar_core.rendering.cluster import reached
 from stagevar_core.rendering.engines import Alone, ask
 from stagevar_core.rendering.plan import Shared, pictures
+from stagevar_core.rendering.said import collected, repeated
 from stagevar_core.rendering.sheet import Row
 from stagevar_core.rendering.work import Done, Load, Task, Worker, in_order, spans
 
@@ -173,3 +175,12 @@ def test_an_address_that_speaks_its_protocol_is_tried(answering) -> None:
     reached(answering(settings))
     reached(f"ray://{answering(settings)}")
     reached("local")
+
+
+def test_what_a_worker_says_is_said_once_here() -> None:
+    with collected() as said:
+        for _ in range(2):
+            with collected() as elsewhere:
+                logging.getLogger("stagevar_core.sampling").warning("cut off")
+            repeated(elsewhere)
+    assert said == ["cut off"] == elsewhere
