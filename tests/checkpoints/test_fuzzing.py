@@ -5,6 +5,7 @@ import resource
 import tempfile
 import time
 import warnings
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,14 @@ def models(tmp_path_factory) -> dict:
         raw = read(path)
         found[f"own {name}"] = (load_file(path), dict(raw.metadata or {}))
     return found
+
+
+def test_faults_can_be_put_on_faults(tmp_path: Path) -> None:
+    """Of headers, whose entries are then no longer what they were."""
+    tensors, metadata = {"a": torch.zeros(2, 3), "b": torch.zeros(1)}, {"kind": "x1"}
+    for first, second, where in product(range(22), range(22), (0.0, 0.5, 0.9)):
+        faults = [Mutation("header", where, first), Mutation("header", where, second)]
+        assert written(tensors, metadata, faults, tmp_path).is_file()
 
 
 NAMES = (*FILES, "own transformer", "own tokenizer", "own text_encoder")

@@ -135,11 +135,15 @@ def test_faults_are_counted_by_what_they_are(fault: str) -> None:
     assert text.count(": 1 (at most 0)") == 1 and text.endswith("1 faults") and not held(WANTED, tally)
 
 
+GENERATED = "  - during generate phase (1 s):\n    - "
+SHRUNK = "\n  - during shrink phase (1 s):\n    - 9 passing examples\nAssertionError: code of a file ran"
+
+
 def test_the_files_that_a_test_tried_are_counted() -> None:
     """What it says itself, not what it was asked for; a file that ran code is named as that."""
     for said, code, files, fault in (
-        ("1990 passing examples, 0 failing", 0, 1990, None),
-        ("3 passing examples, 1 failing\nAssertionError: code of a file ran", 1, 3, "executed a pickle"),
+        (f"{GENERATED}1990 passing examples, 0 failing", 0, 1990, None),
+        (f"{GENERATED}3 passing examples{SHRUNK}", 1, 3, "executed a pickle"),
     ):
         tally = Tally()
         command = [sys.executable, "-c", f"import sys; print({said!r}); sys.exit({code})"]

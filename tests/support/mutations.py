@@ -158,7 +158,7 @@ def _header(data: bytes, where: float, value: int) -> bytes:
     name = names[int(where * len(names))]
     entry = table[name]
     odd: tuple[Any, ...] = (None, -1, 2**63, "F31", [], {}, True, 1.5, "x" * 3000, [[0]])
-    if value % 11 == 0 or not isinstance(entry, dict):
+    if value % 11 == 0 or not isinstance(entry, dict) or not entry:
         table[name] = odd[value % len(odd)]
     elif name == "__metadata__":
         key = sorted(entry)[value % len(entry)]
@@ -166,7 +166,8 @@ def _header(data: bytes, where: float, value: int) -> bytes:
         entry[key] = (*texts, entry[key].replace("2", "1e999"), "[" * 3000)[value % 8]
     else:
         key = ("dtype", "shape", "data_offsets")[value % 3]
-        numbers = entry[key] if isinstance(entry[key], list) else [0]
+        given = entry[key] if isinstance(entry[key], list) else [0]
+        numbers = [number for number in given if isinstance(number, int)]  # a fault may be there already
         changed: tuple[Any, ...] = (
             *odd,
             [*numbers, 1],
