@@ -78,7 +78,7 @@ def pointwise_conv(x: Tensor, conv: nn.Conv2d) -> Tensor:
 
 
 def upsampled_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """A 3x3 convolution of ``x`` after nearest 2x; 4 of 9 multiplications at most, and no large map to read."""
+    """A 3x3 convolution of ``x`` after nearest 2x; at most 4 of 9 multiplications, no large map to read."""
     out, in_bands = empty_map(x, len(weight), 2), banded(x)
     write = _nine_products(weight, bias) if fewer_products(x, len(weight)) else _by_parity(weight, bias, x)
     for image, target in zip(x.split(1), out.split(1), strict=True) if in_bands else ((x, out),):

@@ -1,7 +1,7 @@
 """3x3 convolutions in bfloat16 on a CPU with half of their multiplications, or fewer.
 
-Winograd's F(4, 3) (Lavin and Gray, arXiv:1509.09308) down the columns of a map: six 1x3 convolutions, of sums
-of rows, give four rows, where twelve are defined. Its points are 0, +-NEAR, +-FAR and infinity; around 1, with
+Winograd's F(4, 3) (Lavin and Gray, arXiv:1509.09308) down the columns of a map: six 1x3 convolutions of sums
+of rows give four rows, where twelve are defined. Its points are 0, +-NEAR, +-FAR and infinity; around 1, with
 ``NEAR * FAR = 1``, least is lost to rounding: 2.6 times as much as by storing the map in bfloat16.
 """
 

@@ -1,5 +1,6 @@
 """Convolutions with fewer products against convolutions as they are defined."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from stagevar_core.autoencoders import bands, winograd
 from stagevar_core.autoencoders.conv import Decoder, clamp_image
 from stagevar_core.pipeline import Pipeline
-from stagevar_core.scenes.grammar import random_scene
+from stagevar_core.scenes.grammar import sample_scene
 from stagevar_core.scenes.render import render
 from tests.support.tiny import randomize
 
@@ -102,7 +103,9 @@ def test_a_decoder_of_full_width_loses_no_more_than_twice_what_bfloat16_does() -
 @pytest.mark.usefixtures("everything_is_large")
 def test_pictures_of_a_trained_tokenizer_keep_their_levels(monkeypatch) -> None:
     pipeline = Pipeline.embedded(dtype=torch.float32, device="cpu")
-    picture = torch.from_numpy(render(random_scene(7), 128)).movedim(-1, 0)[None] / 127.5 - 1
+    picture = (
+        torch.from_numpy(render(sample_scene(np.random.default_rng(7))[0])).movedim(-1, 0)[None] / 127.5 - 1
+    )
     schedule = pipeline.schedule(128, 128)
     with torch.inference_mode():
         _, f_hat = pipeline.quantizer.encode(pipeline.tokenizer.encode(picture), schedule)
