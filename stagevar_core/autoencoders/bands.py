@@ -15,6 +15,7 @@ from ..network.layers import cast
 from .winograd import ROWS, fewer_products, four_rows, products, upsampled_rows, upsampling_products
 
 BAND_BYTES = 2**23  # of input; few enough for the cache, enough for a dozen cores
+NARROW = 128  # channels
 FOLDED_PIXELS = 2**10  # from here on folding the kernels of an upsampling takes less than it saves
 
 # Nearest 2x repeats each pixel, so two taps of a 3x3 kernel meet the same one. By parity of the output row,
@@ -52,7 +53,7 @@ def normed_conv(x: Tensor, norm: nn.GroupNorm, conv: nn.Conv2d, out: Tensor, *, 
     for image, target in zip(x.split(1), out.split(1), strict=True):
         scale, shift = _group_affine(image, norm)
         zero, one = torch.zeros_like(scale), torch.ones_like(scale)
-        for band in _bands(image):
+        for band in _bands(image, ROWS if kernels else 1):
             rows, missing = _with_neighbours(image, band)
             # With moments 0 and 1 one pass of float32 arithmetic over an input of any dtype.
             h = F.silu(F.batch_norm(rows, zero, one, scale, shift, eps=0.0), inplace=True)
@@ -80,7 +81,8 @@ def pointwise_conv(x: Tensor, conv: nn.Conv2d) -> Tensor:
 def upsampled_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """A 3x3 convolution of ``x`` after nearest 2x; at most 4 of 9 multiplications, no large map to read."""
     out, in_bands = empty_map(x, len(weight), 2), banded(x)
-    write = _nine_products(weight, bias) if fewer_products(x, len(weight)) else _by_parity(weight, bias, x)
+    fewest = in_bands and fewer_products(x, len(weight))  # small maps may be compiled, which writes no parts
+    write = _nine_products(weight, bias) if fewest else _by_parity(weight, bias, x)
     for image, target in zip(x.split(1), out.split(1), strict=True) if in_bands else ((x, out),):
         for band in _bands(image) if in_bands else (slice(0, x.shape[2]),):
             rows = _zero_rows(*_with_neighbours(image, band))
@@ -110,11 +112,16 @@ def _by_parity(weight: Tensor, bias: Tensor, x: Tensor) -> Callable[[Tensor, Ten
     return write
 
 
-def _bands(x: Tensor) -> Iterator[slice]:
-    """The rows of each band of an image (1, C, H, W)."""
+def _bands(x: Tensor, multiple: int = 1) -> Iterator[slice]:
+    """The rows of each band of an image (1, C, H, W).
+
+    ``multiple``: of rows that are computed together. Their sums take place beside the band, so that one of few
+    channels has half its size; with many, whose kernels are laid out anew for every band, it does not pay.
+    """
     height = x.shape[2]
-    rows = max(1, BAND_BYTES * height // (x.numel() * x.element_size()))
-    rows -= rows % ROWS if rows > ROWS else 0
+    size = BAND_BYTES // 2 if multiple > 1 and x.shape[1] <= NARROW else BAND_BYTES
+    rows = max(1, size * height // (x.numel() * x.element_size()))
+    rows -= rows % multiple if rows > multiple else 0
     return (slice(top, min(top + rows, height)) for top in range(0, height, rows))
 
 
