@@ -115,8 +115,8 @@ def _by_parity(weight: Tensor, bias: Tensor, x: Tensor) -> Callable[[Tensor, Ten
 def _bands(x: Tensor, multiple: int = 1) -> Iterator[slice]:
     """The rows of each band of an image (1, C, H, W).
 
-    ``multiple``: of rows that are computed together. Their sums take place beside the band, so that one of few
-    channels has half its size; with many, whose kernels are laid out anew for every band, it does not pay.
+    ``multiple``: of rows that are computed together. Their sums need room beside the band, so that one of few
+    channels has half the size; with many, whose kernels are laid out anew for every band, it does not pay.
     """
     height = x.shape[2]
     size = BAND_BYTES // 2 if multiple > 1 and x.shape[1] <= NARROW else BAND_BYTES
