@@ -5,15 +5,17 @@ every operation, and mapping the pages of a new one takes longer than reading it
 cache from its normalisation to the sum with the residual; only what the next layer reads leaves it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..network.layers import cast
+from .winograd import ROWS, fewer_products, four_rows, products, upsampled_rows, upsampling_products
 
 BAND_BYTES = 2**23  # of input; few enough for the cache, enough for a dozen cores
+NARROW = 128  # channels
 FOLDED_PIXELS = 2**10  # from here on folding the kernels of an upsampling takes less than it saves
 
 # Nearest 2x repeats each pixel, so two taps of a 3x3 kernel meet the same one. By parity of the output row,
@@ -47,18 +49,23 @@ def empty_map(x: Tensor, channels: int, factor: int = 1) -> Tensor:
 def normed_conv(x: Tensor, norm: nn.GroupNorm, conv: nn.Conv2d, out: Tensor, *, add: bool = False) -> Tensor:
     """``conv(silu(norm(x)))`` of a 3x3 convolution, written to ``out`` or added to it."""
     weight, bias = cast(conv.weight, x), None if conv.bias is None else cast(conv.bias, x)
+    kernels = products(weight, bias) if fewer_products(x, len(weight)) else None
     for image, target in zip(x.split(1), out.split(1), strict=True):
         scale, shift = _group_affine(image, norm)
         zero, one = torch.zeros_like(scale), torch.ones_like(scale)
-        for band in _bands(image):
+        for band in _bands(image, ROWS if kernels else 1):
             rows, missing = _with_neighbours(image, band)
             # With moments 0 and 1 one pass of float32 arithmetic over an input of any dtype.
             h = F.silu(F.batch_norm(rows, zero, one, scale, shift, eps=0.0), inplace=True)
-            h = F.conv2d(_zero_rows(h, missing), weight, bias, padding=(0, 1))
-            if add:
-                target[:, :, band].add_(h)
+            if kernels is None:
+                parts = (F.conv2d(_zero_rows(h, missing), weight, bias, padding=(0, 1)),)
             else:
-                target[:, :, band].copy_(h)
+                beyond = (band.start - band.stop) % ROWS
+                parts = four_rows(_zero_rows(h, (missing[0], missing[1] + beyond)), kernels)
+            for first, part in enumerate(parts):
+                lines = target[:, :, band.start + first : band.stop : len(parts)]
+                part = part[:, :, : lines.shape[2]]
+                lines.add_(part) if add else lines.copy_(part)
     return out
 
 
@@ -72,30 +79,49 @@ def pointwise_conv(x: Tensor, conv: nn.Conv2d) -> Tensor:
 
 
 def upsampled_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """A 3x3 convolution of ``x`` after nearest 2x: a 2x2 convolution of ``x`` per parity of row and column.
-
-    That is 4 of 9 multiplications, and no large map to read.
-    """
-    taps = torch.tensor(_TAPS, device=x.device)
-    kernels = torch.einsum("apr,bqs,oirs->aboipq", taps, taps, weight.float()).to(x.dtype)
-    kernels, bias = kernels.flatten(1, 2), bias.repeat(2)
+    """A 3x3 convolution of ``x`` after nearest 2x; at most 4 of 9 multiplications, no large map to read."""
     out, in_bands = empty_map(x, len(weight), 2), banded(x)
+    fewest = in_bands and fewer_products(x, len(weight))  # small maps may be compiled, which writes no parts
+    write = _nine_products(weight, bias) if fewest else _by_parity(weight, bias, x)
     for image, target in zip(x.split(1), out.split(1), strict=True) if in_bands else ((x, out),):
         for band in _bands(image) if in_bands else (slice(0, x.shape[2]),):
             rows = _zero_rows(*_with_neighbours(image, band))
-            for parity in (0, 1):
-                seen = rows[:, :, parity : rows.shape[2] - 1 + parity]
-                h = F.conv2d(seen, kernels[parity], bias, padding=(0, 1))
-                lines = target[:, :, 2 * band.start + parity : 2 * band.stop : 2]
-                for column, part in enumerate(h.chunk(2, dim=1)):
-                    lines[..., column::2].copy_(part[..., column : column + x.shape[3]])
+            write(rows, target[:, :, 2 * band.start : 2 * band.stop])
     return out
 
 
-def _bands(x: Tensor) -> Iterator[slice]:
-    """The rows of each band of an image (1, C, H, W)."""
+def _nine_products(weight: Tensor, bias: Tensor) -> Callable[[Tensor, Tensor], None]:
+    """What writes the convolution of rows with their neighbours to twice as many, by the fewest products."""
+    kernels = upsampling_products(weight)
+    return lambda rows, lines: upsampled_rows(rows, kernels, bias, lines)
+
+
+def _by_parity(weight: Tensor, bias: Tensor, x: Tensor) -> Callable[[Tensor, Tensor], None]:
+    """Taps that meet the same pixel summed: a 2x2 convolution per parity of row and column."""
+    taps = torch.tensor(_TAPS, device=x.device)
+    kernels = torch.einsum("apr,bqs,oirs->aboipq", taps, taps, weight.float()).to(x.dtype)
+    kernels, bias = kernels.flatten(1, 2), bias.repeat(2)
+
+    def write(rows: Tensor, lines: Tensor) -> None:
+        for parity in (0, 1):
+            seen = rows[:, :, parity : rows.shape[2] - 1 + parity]
+            h = F.conv2d(seen, kernels[parity], bias, padding=(0, 1))
+            for column, part in enumerate(h.chunk(2, dim=1)):
+                lines[:, :, parity::2, column::2].copy_(part[..., column : column + rows.shape[3]])
+
+    return write
+
+
+def _bands(x: Tensor, multiple: int = 1) -> Iterator[slice]:
+    """The rows of each band of an image (1, C, H, W).
+
+    ``multiple``: of rows that are computed together. Their sums need room beside the band, so that one of few
+    channels has half the size; with many, whose kernels are laid out anew for every band, it does not pay.
+    """
     height = x.shape[2]
-    rows = max(1, BAND_BYTES * height // (x.numel() * x.element_size()))
+    size = BAND_BYTES // 2 if multiple > 1 and x.shape[1] <= NARROW else BAND_BYTES
+    rows = max(1, size * height // (x.numel() * x.element_size()))
+    rows -= rows % multiple if rows > multiple else 0
     return (slice(top, min(top + rows, height)) for top in range(0, height, rows))
 
 
