@@ -16,7 +16,14 @@ from ...stagevar_core.network.layers import FeedForward
 from ...stagevar_core.network.packing import available
 
 # What is the same of a packed weight and of the plain one, and needs no values.
-_ABOUT = {Tensor.dim, Tensor.nelement, Tensor.numel, Tensor.element_size, Tensor.size, Tensor.is_floating_point}
+_ABOUT = {
+    Tensor.dim,
+    Tensor.nelement,
+    Tensor.numel,
+    Tensor.element_size,
+    Tensor.size,
+    Tensor.is_floating_point,
+}
 _ABOUT |= {Tensor.requires_grad_, Tensor.detach, Tensor.data.__get__}
 _ABOUT |= {getattr(Tensor, name).__get__ for name in ("shape", "dtype", "device", "ndim", "requires_grad")}
 
