@@ -6,6 +6,7 @@
     python scripts/bench.py --model infinity-2b --pixels 1024 --dtype bfloat16
     python scripts/bench.py --model infinity-8b --weights fp8 --text-encoder --presets balanced --alone
     python scripts/bench.py --model infinity-2b --pixels 1024 --presets balanced --batch 1,4
+    python scripts/bench.py --model var-d16 --pixels 256 --presets balanced --repeat 5 --comfyui
     python scripts/bench.py --drafts 8 --pick 2
     python scripts/bench.py --model infinity-2b --pixels 1024 --drafts 8 --pick 2 --counted
     python scripts/bench.py --model infinity-2b --pixels 1024 --presets balanced,paper --official CHECKOUT
@@ -16,7 +17,8 @@ is needed; their text encoder is measured only with ``--text-encoder``. Every ph
 clock. The machine's ceilings (matrix product in the compute dtype, copy) are measured before and after in the
 same run, and the higher ones count. With ``--presets`` the acceleration presets are measured one after the
 other and compared with ``off``. With ``--drafts`` runs stop after a stage, and some of them are finished;
-``--counted`` says what that costs without running it. With ``--official`` a clone of
+``--counted`` says what that costs without running it. With ``--comfyui`` the nodes of a running ComfyUI and
+the core take turns, from the request to saved pictures. With ``--official`` a clone of
 FoundationVision/Infinity makes images of the same size first, in a process of its own. The last line of the
 output is one JSON object;
 ``performance_report.py`` makes the tables of the documentation from such objects.
@@ -38,6 +40,7 @@ from typing import Any
 
 import torch
 from benchmark import ROOT
+from benchmark import comfyui as bench_comfyui
 from benchmark import compiling as bench_compile
 from benchmark import drafts as bench_drafts
 from benchmark import official as bench_official
@@ -280,6 +283,11 @@ def main() -> int:
             if not arguments.counted:
                 found["hardware"] = hardware(device)
             bench_drafts.show(found)
+            written(found, arguments.json)
+            return 0
+        if arguments.comfyui is not None:
+            found |= bench_comfyui.measure(arguments, device, dtype)
+            bench_comfyui.show(found)
             written(found, arguments.json)
             return 0
         if arguments.cold:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 import torch
+from torch import nn
 
 from ...stagevar_core.acceleration.policy import AccelerationPolicy
 from ...stagevar_core.acceleration.presets import OFF
@@ -12,6 +13,7 @@ from ...stagevar_core.checkpoints.load import Checkpoint
 from ...stagevar_core.models.compiling import CompiledTransformer, Compiler
 from ...stagevar_core.models.contract import Transformer
 from ...stagevar_core.sampling.kept import KeptPrefix
+from .packed import pack, unpack
 
 _OPTIONS = "transformer_options"  # of the host's model_options; its clones copy them
 _POLICY, _COMPILER = "stagevar", "stagevar_compile"
@@ -102,10 +104,15 @@ def weights_of(model: Patcher) -> object:
 
 
 def network_of(model: Patcher) -> Transformer:
-    """The network of a model as it is to run: with compiled blocks where that was asked for."""
-    compiler = options_of(model.model_options).get(_COMPILER)
+    """The network of a model, which the host has loaded, as it is to run.
+
+    With compiled blocks where that was asked for, else on a CPU with packed weights.
+    """
+    network, compiler = cast(nn.Module, model.model), options_of(model.model_options).get(_COMPILER)
     if not isinstance(compiler, Compiler):
+        pack(network, model.load_device)
         return model.model
+    unpack(network)
     compiled = CompiledTransformer(model.model, compiler)
     return cast(Transformer, compiled)  # what it lacks itself it has of the network
 

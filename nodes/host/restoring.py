@@ -4,14 +4,14 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, cast
 
 import comfy.model_management as mm
 import comfy.utils
 import numpy as np
 import torch
 from comfy_extras.nodes_upscale_model import ImageUpscaleWithModel
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from ...stagevar_core.autoencoders.tiles import enlarged, in_tiles, tile_count
@@ -22,6 +22,7 @@ from ...stagevar_core.sampling.noise import SeededNoise
 from ...stagevar_core.sampling.restoring import Restorer, restoring_memory
 from . import bridge
 from .attached import options_of
+from .packed import pack
 from .pairing import Pair
 from .pictures import to_bytes
 
@@ -123,6 +124,7 @@ class RestoreRun:
     def _codes(self, features: Tensor, noise: Noise, start: int) -> Tensor:
         pair = self.job.pair
         mm.load_models_gpu([pair.model, pair.vae.patcher], memory_required=self._needed)
+        pack(cast(nn.Module, pair.network), pair.model.load_device)
         if self._restorer is None:
             self._restorer = Restorer(
                 pair.network,

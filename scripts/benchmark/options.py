@@ -7,7 +7,7 @@ from pathlib import Path
 
 from stagevar_core.devices import DTYPES
 
-from . import presets
+from . import comfyui, presets
 from .models import EMBEDDED, FULL_SIZE
 
 
@@ -42,6 +42,14 @@ def parse(description: str | None) -> argparse.Namespace:
     parser.add_argument(
         "--official", type=Path, metavar="CHECKOUT", help="time this clone of FoundationVision/Infinity, too"
     )
+    parser.add_argument(
+        "--comfyui",
+        type=Path,
+        nargs="?",
+        const=comfyui.COMFYUI,
+        metavar="FOLDER",
+        help="the core beside the nodes of a ComfyUI, that of the test bed without a folder",
+    )
     parser.add_argument("--drafts", type=int, help="so many drafts in place of pictures, then --pick of them")
     parser.add_argument("--pick", type=int, default=2, help="how many of --drafts are finished")
     parser.add_argument(
@@ -63,6 +71,8 @@ def check(arguments: argparse.Namespace) -> None:
     """Numbers and presets of the command line from its words; ``ValueError`` for what cannot be measured."""
     check_together(arguments)
     check_numbers(arguments)
+    if arguments.comfyui is not None:
+        comfyui.check(arguments)
     if arguments.json and not arguments.json.parent.is_dir():
         raise ValueError(f"--json is {arguments.json}; expected a file in an existing folder")
     if arguments.presets is None:

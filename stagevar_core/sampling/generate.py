@@ -19,6 +19,7 @@ from .passage import Passage
 from .paused import PausedRun, run_key
 from .result import Generation, Monitor
 from .settings import SamplingSettings
+from .sharing import Sharing
 from .state import RunState
 from .word_edit import WordEdit
 
@@ -77,10 +78,13 @@ def generate(  # noqa: PLR0913 - independent collaborators, each with one owner
         images = [images[0].image(index) for index in range(batch)]
     parts, key = [], run_key(model, policy, settings, schedule)
     turns = _turns(sequential, offload)
-    for part in images:
-        passage = Passage.of(part.given, part.conditioning, part.seeds, until, key, paused, apart=sequential)
-        run = Run(model, passage.begins, schedule, settings, attention, device, **turns)
-        parts.append(run.generate(part.noise, quantizer, policy, monitor, part.given, passage, kept))
+    with Sharing(monitor, torch.device(device or conditioning.device)) as shared:
+        for part in images:
+            passage = Passage.of(
+                part.given, part.conditioning, part.seeds, until, key, paused, apart=sequential
+            )
+            run = Run(model, passage.begins, schedule, settings, attention, device, **turns)
+            parts.append(run.generate(part.noise, quantizer, policy, shared, part.given, passage, kept))
     if kept is not None:
         kept.forget()
     return parts[0] if len(parts) == 1 else Generation.of(parts)
