@@ -120,6 +120,7 @@ def models_of(arguments: argparse.Namespace) -> Models:
         **paths,
         text_encoder_2=None if arguments.text_encoder_2 is None else str(arguments.text_encoder_2.resolve()),
         dtype=arguments.dtype,
+        weights=arguments.weights,
         device=arguments.device,
         task=arguments.task,
         loras=tuple((str(file), strength) for file, strength in arguments.lora),

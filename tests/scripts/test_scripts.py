@@ -265,7 +265,7 @@ def test_bench_takes_all_presets_and_puts_off_first() -> None:
         (["--batch", "1,0", "--presets", "fast"], "--batch is 0; expected 1 or more"),
         (["--batch", "two"], "--batch is two; expected numbers with commas"),
         (["--batch", "1,4"], "--batch has several numbers, which --presets compares"),
-        (["--weights", "fp8"], "--weights is of the full-size models"),
+        (["--weights", "fp8"], "--weights fp8 is of the full-size models"),
         (["--official", "x"], "--official is for Infinity of full size; the model is embedded"),
         (["--text-encoder", "--model", "var-d30"], "--text-encoder is for Infinity of full size"),
         (["--alone"], "--alone leaves off out of --presets"),
