@@ -71,9 +71,8 @@ class Pipeline:
         self.transformer, self.tokenizer, self.text_encoder = transformer, tokenizer, text_encoder
         self.trained, self.defaults, self.attention = trained, dict(defaults or {}), attention
         self.class_names = tuple(class_names)
-        if device is None:
-            device = next(transformer.parameters()).device if text_encoder is None else text_encoder.device
-        self.device = torch.device(device)
+        held = next(transformer.parameters()).device if text_encoder is None else text_encoder.device
+        self.device = torch.device(device or held)
 
     @classmethod
     def load(  # noqa: PLR0913 - three files and how they are to run; all but the files have defaults
@@ -91,10 +90,10 @@ class Pipeline:
         """Load three checkpoints. ``dtype`` is that of the transformer's blocks and the tokenizer.
 
         Without one it goes by the device and the size of the networks. The text encoder runs in bfloat16 or
-        float32 by the device, never in float16; it is not read for a transformer that takes class labels.
+        float32, never in float16; it is not read for a transformer that takes class labels.
         ``task``: what the transformer is for where its metadata does not say. ``loras``: files that change
         it, each with its strength. ``text_encoder_2``: the other one of transformers that read two.
-        ``weights``: 'int8' for the transformer's blocks in 8 bits, see :mod:`.network.eight_bit`.
+        ``weights``: 'int8' for the blocks of the transformer.
         """
         device = torch.device(device) if device is not None else default_device()
         model = with_task(prepare(*read(transformer), kind="transformer"), task)

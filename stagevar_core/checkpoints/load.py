@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..checks import one_of
+from ..devices import COMPUTED
 from ..models.companions import TextEncoder
-from ..network.eight_bit import eight_bit, rows_of
+from ..network.eight_bit import eight_bit, rows_of, warn_of_plain
 from ..schedule import AspectTable
 from . import header as headers
 from .convert import convert, routes
@@ -167,6 +169,8 @@ def build(
     linear layers of a transformer's blocks in 8 bits; ``ValueError`` for other models.
     """
     if weights is not None:
+        one_of("weights", weights, COMPUTED)
+        warn_of_plain(torch.device(device or "cpu"))
         module = eight_bit(_skeleton(checkpoint, nn, dtype))
         module.load_state_dict(_take(checkpoint, module, device), strict=True, assign=True)
         return module.eval().requires_grad_(False)

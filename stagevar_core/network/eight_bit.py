@@ -6,6 +6,7 @@ when the layer first runs, CUDA multiplies it as it is. Elsewhere it becomes num
 every product, which saves memory alone.
 """
 
+import logging
 from collections.abc import Callable
 from typing import cast
 
@@ -23,6 +24,7 @@ FEWEST = 17  # rows that CUDA's product of whole numbers takes
 _WHOLE = 2.0**23  # float32 of this size has no bits behind the point: what is added to it is rounded
 _DIP = 0.1702  # a little more than the GELU goes below zero
 _LEAST = 1e-30  # of what is divided by
+_LOG = logging.getLogger(__name__)
 
 
 def rows_of(weight: Tensor) -> Tensor:
@@ -97,7 +99,7 @@ class EightBitLinear(nn.Module):
         """The parameter, put into the order of the CPU's products where it has one; its rows are given up."""
         held = self._held()
         if held.layout == torch.strided and held.device.type == "cpu" and eight_bit_products(held.device):
-            codes, self.scale = codes_of(self.rows(torch.device("cpu")))
+            codes, self.scale = codes_of(held)
             self.total = codes.sum(1, dtype=torch.int32) * self.scale
             held = torch.ops.onednn.qlinear_prepack(codes.contiguous(), None)
             self._parameters["weight"] = nn.Parameter(held, requires_grad=False)
@@ -138,6 +140,16 @@ def eight_bit(module: nn.Module, kind: Callable[[nn.Linear], EightBitLinear] = E
         raise ValueError(f"{type(module).__name__} has no blocks to compute in 8 bits; load it in bfloat16")
     _exchange(blocks, kind)
     return module
+
+
+def warn_of_plain(device: torch.device) -> None:
+    """Say in the log where a device multiplies no whole numbers of 8 bits, and what that means."""
+    if eight_bit_products(device) is None:
+        _LOG.warning(
+            "weights in int8: %s has no fast products of 8 bits (CPUs with AVX-512 VNNI and NVIDIA GPUs since "
+            "Turing have), so they save memory but take longer; choose bfloat16 for speed",
+            device,
+        )
 
 
 def _exchange(module: nn.Module, kind: Callable[[nn.Linear], EightBitLinear]) -> None:
@@ -201,7 +213,7 @@ class IntegerProducts(Products):
         scale = (wide.abs().amax(1, keepdim=True) / LARGEST).clamp(min=_LEAST)
         codes = (wide / scale).round().to(torch.int8)
         missing = -len(x) % 8 if len(x) >= FEWEST else FEWEST - len(x) + 7
-        sums = torch._int_mm(F.pad(codes, (0, 0, 0, missing)), self.codes.t())[: len(x)]
+        sums = torch.ops.aten._int_mm(F.pad(codes, (0, 0, 0, missing)), self.codes.t())[: len(x)]
         return torch.addcmul(self.bias, sums * self.scale, scale)
 
 
