@@ -146,8 +146,8 @@ def warn_of_plain(device: torch.device) -> None:
     """Say in the log where a device multiplies no whole numbers of 8 bits, and what that means."""
     if eight_bit_products(device) is None:
         _LOG.warning(
-            "weights in int8: %s has no fast products of 8 bits (CPUs with AVX-512 VNNI and NVIDIA GPUs since "
-            "Turing have), so they save memory but take longer; choose bfloat16 for speed",
+            "weights in int8: %s has no fast products of 8 bits (CPUs with AVX-512 VNNI and NVIDIA GPUs "
+            "since Turing have), so they save memory but take longer; choose bfloat16 for speed",
             device,
         )
 
