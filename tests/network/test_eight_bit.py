@@ -21,6 +21,7 @@ from stagevar_core.network.eight_bit import (
 )
 from stagevar_core.network.layers import FeedForward
 from stagevar_core.network.packing import pack
+from stagevar_core.pipeline import Pipeline
 from tests.support import tiny, tiny_star, tiny_var
 
 vnni = devices.eight_bit_products(torch.device("cpu")) == "vnni"
@@ -212,3 +213,23 @@ def test_without_8_bit_products_it_computes_with_plain_numbers(
     layer = EightBitLinear(linear(40, 24))
     layer(drawn(3, 40))
     assert not layer._parameters["weight"].is_mkldnn
+
+
+def test_a_loaded_model_draws_nearly_the_same() -> None:
+    """Bits of the first five scales and pictures of two captions; every run with it the same."""
+    captions, seeds = ["a red circle above a blue square", "two green rings on a black background"], [3, 4]
+    exact, narrow = (
+        Pipeline.embedded(dtype=torch.float32, device="cpu", weights=weights) for weights in (None, "int8")
+    )
+    expected, found = exact(captions, seed=seeds), narrow(captions, seed=seeds)
+    pairs = list(zip(expected.generation.codes[:5], found.generation.codes[:5], strict=True))
+    same = sum((a == b).sum().item() for a, b in pairs)
+    assert same >= 0.97 * sum(a.numel() for a, _ in pairs)
+    off = (expected.images.double() - found.images.double()).square().mean().item()
+    assert off <= 255**2 / 10**3.5, "35 dB"
+    assert torch.equal(narrow(captions, seed=seeds).images, found.images)
+
+
+def test_weights_that_are_not_known_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"weights is 'int4'; expected .*int8"):
+        Pipeline.embedded(device="cpu", weights="int4")

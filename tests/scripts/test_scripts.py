@@ -334,6 +334,24 @@ def test_one_byte_weights_halve_the_blocks_and_change_little(family: str) -> Non
     assert bench_models.measured(pipeline, request, 1).pictures.size == (256, 256)
 
 
+@pytest.mark.parametrize("family", ["infinity", "var", "star", "switti"])
+def test_int8_weights_are_made_without_wider_ones(family: str) -> None:
+    config, codes = TINY[family]
+    pipeline = bench_models.full_size(
+        family, config, codes, 7, torch.device("cpu"), torch.bfloat16, bench_models.INT8
+    )
+    inside = pipeline.transformer.blocks[0].self_attn.proj
+    assert inside.weight.dtype == torch.int8 and inside.bias.dtype == torch.bfloat16
+    request = {"width": 256, "height": 256, "batch": 1, "settings": pipeline.settings(cfg=2.0)}
+    assert bench_models.measured(pipeline, request, 1).pictures.size == (256, 256)
+
+
+def test_bench_measures_int8_weights(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    plain, found = run_bench(monkeypatch, capsys), run_bench(monkeypatch, capsys, "--weights", "int8")
+    assert (found["weights"], found["dtype"]) == ("int8", "float32")
+    assert found["bytes"]["transformer"] < 0.4 * plain["bytes"]["transformer"]
+
+
 @pytest.mark.parametrize("weights", [None, bench_models.FP8])
 def test_a_text_encoder_makes_place_before_anything_else_is_loaded(
     weights: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
