@@ -48,7 +48,6 @@ from benchmark import presets as bench_presets
 from benchmark.machine import ceilings, code_version, higher
 from benchmark.models import (
     EMBEDDED,
-    FP8,
     PROMPT,
     MeasuredPipeline,
     Run,
@@ -58,6 +57,7 @@ from benchmark.models import (
     warm_up,
 )
 from benchmark.options import parse
+from benchmark.weights import STORED
 
 from stagevar_core.autoencoders.costs import decode_flops
 from stagevar_core.conditioning.t5 import T5EncoderConfig
@@ -181,7 +181,7 @@ def drafted(arguments: argparse.Namespace, device: torch.device, dtype: torch.dt
             arguments.model, arguments.pixels, arguments.cfg, arguments.text_tokens
         )
         return bench_drafts.counted(shape, drafts, picked)
-    weights = FP8 if arguments.weights else None
+    weights = STORED.get(arguments.weights)
     pipeline = load(arguments.model, arguments.text_tokens, device, dtype, weights)
     side = arguments.pixels
     request = {"width": side, "height": side, "batch": 1, "settings": pipeline.settings(cfg=arguments.cfg)}
@@ -296,7 +296,7 @@ def main() -> int:
             job = bench_official.job_of(arguments.model, arguments, device, dtype)
             official = bench_official.measure(arguments.official, job)
         start = time.perf_counter()
-        weights = FP8 if arguments.weights else None
+        weights = STORED.get(arguments.weights)
         text = T5EncoderConfig() if arguments.text_encoder else None
         pipeline = load(arguments.model, arguments.text_tokens, device, dtype, weights, text)
         found["load_seconds"] = time.perf_counter() - start

@@ -12,7 +12,9 @@ SMALL = 50_000_000  # parameters up to which float32 costs nothing worth saving
 
 # What users call the dtypes to compute in, and those that weights may have besides.
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-WEIGHT_DTYPES = {**DTYPES, "fp8_e4m3fn": torch.float8_e4m3fn}
+WEIGHT_DTYPES = {**DTYPES, "fp8_e4m3fn": torch.float8_e4m3fn, "int8": torch.int8}
+COMPUTED = ("int8",)  # of them those that products are computed in as well, see network/eight_bit.py
+_PRODUCTS = ("qlinear_prepack", "qlinear_pointwise")  # of oneDNN, as torch calls them
 
 # The CPU's allocator and the backends beside CUDA raise a plain RuntimeError with one of these.
 _OUT_OF_MEMORY = ("out of memory", "not enough memory", "allocate memory")
@@ -33,6 +35,13 @@ def default_dtype(device: torch.device | str, parameters: int = 0) -> torch.dtyp
 def fast_bfloat16() -> bool:
     """Whether matrix products in bfloat16 are fast on this CPU; without AVX-512 they are emulated slowly."""
     return torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
+def eight_bit_products(device: torch.device) -> str | None:
+    """What multiplies whole numbers of 8 bits there: 'vnni' (CPUs), 'cuda' (since Turing), None nothing."""
+    if device.type == "cuda" and torch.version.cuda:
+        return "cuda" if torch.cuda.get_device_capability(device) >= (7, 5) else None
+    return "vnni" if device.type == "cpu" and _vnni() else None
 
 
 def synchronise(device: torch.device) -> None:
@@ -63,6 +72,13 @@ def hardware(device: torch.device) -> dict[str, Any]:
         properties = torch.cuda.get_device_properties(device)
         found |= {"gpu": properties.name, "gpu_bytes": properties.total_memory}
     return found
+
+
+def _vnni() -> bool:
+    """Whether the CPU multiplies bytes, and this torch has what its own compiler multiplies them with."""
+    known = getattr(torch.cpu, "_is_vnni_supported", None)
+    operations = all(hasattr(torch.ops.onednn, name) for name in _PRODUCTS)
+    return fast_bfloat16() and known is not None and known() and operations
 
 
 def _processor() -> str:

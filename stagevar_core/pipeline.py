@@ -71,12 +71,11 @@ class Pipeline:
         self.transformer, self.tokenizer, self.text_encoder = transformer, tokenizer, text_encoder
         self.trained, self.defaults, self.attention = trained, dict(defaults or {}), attention
         self.class_names = tuple(class_names)
-        if device is None:
-            device = next(transformer.parameters()).device if text_encoder is None else text_encoder.device
-        self.device = torch.device(device)
+        held = next(transformer.parameters()).device if text_encoder is None else text_encoder.device
+        self.device = torch.device(device or held)
 
     @classmethod
-    def load(
+    def load(  # noqa: PLR0913 - three files and how they are to run; all but the files have defaults
         cls,
         transformer: Path | str,
         tokenizer: Path | str,
@@ -86,13 +85,15 @@ class Pipeline:
         task: str = AUTO,
         loras: Sequence[tuple[Path | str, float]] = (),
         text_encoder_2: Path | str | None = None,
+        weights: str | None = None,
     ) -> "Pipeline":
         """Load three checkpoints. ``dtype`` is that of the transformer's blocks and the tokenizer.
 
         Without one it goes by the device and the size of the networks. The text encoder runs in bfloat16 or
-        float32 by the device, never in float16; it is not read for a transformer that takes class labels.
+        float32, never in float16; it is not read for a transformer that takes class labels.
         ``task``: what the transformer is for where its metadata does not say. ``loras``: files that change
         it, each with its strength. ``text_encoder_2``: the other one of transformers that read two.
+        ``weights``: 'int8' for the blocks of the transformer.
         """
         device = torch.device(device) if device is not None else default_device()
         model = with_task(prepare(*read(transformer), kind="transformer"), task)
@@ -112,7 +113,7 @@ class Pipeline:
         blocks, decoder = (dtype or default_dtype(device, part.parameters) for part in (model, codes))
         merge(model, [(read_lora(path, model), strength) for path, strength in loras], blocks)
         return cls(
-            signed(pack(build(model, dtype=blocks, device=device))),
+            signed(pack(build(model, dtype=blocks, device=device, weights=weights))),
             cast(Tokenizer, build(codes, dtype=decoder, device=device)),
             encoder,
             model.trained,
@@ -129,10 +130,11 @@ class Pipeline:
         *,
         model: str = "scenes",
         edits: bool = False,
+        weights: str | None = None,
     ) -> "Pipeline":
         """A small model that comes with this package; ``edits``: the one of the scenes that changes them."""
         files = MODELS[one_of("model", model, MODELS)] | ({"transformer": EDITOR} if edits else {})
-        return cls.load(*files.values(), dtype=dtype, device=device)
+        return cls.load(*files.values(), dtype=dtype, device=device, weights=weights)
 
     def settings(
         self,

@@ -22,7 +22,9 @@ from ...stagevar_core.checkpoints.detect import spec_of
 from ...stagevar_core.checkpoints.load import Checkpoint
 from ...stagevar_core.devices import SMALL, default_dtype, fast_bfloat16
 from ...stagevar_core.network.attention import AttentionFn, attend
+from ...stagevar_core.network.eight_bit import rows_of
 from .attached import HostTransformer, Patcher
+from .eight_bit import narrow
 
 _LOG = logging.getLogger(__name__)
 DEFAULT = "default"
@@ -31,16 +33,19 @@ WEIGHT_DTYPES = {
     DEFAULT: None,
     **{name: devices.WEIGHT_DTYPES[name] for name in ("float32", "bfloat16", "fp8_e4m3fn")},
 }
+MODEL_DTYPES = {**WEIGHT_DTYPES, "int8": devices.WEIGHT_DTYPES["int8"]}
+"""Of transformers; text encoders have no layers in 8 bits."""
 
 
 def load_transformer(checkpoint: Checkpoint, weight_dtype: str) -> Patcher:
     """The transformer of a checkpoint, which gives its tensors up; weights on the offload device.
 
-    ``weight_dtype``: one of ``WEIGHT_DTYPES``.
+    ``weight_dtype``: one of ``MODEL_DTYPES``.
     """
     device = mm.get_torch_device()
     parameters = checkpoint.parameters
-    storage = storage_dtype(WEIGHT_DTYPES[weight_dtype], parameters, device)
+    chosen = MODEL_DTYPES[weight_dtype]
+    storage = storage_dtype(None if chosen == torch.int8 else chosen, parameters, device)
     compute = compute_dtype(storage, device)
     operations, module = host_operations(storage, compute, device), module_of(checkpoint)
     network = module(
@@ -49,13 +54,15 @@ def load_transformer(checkpoint: Checkpoint, weight_dtype: str) -> Patcher:
     cast(HostTransformer, network).checkpoint = checkpoint
     patcher = cast(Patcher, wrap(network, device, mm.unet_offload_device()))
     plain = module(checkpoint.config, dtype=storage, device="meta")
+    if chosen == torch.int8:
+        narrow(network, plain, device)
     fill(network, plain, checkpoint.tensors, compute)
     _LOG.info(
         "StageVAR: %s: %s with %.0fM parameters, %s weights, %s compute",
         checkpoint.source,
         module.__name__,
         parameters / 1e6,
-        str(storage).removeprefix("torch."),
+        str(storage if chosen is None else chosen).removeprefix("torch."),
         str(compute).removeprefix("torch."),
     )
     return patcher
@@ -110,17 +117,19 @@ def wrap(network: nn.Module, load_device: torch.device, offload_device: torch.de
     return kind(network.eval(), load_device=load_device, offload_device=offload_device)
 
 
-def fill(network: nn.Module, plain: nn.Module, tensors: dict[str, Tensor], narrow: torch.dtype) -> None:
+def fill(network: nn.Module, plain: nn.Module, tensors: dict[str, Tensor], small: torch.dtype) -> None:
     """Load ``tensors``, each in the dtype its parameter declares, and empty the mapping on the way.
 
     ``plain``: the same network of torch.nn layers on the meta device, since the host's layers may have no
-    weights before loading. ``narrow``: the dtype of what fp8 storage would ruin, the biases.
+    weights before loading. ``small``: the dtype of what fp8 storage would ruin, the biases.
     """
     declared = {name: parameter.dtype for name, parameter in plain.named_parameters()}
     ready = {}
     for name, dtype in declared.items():
         tensor = tensors.pop(name)
-        ready[name] = tensor.to(narrow if dtype.itemsize == 1 and tensor.dim() < 2 else dtype)
+        if dtype == torch.int8:
+            tensor = rows_of(tensor)
+        ready[name] = tensor.to(small if dtype.itemsize == 1 and tensor.dim() < 2 else dtype)
     network.load_state_dict(ready, strict=True, assign=True)
     network.requires_grad_(False)
     archive = newer(mm, "archive_model_dtypes")

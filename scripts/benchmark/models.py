@@ -21,6 +21,7 @@ from stagevar_core.models.infinity_config import INFINITY_2B, INFINITY_8B, INFIN
 from stagevar_core.models.star_config import STAR_256, STAR_512, STAR_1024
 from stagevar_core.models.switti_config import SWITTI_512, SWITTI_512_AR, SWITTI_1024, SWITTI_1024_AR
 from stagevar_core.models.var import VAR_D16, VAR_D30, VAR_D36
+from stagevar_core.network.eight_bit import eight_bit
 from stagevar_core.network.packing import pack
 from stagevar_core.pipeline import Pictures, Pipeline
 from stagevar_core.sampling.result import Monitor
@@ -29,7 +30,7 @@ from stagevar_core.schedule import Scale
 
 from .machine import Allocated, Resident, give_back, memory_of
 from .text import EncodedText, RandomText
-from .weights import FP8, Fp8Operations, fill, weight_bytes
+from .weights import FP8, INT8, Fp8Operations, fill, weight_bytes
 
 PROMPT = "a red circle left of a blue square"
 EMBEDDED = "embedded"
@@ -92,9 +93,12 @@ def load(  # noqa: PLR0913 - what a user may ask for, all but the first optional
     ``text_encoder``: what encodes the text before anything else is loaded; None takes random features.
     """
     if name == EMBEDDED:
-        pipeline = MeasuredPipeline.embedded(dtype=dtype, device=device)
+        pipeline = MeasuredPipeline.embedded(
+            dtype=dtype, device=device, weights="int8" if weights == INT8 else None
+        )
     else:
-        text = text_encoder and EncodedText(text_encoder, text_tokens, device, weights or dtype)
+        stored = FP8 if weights == FP8 else dtype
+        text = text_encoder and EncodedText(text_encoder, text_tokens, device, stored)
         pipeline = full_size(*FULL_SIZE[name], text_tokens, device, dtype, weights)
         pipeline.text_encoder = text or pipeline.text_encoder
     pipeline.beside = max(0, (memory_of(device).now() or 0) - sum(weight_sizes(pipeline).values()))
@@ -116,7 +120,10 @@ def full_size(
     stored: dict[str, Any] = {"dtype": dtype}
     if weights == FP8:
         stored = {"dtype": FP8, "compute_dtype": dtype, "operations": Fp8Operations}
-    transformer = pack(fill(spec.module(config, device="meta", **stored), device))
+    transformer = spec.module(config, device="meta", **stored)
+    if weights == INT8:
+        transformer = eight_bit(transformer)
+    transformer = pack(fill(transformer, device))
     tokenizer = fill(paired.module(codes, dtype=dtype, device="meta"), device)
     text = None
     if config.text_width:

@@ -9,6 +9,7 @@ from stagevar_core.devices import DTYPES
 
 from . import comfyui, presets
 from .models import EMBEDDED, FULL_SIZE
+from .weights import STORED
 
 
 def parse(description: str | None) -> argparse.Namespace:
@@ -22,7 +23,9 @@ def parse(description: str | None) -> argparse.Namespace:
     parser.add_argument("--device", help="default: cuda where there is one")
     parser.add_argument("--cfg", type=float, help="guidance; 1 runs the conditional rows alone")
     parser.add_argument(
-        "--weights", choices=("fp8",), help="storage of the transformer's weights, float8_e4m3fn"
+        "--weights",
+        choices=tuple(STORED),
+        help="storage of the transformer's weights: float8_e4m3fn, or int8 that the device computes with",
     )
     parser.add_argument(
         "--batch", default="1", help="images at once; with --presets several numbers with commas"
@@ -37,7 +40,7 @@ def parse(description: str | None) -> argparse.Namespace:
     parser.add_argument(
         "--text-encoder",
         action="store_true",
-        help="begin with a Flan-T5-XL of random weights, stored as --weights says, that then makes place",
+        help="begin with a Flan-T5-XL of random weights, in fp8 with --weights fp8, that then makes place",
     )
     parser.add_argument(
         "--official", type=Path, metavar="CHECKOUT", help="time this clone of FoundationVision/Infinity, too"
@@ -88,8 +91,8 @@ def check_together(arguments: argparse.Namespace) -> None:
     full_size = arguments.model != EMBEDDED
     if arguments.cold and full_size:
         raise ValueError("--cold times the embedded model; leave --model out")
-    if arguments.weights and not full_size:
-        raise ValueError("--weights is of the full-size models; name one with --model")
+    if arguments.weights == "fp8" and not full_size:
+        raise ValueError("--weights fp8 is of the full-size models; name one with --model")
     for name in ("official", "text_encoder"):
         if getattr(arguments, name) and not arguments.model.startswith("infinity-"):
             option = name.replace("_", "-")

@@ -8,7 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-FP8 = torch.float8_e4m3fn
+from stagevar_core.network.eight_bit import TAIL, rows_of
+
+FP8, INT8 = torch.float8_e4m3fn, torch.int8
+STORED = {"fp8": FP8, "int8": INT8}
+"""What weights may be stored as besides the dtype of the run, by the name of the option."""
 
 
 class Fp8Linear(nn.Linear):
@@ -48,6 +52,9 @@ def fill(module: nn.Module, device: torch.device, seed: int = 0) -> nn.Module:
     block = torch.randn(2**20 + 7, generator=torch.Generator().manual_seed(seed)).to(device)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
+            if parameter.dtype == INT8:
+                _fill_rows(parameter, block)
+                continue
             flat = parameter.view(-1)
             spread = 1.0 / math.sqrt(parameter[0].numel()) if parameter.dim() > 1 else 0.02
             for start in range(0, flat.numel(), len(block)):
@@ -56,6 +63,15 @@ def fill(module: nn.Module, device: torch.device, seed: int = 0) -> nn.Module:
             if parameter.dim() == 1 and "norm" in name and not name.endswith("bias"):
                 parameter.add_(1.0)
     return module.eval().requires_grad_(False)
+
+
+def _fill_rows(rows: Tensor, block: Tensor) -> None:
+    """A weight in 8 bits, of the values that :func:`fill` has for it, some rows at a time."""
+    inputs = rows.shape[1] - TAIL
+    for start in range(0, len(rows), 256):
+        part = rows[start : start + 256]
+        places = torch.arange(start * inputs, (start + len(part)) * inputs, device=block.device) % len(block)
+        part.copy_(rows_of(block[places].view(-1, inputs) / math.sqrt(inputs)))
 
 
 def weight_bytes(module: nn.Module) -> int:

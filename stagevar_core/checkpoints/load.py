@@ -9,7 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..checks import one_of
+from ..devices import COMPUTED
 from ..models.companions import TextEncoder
+from ..network.eight_bit import eight_bit, rows_of, warn_of_plain
 from ..schedule import AspectTable
 from . import header as headers
 from .convert import convert, routes
@@ -158,11 +161,19 @@ def build(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     operations: Any = nn,
+    weights: str | None = None,
 ) -> nn.Module:
     """The module of a checkpoint; it takes the tensors over, in the dtypes of :func:`state_dict`.
 
-    ``operations``: what its layers are made of, with the names of ``torch.nn``.
+    ``operations``: what its layers are made of, with the names of ``torch.nn``. ``weights``: 'int8' for the
+    linear layers of a transformer's blocks in 8 bits; ``ValueError`` for other models.
     """
+    if weights is not None:
+        one_of("weights", weights, COMPUTED)
+        warn_of_plain(torch.device(device or "cpu"))
+        module = eight_bit(_skeleton(checkpoint, nn, dtype))
+        module.load_state_dict(_take(checkpoint, module, device), strict=True, assign=True)
+        return module.eval().requires_grad_(False)
     module = _skeleton(checkpoint, operations, dtype)
     template = module if operations is nn else _skeleton(checkpoint, nn, dtype)
     module.load_state_dict(_take(checkpoint, template, device), strict=True, assign=True)
@@ -325,5 +336,8 @@ def _take(
     """The tensors that ``template`` has, each in its dtype and moved out of the checkpoint."""
     state, tensors = {}, checkpoint.tensors
     for name, like in template.state_dict().items():
-        state[name] = tensors.pop(name).to(device=device, dtype=like.dtype)
+        tensor = tensors.pop(name)
+        if like.dtype == torch.int8:
+            tensor = rows_of(tensor)
+        state[name] = tensor.to(device=device, dtype=like.dtype)
     return state

@@ -113,7 +113,7 @@ def load(arguments: argparse.Namespace) -> Models:
     assert transformer.trained is not None, "a restoring file has its sizes"
     trained, chosen = transformer.trained, DTYPES.get(arguments.dtype)
     dtypes = [chosen or default_dtype(device, part.parameters) for part in (transformer, codes)]
-    model = signed(pack(build(transformer, dtype=dtypes[0], device=device)))
+    model = signed(pack(build(transformer, dtype=dtypes[0], device=device, weights=arguments.weights)))
     conditioning = None
     if arguments.prompt is not None:
         if arguments.text_encoder is None:

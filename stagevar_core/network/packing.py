@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..devices import fast_bfloat16
+from .eight_bit import EightBitLinear
 from .layers import FeedForward
 
 _OPERATIONS = ("_reorder_linear_weight", "_linear_pointwise")
@@ -46,7 +47,7 @@ class PackedFeedForward(nn.Module):
 
 
 def pack(module: nn.Module) -> nn.Module:
-    """``module`` with its bfloat16 layers packed, in place, where this CPU and this torch can.
+    """``module`` with its bfloat16 and 8-bit layers packed, in place, where this CPU and this torch can.
 
     Weights are taken over layer by layer, so that none is held twice. What is packed computes on the CPU only
     and leaves ``state_dict``: this is for a module that was loaded to be run.
@@ -58,6 +59,8 @@ def pack(module: nn.Module) -> nn.Module:
             setattr(module, name, PackedFeedForward(child.fc1, child.fc2))
         elif isinstance(child, nn.Linear) and _packs(child):
             setattr(module, name, PackedLinear(child))
+        elif isinstance(child, EightBitLinear):
+            child.pack()
         else:
             pack(child)
     return module

@@ -22,6 +22,7 @@ class Models:
     text_encoder: str
     text_encoder_2: str | None = None
     dtype: str | None = None
+    weights: str | None = None
     device: str | None = None
     task: str = "auto"
     loras: tuple[tuple[str, float], ...] = ()
@@ -42,6 +43,7 @@ class Models:
             task=self.task,
             loras=self.loras,
             text_encoder_2=self.text_encoder_2,
+            weights=self.weights,
         )
 
     def settings(self, pipeline: Pipeline) -> SamplingSettings:

@@ -187,6 +187,32 @@ def check_storage(vae: Any) -> None:
         assert not torch.equal(sampled(added(model), vae), sampled(model, vae))
 
 
+def check_int8(vae: Any) -> None:
+    """Layers in 8 bits are patched in float32 and rounded again; they get their own rows back."""
+    import torch
+    from comfy.model_patcher import LowVramPatch
+    from pack.stagevar_core.network.eight_bit import codes_of, plain_weight
+
+    wide, model, key = loaded(), loaded("int8"), "blocks.0.self_attn.qkv"
+    assert model.model_size() < 0.4 * wide.model_size()
+    exact, base = sampled(wide, vae), sampled(model, vae)
+    assert torch.nn.functional.cosine_similarity(exact.flatten(), base.flatten(), 0) > 0.9
+    layer = model.model.get_submodule(key)
+    rows, clone = layer.weight.clone(), added(model)
+    changed = sampled(clone, vae)
+    assert not torch.equal(changed, base)
+    off = (plain_weight(layer.weight) - merged(1.0)[f"{key}.weight"]).abs()
+    assert (off < 1.1 * codes_of(layer.weight)[1][:, None]).all()
+    x = torch.randn(3, 20, layer.in_features, generator=torch.Generator().manual_seed(0))
+    found = layer(x)
+    assert torch.equal(sampled(model, vae), base) and torch.equal(layer.weight, rows)
+    patch = LowVramPatch(f"{key}.weight", clone.patches, layer.convert_weight, layer.set_weight)
+    layer.weight_function = [patch]
+    assert torch.allclose(layer(x), found, atol=1e-4) and torch.equal(layer.weight, rows)
+    layer.weight_function = []
+    assert torch.equal(sampled(clone, vae), changed)
+
+
 def check_compiled(vae: Any) -> None:
     """Compiled blocks follow the weights: two strengths in turn, and none, on one compiler."""
     import torch
@@ -245,6 +271,7 @@ def main() -> None:
             ("chain", check_chain, (vae,)),
             ("node", check_node, ()),
             ("storage", check_storage, (vae,)),
+            ("int8", check_int8, (vae,)),
             ("compiled", check_compiled, (vae,)),
             ("kept", check_kept, (vae,)),
         ):

@@ -80,6 +80,22 @@ def test_one_loader_gives_the_picture_of_the_three(comfy_server: ComfyServer, pr
     assert (one == three).all()
 
 
+def test_int8_draws_nearly_the_picture_of_the_default(comfy_server: ComfyServer, prompt: Json) -> None:
+    (wide,) = saved_images(comfy_server, comfy_server.run(prompt))
+    for node in nodes_of(prompt, "StageVARLoadModel"):
+        prompt[node]["inputs"]["weight_dtype"] = "int8"
+    (narrow,) = saved_images(comfy_server, comfy_server.run(prompt))
+    off = ((wide.astype(float) - narrow.astype(float)) ** 2).mean()
+    assert 0 < off < 255**2 / 10**2.5, "25 dB at least, of one picture"
+
+
+def test_text_encoders_have_no_int8(comfy_server: ComfyServer, prompt: Json) -> None:
+    (node,) = nodes_of(prompt, "StageVARLoadTextEncoder")
+    prompt[node]["inputs"]["weight_dtype"] = "int8"
+    with pytest.raises((PromptRejected, PromptFailed), match="int8"):
+        comfy_server.run(prompt)
+
+
 def test_loaders_run_without_any_input(comfy_server: ComfyServer, prompt: Json) -> None:
     """What an early version stored has none of the inputs that came later."""
     for node in prompt.values():

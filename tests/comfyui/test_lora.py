@@ -14,7 +14,7 @@ from tests.support.events import add_node, saved_images
 from tests.support.lora import red, styled
 from tests.support.testbed import Bed, run_inside
 
-CHECKS = ("patches", "chain", "node", "storage", "compiled", "kept")
+CHECKS = ("patches", "chain", "node", "storage", "int8", "compiled", "kept")
 
 
 def write_files(folder: Path) -> Path:

@@ -265,7 +265,7 @@ def test_bench_takes_all_presets_and_puts_off_first() -> None:
         (["--batch", "1,0", "--presets", "fast"], "--batch is 0; expected 1 or more"),
         (["--batch", "two"], "--batch is two; expected numbers with commas"),
         (["--batch", "1,4"], "--batch has several numbers, which --presets compares"),
-        (["--weights", "fp8"], "--weights is of the full-size models"),
+        (["--weights", "fp8"], "--weights fp8 is of the full-size models"),
         (["--official", "x"], "--official is for Infinity of full size; the model is embedded"),
         (["--text-encoder", "--model", "var-d30"], "--text-encoder is for Infinity of full size"),
         (["--alone"], "--alone leaves off out of --presets"),
@@ -332,6 +332,24 @@ def test_one_byte_weights_halve_the_blocks_and_change_little(family: str) -> Non
     pipeline = pipelines[bench_models.FP8]
     request = {"width": 256, "height": 256, "batch": 1, "settings": pipeline.settings(cfg=2.0)}
     assert bench_models.measured(pipeline, request, 1).pictures.size == (256, 256)
+
+
+@pytest.mark.parametrize("family", ["infinity", "var", "star", "switti"])
+def test_int8_weights_are_made_without_wider_ones(family: str) -> None:
+    config, codes = TINY[family]
+    pipeline = bench_models.full_size(
+        family, config, codes, 7, torch.device("cpu"), torch.bfloat16, bench_models.INT8
+    )
+    inside = pipeline.transformer.blocks[0].self_attn.proj
+    assert inside.weight.dtype == torch.int8 and inside.bias.dtype == torch.bfloat16
+    request = {"width": 256, "height": 256, "batch": 1, "settings": pipeline.settings(cfg=2.0)}
+    assert bench_models.measured(pipeline, request, 1).pictures.size == (256, 256)
+
+
+def test_bench_measures_int8_weights(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    plain, found = run_bench(monkeypatch, capsys), run_bench(monkeypatch, capsys, "--weights", "int8")
+    assert (found["weights"], found["dtype"]) == ("int8", "float32")
+    assert found["bytes"]["transformer"] < 0.4 * plain["bytes"]["transformer"]
 
 
 @pytest.mark.parametrize("weights", [None, bench_models.FP8])
