@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..network.attention import Attend, AttentionFn
 from ..network.context import ScaleContext
-from ..network.layers import cast, merge_heads, plain_norm, rms_norm, split_heads
+from ..network.layers import cast, merge_heads, modulated, plain_norm, rms_norm, split_heads
 from ..network.rotary import rotate
 from ..network.tokens import in_parts
 from .switti_config import SwittiConfig
@@ -104,17 +104,17 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, ctx: ScaleContext, layer: int) -> Tensor:
         """(rows, L, C) in float32 to the same; matrix products run in the context's dtype."""
-        gate1, gate2, scale1, scale2, shift1, shift2 = ctx.conditioned.block_ada[layer].unbind(dim=2)
+        gate1, gate2, factor1, factor2, shift1, shift2 = ctx.conditioned.block_ada[layer].unbind(dim=2)
 
-        def modulated(part: Tensor, weight: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-            return torch.addcmul(shift, rms_norm(part.float(), weight), 1.0 + scale).to(ctx.dtype)
+        def normed(part: Tensor, weight: Tensor, factor: Tensor, shift: Tensor) -> Tensor:
+            return modulated(rms_norm(part.float(), weight), factor, shift, ctx.dtype)
 
         def attend_self(h: Tensor, angles: Tensor | None) -> Tensor:
             mixed = self.self_attn(
                 h,
                 ctx.attending(layer),
                 angles,
-                lambda part: modulated(part, self.self_norm_in, scale1, shift1),
+                lambda part: normed(part, self.self_norm_in, factor1, shift1),
             )
             return rms_norm(mixed, self.self_norm_out)
 
@@ -126,7 +126,7 @@ class Block(nn.Module):
             return rms_norm(read, self.cross_norm_out)
 
         def feed_forward(h: Tensor, angles: Tensor | None) -> Tensor:
-            return rms_norm(self.ffn(modulated(h, self.ffn_norm_in, scale2, shift2)), self.ffn_norm_out)
+            return rms_norm(self.ffn(normed(h, self.ffn_norm_in, factor2, shift2)), self.ffn_norm_out)
 
         x = ctx.residual(x, attend_self, layer, "self", gate1)
         x = ctx.residual(x, attend_text, layer, "cross")
