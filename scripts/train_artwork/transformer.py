@@ -116,8 +116,9 @@ class ViewContext(TeacherContext):
 
     view: View = field(default_factory=lambda: first_scales(len(SCHEDULE)))
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(self, layer: int, q: Tensor, kv: Tensor) -> Tensor:
         """Scale by scale, each seeing itself and the coarser ones."""
+        k, v = kv
         outputs, start = [], 0
         for count in self.view.counts:
             stop = start + count

@@ -23,10 +23,12 @@ from ..network.layers import (
     head_lengths,
     merge_heads,
     modulated,
+    queries_of,
     rms_norm,
     stacked,
     to_lengths,
     with_factors,
+    with_first,
 )
 from ..network.rotary import grid_turns, line_turns, turn_halves
 from ..network.tokens import in_parts
@@ -103,17 +105,13 @@ class Attention(nn.Module):
     ) -> Tensor:
         """Attention of ``norm(x)``, ``x`` (rows, L, C), over all tokens so far, (rows, L, C)."""
 
-        def compute(part: Tensor, at: Tensor | None) -> tuple[Tensor, ...]:
+        def compute(part: Tensor, at: Tensor | None) -> Tensor:
             qkv = self.qkv(norm(part)).unflatten(-1, (3 * self.heads, -1))
-            both, v = qkv.split((2 * self.heads, self.heads), dim=2)
+            both = qkv[:, :, : 2 * self.heads]
             both = to_lengths(both, lengths) if self.cosine else both * lengths  # in float32
-            if at is not None:
-                both = turn_halves(both, at)
-            q, k = both.to(v.dtype).chunk(2, dim=2)
-            return q, k, v
+            return with_first(qkv, both if at is None else turn_halves(both, at))
 
-        q, k, v = (part.transpose(1, 2) for part in in_parts(compute, x, angles))
-        return self.proj(merge_heads(attend(q, k, v)))
+        return self.proj(merge_heads(attend(*queries_of(in_parts(compute, x, angles)))))
 
 
 class GatedFeedForward(nn.Module):

@@ -9,7 +9,16 @@ from torch import Tensor, nn
 
 from ..network.attention import Attend, AttentionFn
 from ..network.context import ScaleContext
-from ..network.layers import cast, merge_heads, modulated, plain_norm, rms_norm, split_heads
+from ..network.layers import (
+    cast,
+    merge_heads,
+    modulated,
+    plain_norm,
+    queries_of,
+    rms_norm,
+    split_heads,
+    with_first,
+)
 from ..network.rotary import rotate
 from ..network.tokens import in_parts
 from .switti_config import SwittiConfig
@@ -29,17 +38,17 @@ class SelfAttention(nn.Module):
     ) -> Tensor:
         """Attention of ``norm(x)``, ``x`` (rows, L, C), over all tokens that it sees, (rows, L, C)."""
 
-        def compute(part: Tensor, at: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-            wide, v = self.qkv(norm(part)).unflatten(-1, (3, -1)).split((2, 1), dim=2)  # (rows, L, 2 + 1, C)
-            both = plain_norm(wide).unflatten(-1, (self.heads, -1)).flatten(2, 3)
+        def compute(part: Tensor, at: Tensor | None) -> Tensor:
+            qkv = self.qkv(norm(part)).unflatten(-1, (3, -1))  # (rows, L, 3, C)
+            both = plain_norm(qkv[:, :, :2]).unflatten(-1, (self.heads, -1)).flatten(2, 3)
             if at is not None:
                 both = rotate(both, at)
-            q, k = both.chunk(2, dim=2)
-            q = q * q.shape[-1] ** -0.5  # the loop's attention to tokens has the scale 1
-            return q.to(v.dtype), k.to(v.dtype), v.squeeze(2).unflatten(-1, (self.heads, -1))
+            both[:, :, : self.heads] *= (
+                both.shape[-1] ** -0.5
+            )  # the loop's attention to tokens has the scale 1
+            return with_first(qkv.unflatten(-1, (self.heads, -1)).flatten(2, 3), both)
 
-        q, k, v = (part.transpose(1, 2) for part in in_parts(compute, x, angles))
-        return self.proj(merge_heads(attend(q, k, v)))
+        return self.proj(merge_heads(attend(*queries_of(in_parts(compute, x, angles)))))
 
 
 class CrossAttention(nn.Module):

@@ -24,8 +24,8 @@ from ..network.layers import (
     cast,
     merge_heads,
     modulated_norm,
+    queries_of,
     row_by_row,
-    split_heads,
     stacked,
     with_factors,
 )
@@ -152,8 +152,8 @@ class PlainAttention(nn.Module):
         lengths: None,
     ) -> Tensor:
         """Attention of ``norm(x)``, ``x`` (rows, L, C), over all tokens so far, (rows, L, C)."""
-        q, k, v = (split_heads(part, self.heads) for part in self.qkv(norm(x)).chunk(3, dim=-1))
-        return self.proj(merge_heads(attend(q * (0.25 / q.shape[-1] ** 0.5), k, v)))
+        q, kv = queries_of(self.qkv(norm(x)).unflatten(-1, (3 * self.heads, -1)))
+        return self.proj(merge_heads(attend(q * (0.25 / q.shape[-1] ** 0.5), kv)))
 
 
 class Block(nn.Module):

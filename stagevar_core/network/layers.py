@@ -103,6 +103,23 @@ def merge_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
 
 
+def with_first(qkv: Tensor, both: Tensor) -> Tensor:
+    """Heads (rows, L, 3 * heads, head_dim) whose first ones are ``both``, in place of what was there."""
+    if torch.is_grad_enabled():
+        return torch.cat((both.to(qkv.dtype), qkv[:, :, both.shape[2] :]), dim=2)
+    qkv[:, :, : both.shape[2]] = both
+    return qkv
+
+
+def queries_of(qkv: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries (rows, heads, L, head_dim), and keys and values together (2, rows, heads, L, head_dim).
+
+    Of heads (rows, L, 3 * heads, head_dim): queries, keys, values.
+    """
+    every = qkv.transpose(1, 2).unflatten(1, (3, -1)).transpose(0, 1)  # (3, rows, heads, L, head_dim)
+    return every[0], every[1:]
+
+
 class CosineAttention(nn.Module):
     """Self-attention of unit queries and keys with a learned scale per head, the softmax scale is 1.
 
@@ -122,21 +139,16 @@ class CosineAttention(nn.Module):
 
     def project(
         self, x: Tensor, angles: Tensor | None, norm: Callable[[Tensor], Tensor], lengths: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values (rows, heads, L, head_dim) of ``norm(x)``, ``x`` (rows, L, C)."""
+    ) -> tuple[Tensor, Tensor]:
+        """What :class:`Attend` takes of ``norm(x)``, ``x`` (rows, L, C)."""
 
-        def compute(part: Tensor, at: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        def compute(part: Tensor, at: Tensor | None) -> Tensor:
             qkv = self.qkv(norm(part)).unflatten(-1, (3 * self.heads, -1))
             # Queries and keys at once: at coarse scales the number of operations is what takes time.
-            both, v = qkv.split((2 * self.heads, self.heads), dim=2)
-            both = to_lengths(both, lengths)
-            if at is not None:
-                both = rotate(both, at)
-            q, k = both.to(v.dtype).chunk(2, dim=2)
-            return q, k, v
+            both = to_lengths(qkv[:, :, : 2 * self.heads], lengths)
+            return with_first(qkv, both if at is None else rotate(both, at))
 
-        q, k, v = (part.transpose(1, 2) for part in in_parts(compute, x, angles))
-        return q, k, v
+        return queries_of(in_parts(compute, x, angles))
 
     def forward(
         self,
