@@ -19,6 +19,7 @@ from ..network.attention import Attend, AttentionFn
 from ..network.cache import KVCache
 from ..network.context import ScaleContext
 from ..network.layers import (
+    GatedFeedForward,
     cast,
     head_lengths,
     merge_heads,
@@ -112,20 +113,6 @@ class Attention(nn.Module):
             return with_first(qkv, both if at is None else turn_halves(both, at))
 
         return self.proj(merge_heads(attend(*queries_of(in_parts(compute, x, angles)))))
-
-
-class GatedFeedForward(nn.Module):
-    """``down(silu(gate(x)) * up(x))``."""
-
-    def __init__(self, width: int, hidden: int, *, operations=nn, dtype=None, device=None) -> None:
-        super().__init__()
-        self.gate = operations.Linear(width, hidden, bias=False, dtype=dtype, device=device)
-        self.up = operations.Linear(width, hidden, bias=False, dtype=dtype, device=device)
-        self.down = operations.Linear(hidden, width, bias=False, dtype=dtype, device=device)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., width) to the same."""
-        return self.down(F.silu(self.gate(x)) * self.up(x))
 
 
 class Block(nn.Module):

@@ -4,12 +4,12 @@ import math
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..network.attention import Attend, AttentionFn
 from ..network.context import ScaleContext
 from ..network.layers import (
+    GatedFeedForward,
     cast,
     merge_heads,
     modulated,
@@ -72,23 +72,6 @@ class CrossAttention(nn.Module):
         """Attention of ``x`` (rows, L, C) to the text's keys and values, (rows, L, C)."""
         q = split_heads(plain_norm(self.q(x)).to(v.dtype), self.heads)
         return self.proj(merge_heads(attend(q, k, v, mask=mask)))
-
-
-class GatedFeedForward(nn.Module):
-    """``down(silu(gate(x)) * up(x))``, without biases."""
-
-    def __init__(self, width: int, hidden: int, *, operations=nn, dtype=None, device=None) -> None:
-        super().__init__()
-        factory = {"bias": False, "dtype": dtype, "device": device}
-        self.gate = operations.Linear(width, hidden, **factory)
-        self.up = operations.Linear(width, hidden, **factory)
-        self.down = operations.Linear(hidden, width, **factory)
-
-    def forward(self, x: Tensor) -> Tensor:
-        gates = F.silu(self.gate(x))
-        if torch.is_grad_enabled():
-            return self.down(gates * self.up(x))
-        return self.down(gates.mul_(self.up(x)))  # the widest tensors of a block: not a third one
 
 
 class Block(nn.Module):

@@ -175,3 +175,20 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+class GatedFeedForward(nn.Module):
+    """``down(silu(gate(x)) * up(x))``, without biases."""
+
+    def __init__(self, width: int, hidden: int, *, operations=nn, dtype=None, device=None) -> None:
+        super().__init__()
+        factory = {"bias": False, "dtype": dtype, "device": device}
+        self.gate = operations.Linear(width, hidden, **factory)
+        self.up = operations.Linear(width, hidden, **factory)
+        self.down = operations.Linear(hidden, width, **factory)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates = F.silu(self.gate(x))
+        if torch.is_grad_enabled():
+            return self.down(gates * self.up(x))
+        return self.down(gates.mul_(self.up(x)))  # the widest tensors of a block: not a third one
