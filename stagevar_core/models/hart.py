@@ -137,12 +137,13 @@ class Block(nn.Module):
         """(rows, L, C) in float32 to the same; matrix products run in the context's dtype."""
         ada = ctx.conditioned.block_ada[layer].unbind(dim=2) if ctx.conditioned.block_ada else (None,) * 6
         gate1, gate2, factor1, factor2, shift1, shift2 = ada
+        lengths = ctx.conditioned.lengths[layer]
 
         def attend_self(h: Tensor, angles: Tensor | None) -> Tensor:
             def norm(part: Tensor) -> Tensor:
                 return self._normed(part, factor1, shift1, ctx.dtype)
 
-            return self.self_attn(h, ctx.attending(layer), angles, norm, ctx.conditioned.lengths[layer])
+            return self.self_attn(h, ctx.attending(layer), angles, norm, lengths)
 
         def feed_forward(h: Tensor, angles: Tensor | None) -> Tensor:
             return self.ffn(self._normed(h, factor2, shift2, ctx.dtype))

@@ -108,6 +108,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor, ctx: ScaleContext, layer: int) -> Tensor:
         """(rows, L, C) in float32 to the same; matrix products run in the context's dtype."""
         gate1, gate2, factor1, factor2, shift1, shift2 = ctx.conditioned.block_ada[layer].unbind(dim=2)
+        lengths = ctx.conditioned.lengths[layer]
 
         def attend_self(h: Tensor, angles: Tensor | None) -> Tensor:
             return self.self_attn(
@@ -115,7 +116,7 @@ class Block(nn.Module):
                 ctx.attending(layer),
                 angles,
                 lambda part: modulated_norm(part, factor1, shift1, ctx.dtype),
-                ctx.conditioned.lengths[layer],
+                lengths,
             )
 
         def attend_text(h: Tensor, seen: Tensor | None) -> Tensor:
