@@ -1,7 +1,7 @@
-"""Operations of a generation that are no views, counted on the meta device: on a GPU each is a launch or more.
+"""Operations of a generation that are no views, counted on the meta device; on a GPU each starts a kernel.
 
-Nothing is computed, so that neither weights nor a GPU are needed. What runs on the CPU beside the device, such
-as the coordinates of tokens, is not counted, nor are allocations.
+Nothing is computed, so that neither weights nor a GPU are needed. What runs on the CPU beside the device, as
+the coordinates of tokens do, is not counted, nor are allocations.
 """
 
 from __future__ import annotations
@@ -52,10 +52,13 @@ def _storage(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def operations(name: str, pixels: int | None, presets: list[str], text_tokens: int) -> dict[str, int]:
-    """Operations of one guided picture in bfloat16 under every preset, without its decoding."""
+COUNTED = ("off", "balanced")
+
+
+def operations(name: str, pixels: int | None, text_tokens: int) -> dict[str, int]:
+    """Operations of one guided picture in bfloat16 by preset, without its decoding."""
     family, config, codes = FULL_SIZE[name]
-    return {each: sum(counted(family, config, codes, pixels, each, text_tokens).values()) for each in presets}
+    return {each: sum(counted(family, config, codes, pixels, each, text_tokens).values()) for each in COUNTED}
 
 
 def counted(  # noqa: PLR0913 - a model, what it makes and how
@@ -71,7 +74,7 @@ def counted(  # noqa: PLR0913 - a model, what it makes and how
     conditioning: Any = ClassConditioning((0,), None, torch.device("meta"))
     if config.text_width:
         text = torch.empty(getattr(config, "context", text_tokens), config.text_width, device="meta")
-        conditioning = TextConditioning([text], null=text)
+        conditioning = TextConditioning((text,), null=text)
     try:
         quantizer = model.quantizer()
     except ValueError:
