@@ -56,6 +56,7 @@ from benchmark.models import (
     memory_by_kind,
     warm_up,
 )
+from benchmark.operations import operations
 from benchmark.options import parse
 from benchmark.weights import STORED
 
@@ -218,6 +219,9 @@ def show(found: dict[str, Any]) -> None:
     print(
         f"\nmemory in GB ({memory['kind']}): " + ", ".join(f"{kind} {size / 1e9:.2f}" for kind, size in sizes)
     )
+    if "operations" in found:
+        counts = ", ".join(f"{name} {count}" for name, count in found["operations"].items())
+        print(f"operations of one picture that are no views: {counts}")
     if "official" in found:
         bench_official.show(found["official"])
     if "compile" in found:
@@ -303,6 +307,8 @@ def main() -> int:
         if text:
             found["text_encoder_seconds"] = pipeline.text_encoder.seconds
         found |= measure(pipeline, arguments, device) | {"hardware": hardware(device)}
+        if arguments.model != EMBEDDED and not pipeline.transformer.edits:
+            found["operations"] = operations(arguments.model, arguments.pixels, arguments.text_tokens)
         if arguments.official:
             found["official"] = baseline(found, official)
         show(found)

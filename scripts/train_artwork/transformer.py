@@ -18,6 +18,7 @@ from stagevar_core.evaluation.judge import Judge
 from stagevar_core.models.teacher import TeacherContext
 from stagevar_core.models.var import VAR, ClassState, VARConfig
 from stagevar_core.network.attention import sdpa
+from stagevar_core.network.layers import with_factors
 from stagevar_core.pipeline import to_uint8
 from stagevar_core.sampling.generate import generate
 from stagevar_core.sampling.noise import SeededNoise
@@ -115,8 +116,9 @@ class ViewContext(TeacherContext):
 
     view: View = field(default_factory=lambda: first_scales(len(SCHEDULE)))
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(self, layer: int, q: Tensor, kv: Tensor) -> Tensor:
         """Scale by scale, each seeing itself and the coarser ones."""
+        k, v = kv
         outputs, start = [], 0
         for count in self.view.counts:
             stop = start + count
@@ -181,8 +183,11 @@ def state_of(model: VAR, labels: Tensor) -> ClassState:
     start = model.class_embed[labels]
     active = F.silu(start)
     common = model.block_ada(active).float().unflatten(-1, (1, 6, -1))
-    ada = [common + block.ada for block in model.blocks]
-    return ClassState(start, ada, model.head_ada(active).float().unflatten(-1, (1, 2, -1)))
+    ada = [with_factors(common + block.ada) for block in model.blocks]
+    head_ada = with_factors(model.head_ada(active).float().unflatten(-1, (1, 2, -1)))
+    return ClassState(
+        start, ada, head_ada, [block.self_attn.lengths(labels.device) for block in model.blocks]
+    )
 
 
 def scale_losses(model: VAR, view: View, labels: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:

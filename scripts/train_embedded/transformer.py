@@ -24,6 +24,7 @@ from stagevar_core.conditioning.types import TextConditioning
 from stagevar_core.evaluation.score import summarise
 from stagevar_core.models.infinity import Infinity, InfinityConfig, TextState
 from stagevar_core.models.teacher import TeacherContext
+from stagevar_core.network.layers import with_factors
 from stagevar_core.sampling.generate import generate
 from stagevar_core.sampling.noise import SeededNoise
 from stagevar_core.sampling.settings import SamplingSettings
@@ -115,9 +116,10 @@ def text_state(model: Infinity, text: Tensor, mask: Tensor) -> TextState:
     shared = model.block_ada(F.silu(pooled)).float().unflatten(-1, (1, 6, -1))
     return TextState(
         start=pooled,
-        block_ada=[shared + block.ada for block in model.blocks],
-        head_ada=model.head_ada(F.silu(pooled)).float().unflatten(-1, (1, 2, -1)),
+        block_ada=[with_factors(shared + block.ada) for block in model.blocks],
+        head_ada=with_factors(model.head_ada(F.silu(pooled)).float().unflatten(-1, (1, 2, -1))),
         keys_values=[block.cross_attn.keys_values(projected) for block in model.blocks],
+        lengths=[block.self_attn.lengths(text.device) for block in model.blocks],
         mask=mask,
     )
 

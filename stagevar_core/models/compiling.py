@@ -141,13 +141,13 @@ class CompiledContext(ScaleContext):
 
         return super().residual(x, compute, layer, part, gate)
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(self, layer: int, q: Tensor, kv: Tensor) -> Tensor:
         """Attention, or where a piece of a branch ends or begins."""
         if not self.split:
-            return super().attend(layer, q, k, v)
+            return super().attend(layer, q, kv)
         if self.mixed is not None:
             return self.mixed
-        self.projected = (q, k, v)
+        self.projected = (q, kv)
         return q  # a stand-in of the right shape
 
     def _around_attention(self, branch: Branch, layer: int, h: Tensor, positions: Tensor | None) -> Tensor:

@@ -18,7 +18,19 @@ from ..conditioning.types import Conditioning, TextConditioning, check_task, req
 from ..network.attention import Attend, AttentionFn
 from ..network.cache import KVCache
 from ..network.context import ScaleContext
-from ..network.layers import cast, head_lengths, merge_heads, rms_norm, stacked, unit
+from ..network.layers import (
+    GatedFeedForward,
+    cast,
+    head_lengths,
+    merge_heads,
+    modulated,
+    queries_of,
+    rms_norm,
+    stacked,
+    to_lengths,
+    with_factors,
+    with_first,
+)
 from ..network.rotary import grid_turns, line_turns, turn_halves
 from ..network.tokens import in_parts
 from ..schedule import Prefix, Scale, ScaleSchedule
@@ -35,8 +47,9 @@ class TextState:
 
     start: Tensor  # (rows, T, C), the texts, which precede the scales
     places: Tensor  # (rows, T), their rotary positions
-    block_ada: list[Tensor]  # per block (rows, 1, 6, C); empty without modulation
-    head_ada: Tensor  # (rows, 1, 2, C)
+    block_ada: list[Tensor]  # per block (rows, 1, 6, C), see with_factors; empty without modulation
+    head_ada: Tensor  # (rows, 1, 2, C), the same
+    lengths: list[Tensor]  # per block what queries and keys are brought to
 
     def seen(self, scale: Scale) -> None:
         """None: the text is part of what self-attention sees."""
@@ -55,7 +68,7 @@ class TextState:
 
     def _of(self, rows: slice | Tensor) -> "TextState":
         block_ada = [ada[rows] for ada in self.block_ada]
-        return TextState(self.start[rows], self.places[rows], block_ada, self.head_ada[rows])
+        return TextState(self.start[rows], self.places[rows], block_ada, self.head_ada[rows], self.lengths)
 
 
 class Attention(nn.Module):
@@ -75,39 +88,31 @@ class Attention(nn.Module):
         if cosine:
             self.log_scale = nn.Parameter(torch.empty(heads, dtype=torch.float32, device=device))
 
+    def lengths(self, device: torch.device) -> Tensor:
+        """Those of queries and keys, (2, 2 * heads, 1) in float32, or what both are multiplied with."""
+        if self.cosine:
+            return head_lengths(self.log_scale, device)
+        factors = torch.ones(2 * self.heads, 1, device=device)
+        factors[: self.heads] = 0.25 / math.sqrt(self.proj.in_features // self.heads)
+        return factors
+
     def forward(
-        self, x: Tensor, attend: Attend, angles: Tensor | None, norm: Callable[[Tensor], Tensor]
+        self,
+        x: Tensor,
+        attend: Attend,
+        angles: Tensor | None,
+        norm: Callable[[Tensor], Tensor],
+        lengths: Tensor,
     ) -> Tensor:
         """Attention of ``norm(x)``, ``x`` (rows, L, C), over all tokens so far, (rows, L, C)."""
-        scale = 0.25 / math.sqrt(x.shape[-1] // self.heads)
 
-        def compute(part: Tensor, at: Tensor | None) -> tuple[Tensor, ...]:
+        def compute(part: Tensor, at: Tensor | None) -> Tensor:
             qkv = self.qkv(norm(part)).unflatten(-1, (3 * self.heads, -1))
-            q, k, v = qkv.split(self.heads, dim=2)
-            if self.cosine:
-                q, k = unit(q) * head_lengths(self.log_scale, x), unit(k)
-            else:
-                q, k = q.float() * scale, k.float()
-            if at is not None:
-                q, k = turn_halves(q, at), turn_halves(k, at)
-            return q.to(v.dtype), k.to(v.dtype), v
+            both = qkv[:, :, : 2 * self.heads]
+            both = to_lengths(both, lengths) if self.cosine else both * lengths  # in float32
+            return with_first(qkv, both if at is None else turn_halves(both, at))
 
-        q, k, v = (part.transpose(1, 2) for part in in_parts(compute, x, angles))
-        return self.proj(merge_heads(attend(q, k, v)))
-
-
-class GatedFeedForward(nn.Module):
-    """``down(silu(gate(x)) * up(x))``."""
-
-    def __init__(self, width: int, hidden: int, *, operations=nn, dtype=None, device=None) -> None:
-        super().__init__()
-        self.gate = operations.Linear(width, hidden, bias=False, dtype=dtype, device=device)
-        self.up = operations.Linear(width, hidden, bias=False, dtype=dtype, device=device)
-        self.down = operations.Linear(hidden, width, bias=False, dtype=dtype, device=device)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., width) to the same."""
-        return self.down(F.silu(self.gate(x)) * self.up(x))
+        return self.proj(merge_heads(attend(*queries_of(in_parts(compute, x, angles)))))
 
 
 class Block(nn.Module):
@@ -131,23 +136,26 @@ class Block(nn.Module):
     def forward(self, x: Tensor, ctx: ScaleContext, layer: int) -> Tensor:
         """(rows, L, C) in float32 to the same; matrix products run in the context's dtype."""
         ada = ctx.conditioned.block_ada[layer].unbind(dim=2) if ctx.conditioned.block_ada else (None,) * 6
-        gate1, gate2, scale1, scale2, shift1, shift2 = ada
+        gate1, gate2, factor1, factor2, shift1, shift2 = ada
+        lengths = ctx.conditioned.lengths[layer]
 
         def attend_self(h: Tensor, angles: Tensor | None) -> Tensor:
             def norm(part: Tensor) -> Tensor:
-                return self._normed(part, scale1, shift1).to(ctx.dtype)
+                return self._normed(part, factor1, shift1, ctx.dtype)
 
-            return self.self_attn(h, ctx.attending(layer), angles, norm)
+            return self.self_attn(h, ctx.attending(layer), angles, norm, lengths)
 
         def feed_forward(h: Tensor, angles: Tensor | None) -> Tensor:
-            return self.ffn(self._normed(h, scale2, shift2).to(ctx.dtype))
+            return self.ffn(self._normed(h, factor2, shift2, ctx.dtype))
 
         x = ctx.residual(x, attend_self, layer, "self", gate1)
         return ctx.residual(x, feed_forward, layer, "ffn", gate2)
 
-    def _normed(self, x: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
+    def _normed(self, x: Tensor, factor: Tensor | None, shift: Tensor | None, dtype: torch.dtype) -> Tensor:
         normed = rms_norm(x, self.norm)
-        return normed if scale is None or shift is None else torch.addcmul(shift, normed, 1.0 + scale)
+        if factor is None or shift is None:
+            return normed.to(dtype)
+        return modulated(normed, factor, shift, dtype)
 
 
 class HART(NoPrefix, nn.Module):
@@ -252,8 +260,10 @@ class HART(NoPrefix, nn.Module):
         owned = torch.tensor(counts, device=device)
         places = torch.arange(self.config.context, device=device).minimum(owned[:, None] - 1)
         active = F.silu(tokens.amax(dim=1))
-        head_ada = self.head_ada(active).unflatten(-1, (1, 2, -1))
-        return TextState(tokens, places, self._modulations(tokens, owned), head_ada)
+        head_ada = with_factors(self.head_ada(active).unflatten(-1, (1, 2, -1)))
+        block_ada = [*map(with_factors, self._modulations(tokens, owned))]
+        lengths = [block.self_attn.lengths(device) for block in self.blocks]
+        return TextState(tokens, places, block_ada, head_ada, lengths)
 
     def prefix(self, conditioning: Conditioning, schedule: ScaleSchedule) -> Prefix:
         """The text, whose last token the first scale is drawn from; ``ValueError`` for a picture to edit."""
@@ -292,8 +302,8 @@ class HART(NoPrefix, nn.Module):
 
     def logits(self, x: Tensor, state: TextState) -> Tensor:
         """Logits of all rows of the codebook (rows, L, vocab) in float32."""
-        scale, shift = state.head_ada.unbind(dim=2)
-        return self.head(torch.addcmul(shift, rms_norm(x.float(), self.head_norm), 1.0 + scale))
+        factor, shift = state.head_ada.unbind(dim=2)
+        return self.head(torch.addcmul(shift, rms_norm(x.float(), self.head_norm), factor))
 
     def _texts(
         self, texts: Sequence[Tensor], padding: Sequence[int], device: torch.device

@@ -28,6 +28,7 @@ from ..network.layers import (
     row_by_row,
     split_heads,
     stacked,
+    with_factors,
 )
 from ..network.rotary import prefixed_angles, rotary_angles
 from ..schedule import Prefix, Scale, ScaleSchedule
@@ -41,9 +42,10 @@ class TextState:
     """What the blocks need of the text, computed once per run; rows are conditional, then unconditional."""
 
     start: Tensor  # (rows, C), the pooled text: start token and source of all modulation
-    block_ada: list[Tensor]  # per block (rows, 1, 6, C)
-    head_ada: Tensor  # (rows, 1, 2, C)
+    block_ada: list[Tensor]  # per block (rows, 1, 6, C), scales as 1 + scale, see with_factors
+    head_ada: Tensor  # (rows, 1, 2, C), the same
     keys_values: list[tuple[Tensor, Tensor]]  # per block (rows, heads, T, head_dim)
+    lengths: list[Tensor]  # per block those of queries and keys, (2, 2 * heads, 1)
     mask: Tensor | None  # (rows, 1, 1, T), True = a token of the row's text; None when all texts are as long
     regions: Sight | None = None  # where the prompts hold that the texts are made of
 
@@ -105,14 +107,16 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, ctx: ScaleContext, layer: int) -> Tensor:
         """(rows, L, C) in float32 to the same; matrix products run in the context's dtype."""
-        gate1, gate2, scale1, scale2, shift1, shift2 = ctx.conditioned.block_ada[layer].unbind(dim=2)
+        gate1, gate2, factor1, factor2, shift1, shift2 = ctx.conditioned.block_ada[layer].unbind(dim=2)
+        lengths = ctx.conditioned.lengths[layer]
 
         def attend_self(h: Tensor, angles: Tensor | None) -> Tensor:
             return self.self_attn(
                 h,
                 ctx.attending(layer),
                 angles,
-                lambda part: modulated_norm(part, scale1, shift1).to(ctx.dtype),
+                lambda part: modulated_norm(part, factor1, shift1, ctx.dtype),
+                lengths,
             )
 
         def attend_text(h: Tensor, seen: Tensor | None) -> Tensor:
@@ -122,7 +126,7 @@ class Block(nn.Module):
             return self.cross_attn(text, *state.keys_values[layer], mask, ctx.attend_text)
 
         def feed_forward(h: Tensor, angles: Tensor | None) -> Tensor:
-            return self.ffn(modulated_norm(h, scale2, shift2).to(ctx.dtype))
+            return self.ffn(modulated_norm(h, factor2, shift2, ctx.dtype))
 
         x = ctx.residual(x, attend_self, layer, "self", gate1)
         x = ctx.residual(x, attend_text, layer, "cross")
@@ -251,9 +255,10 @@ class Infinity(nn.Module):
         shared = row_by_row(self.block_ada, F.silu(pooled)).unflatten(-1, (1, 6, -1))
         return TextState(
             start=pooled,
-            block_ada=[shared + cast(block.ada, shared) for block in self.blocks],
-            head_ada=row_by_row(self.head_ada, F.silu(pooled)).unflatten(-1, (1, 2, -1)),
+            block_ada=[with_factors(shared + cast(block.ada, shared)) for block in self.blocks],
+            head_ada=with_factors(row_by_row(self.head_ada, F.silu(pooled)).unflatten(-1, (1, 2, -1))),
             keys_values=[block.cross_attn.keys_values(projected) for block in self.blocks],
+            lengths=[block.self_attn.lengths(device) for block in self.blocks],
             mask=mask,
             regions=sight,
         )
@@ -314,8 +319,8 @@ class Infinity(nn.Module):
 
     def logits(self, x: Tensor, state: TextState) -> Tensor:
         """Bit logits (rows, L, 2 * bits) in float32; the pair of a bit is (bit 0, bit 1)."""
-        scale, shift = state.head_ada.unbind(dim=2)
-        return self.head(modulated_norm(x, scale, shift))
+        factor, shift = state.head_ada.unbind(dim=2)
+        return self.head(modulated_norm(x, factor, shift))
 
     def _pooled(
         self, text: Tensor, mask: Tensor | None, sight: Sight | None, attention: AttentionFn

@@ -59,9 +59,9 @@ class RestoringLayout:
 class RestoringContext(TeacherContext):
     """The context of a pass in which every token sees every other; the last group is the complete sum."""
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(self, layer: int, q: Tensor, kv: Tensor) -> Tensor:
         """Over all tokens, without a mask."""
-        return self.attention(q, k, v, scale=1.0)
+        return self.attention(q, *kv, scale=1.0)
 
     def levels(self, table: Tensor) -> Tensor:
         """The level embedding of every token, (L, C); behind the scales that of the next one."""

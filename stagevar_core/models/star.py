@@ -22,11 +22,12 @@ from ..network.layers import (
     CosineAttention,
     FeedForward,
     cast,
+    head_lengths,
     merge_heads,
     plain_norm,
-    scaled_unit,
     split_heads,
     stacked,
+    to_lengths,
     unit,
 )
 from ..network.rotary import normalised_angles
@@ -49,6 +50,7 @@ class TextState:
     start: Tensor
     sampler_text: Tensor | None  # text token of the inner sampler; None without the network
     keys_values: list[tuple[Tensor, Tensor]]  # per block (images, heads, T, head_dim), keys of unit length
+    lengths: list[tuple[Tensor, Tensor]]  # per block of queries and keys, and of those that ask the text
     mask: Tensor | None  # (images, 1, 1, T), True = a token of the text; None when all texts are as long
     images: int
     regions: Sight | None = None  # where the prompts hold that the texts are made of, of every image
@@ -93,9 +95,15 @@ class CrossAttention(nn.Module):
         k, v = (split_heads(part, self.heads) for part in self.kv(text).chunk(2, dim=-1))
         return unit(k).to(v.dtype), v
 
-    def forward(self, x: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, attend: AttentionFn) -> Tensor:
+    def lengths(self, device: torch.device) -> Tensor:
+        """Those of queries, (2, heads, 1) in float32."""
+        return head_lengths(self.log_scale, device, keys=False)
+
+    def forward(
+        self, x: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, attend: AttentionFn, lengths: Tensor
+    ) -> Tensor:
         """Attention of ``x`` (images, L, C) to the text's keys and values, (images, L, C)."""
-        q = scaled_unit(self.q(x).unflatten(-1, (self.heads, -1)), self.log_scale).to(v.dtype).transpose(1, 2)
+        q = to_lengths(self.q(x).unflatten(-1, (self.heads, -1)), lengths).to(v.dtype).transpose(1, 2)
         return self.proj(merge_heads(attend(q, k, v, scale=1.0, mask=mask)))
 
 
@@ -111,10 +119,11 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, ctx: ScaleContext, layer: int) -> Tensor:
         """(rows, L, C) in float32 to the same; matrix products run in the context's dtype."""
+        lengths, text_lengths = ctx.conditioned.lengths[layer]
 
         def attend_self(h: Tensor, angles: Tensor | None) -> Tensor:
             return self.self_attn(
-                h, ctx.attending(layer), angles, lambda part: plain_norm(part).to(ctx.dtype)
+                h, ctx.attending(layer), angles, lambda part: plain_norm(part).to(ctx.dtype), lengths
             )
 
         def attend_text(h: Tensor, seen: Tensor | None) -> Tensor:
@@ -122,7 +131,7 @@ class Block(nn.Module):
             # The conditional rows come first; where they stopped running, the others read the prompt.
             first = plain_norm(h[: state.images]).to(ctx.dtype)
             mask = state.mask if seen is None else seen
-            return self.cross_attn(first, *state.keys_values[layer], mask, ctx.attend_text)
+            return self.cross_attn(first, *state.keys_values[layer], mask, ctx.attend_text, text_lengths)
 
         def feed_forward(h: Tensor, angles: Tensor | None) -> Tensor:
             return self.ffn(plain_norm(h).to(ctx.dtype))
@@ -202,6 +211,9 @@ class STAR(NoPrefix, nn.Module):
             start=self.text_proj(pooled),
             sampler_text=None if self.sampler is None else self.sampler.text(pooled),
             keys_values=[block.cross_attn.keys_values(padded) for block in self.blocks],
+            lengths=[
+                (block.self_attn.lengths(device), block.cross_attn.lengths(device)) for block in self.blocks
+            ],
             mask=mask,
             images=len(texts),
             regions=sight,

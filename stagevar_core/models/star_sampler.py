@@ -66,8 +66,9 @@ class SamplerBlock(nn.Module):
 
     def forward(self, x: Tensor, angles: Tensor, attention: AttentionFn, dtype: torch.dtype) -> Tensor:
         """(rows, 1 + L, C) in float32 to the same."""
-        parts = self.self_attn.project(x, angles, lambda part: plain_norm(part).to(dtype))
-        mixed = attention(*parts, scale=1.0)
+        lengths = self.self_attn.lengths(x.device)
+        q, kv = self.self_attn.project(x, angles, lambda part: plain_norm(part).to(dtype), lengths)
+        mixed = attention(q, *kv, scale=1.0)
         x = x + self.self_attn.proj(merge_heads(mixed))
         return x + self.ffn(plain_norm(x).to(dtype))
 

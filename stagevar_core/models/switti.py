@@ -19,7 +19,7 @@ from ..conditioning.types import TextConditioning, pad_rows, require
 from ..network.attention import AttentionFn
 from ..network.cache import KVCache
 from ..network.context import ScaleContext
-from ..network.layers import cast, modulated_norm, stacked
+from ..network.layers import cast, modulated_norm, stacked, with_factors
 from ..network.rotary import normalised_angles
 from ..schedule import Prefix, Scale, ScaleSchedule
 from .contract import Drawing, Drawn
@@ -38,8 +38,8 @@ class TextState:
     """What the blocks need of the text, computed once per run; rows are conditional, then unconditional."""
 
     start: Tensor  # (rows, C), the text as one vector: start token and source of all modulation
-    block_ada: list[Tensor]  # per block (rows, 1, 6, C)
-    head_ada: Tensor  # (rows, 1, 2, C)
+    block_ada: list[Tensor]  # per block (rows, 1, 6, C), scales as 1 + scale, see with_factors
+    head_ada: Tensor  # (rows, 1, 2, C), the same
     keys_values: list[tuple[Tensor, Tensor]]  # per block (rows, heads, T, head_dim)
     mask: Tensor | None  # (rows, 1, 1, T), True = a token of the row's text; None when all texts are as long
     regions: Sight | None = None  # where the prompts hold that the texts are made of
@@ -168,7 +168,7 @@ class Switti(NoPrefix, nn.Module):
         return TextState(
             start=start,
             block_ada=self._modulations(start),
-            head_ada=self.head_ada(F.silu(start)).unflatten(-1, (1, 2, -1)),
+            head_ada=with_factors(self.head_ada(F.silu(start)).unflatten(-1, (1, 2, -1))),
             keys_values=[block.cross_attn.keys_values(padded, self.compute_dtype) for block in self.blocks],
             mask=mask,
             regions=sight,
@@ -208,8 +208,8 @@ class Switti(NoPrefix, nn.Module):
 
     def logits(self, x: Tensor, state: TextState) -> Tensor:
         """Logits of the codebook's rows, (rows, L, vocab), in float32."""
-        scale, shift = state.head_ada.unbind(dim=2)
-        return self.head(modulated_norm(x, scale, shift))
+        factor, shift = state.head_ada.unbind(dim=2)
+        return self.head(modulated_norm(x, factor, shift))
 
     def _modulations(self, start: Tensor) -> list[Tensor]:
         """Gates, scales and shifts of every block, (rows, 1, 6, C), of the text and its crop."""
@@ -221,7 +221,7 @@ class Switti(NoPrefix, nn.Module):
             if crop is not None and block.crop_scale is not None:
                 told = torch.addcmul(start, cast(block.crop_scale, start), crop)
             active = F.silu(told).to(self.compute_dtype)
-            found.append(block.modulation(active).float().unflatten(-1, (1, 6, -1)))
+            found.append(with_factors(block.modulation(active).float().unflatten(-1, (1, 6, -1))))
         return found
 
     def _counterparts(self, conditioning: TextConditioning) -> Sequence[Tensor]:

@@ -4,12 +4,21 @@ import math
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..network.attention import Attend, AttentionFn
 from ..network.context import ScaleContext
-from ..network.layers import cast, merge_heads, plain_norm, rms_norm, split_heads
+from ..network.layers import (
+    GatedFeedForward,
+    cast,
+    merge_heads,
+    modulated,
+    plain_norm,
+    queries_of,
+    rms_norm,
+    split_heads,
+    with_first,
+)
 from ..network.rotary import rotate
 from ..network.tokens import in_parts
 from .switti_config import SwittiConfig
@@ -29,17 +38,17 @@ class SelfAttention(nn.Module):
     ) -> Tensor:
         """Attention of ``norm(x)``, ``x`` (rows, L, C), over all tokens that it sees, (rows, L, C)."""
 
-        def compute(part: Tensor, at: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-            wide, v = self.qkv(norm(part)).unflatten(-1, (3, -1)).split((2, 1), dim=2)  # (rows, L, 2 + 1, C)
-            both = plain_norm(wide).unflatten(-1, (self.heads, -1)).flatten(2, 3)
+        def compute(part: Tensor, at: Tensor | None) -> Tensor:
+            qkv = self.qkv(norm(part)).unflatten(-1, (3, -1))  # (rows, L, 3, C)
+            both = plain_norm(qkv[:, :, :2]).unflatten(-1, (self.heads, -1)).flatten(2, 3)
             if at is not None:
                 both = rotate(both, at)
-            q, k = both.chunk(2, dim=2)
-            q = q * q.shape[-1] ** -0.5  # the loop's attention to tokens has the scale 1
-            return q.to(v.dtype), k.to(v.dtype), v.squeeze(2).unflatten(-1, (self.heads, -1))
+            both[:, :, : self.heads] *= (
+                both.shape[-1] ** -0.5
+            )  # the loop's attention to tokens has the scale 1
+            return with_first(qkv.unflatten(-1, (self.heads, -1)).flatten(2, 3), both)
 
-        q, k, v = (part.transpose(1, 2) for part in in_parts(compute, x, angles))
-        return self.proj(merge_heads(attend(q, k, v)))
+        return self.proj(merge_heads(attend(*queries_of(in_parts(compute, x, angles)))))
 
 
 class CrossAttention(nn.Module):
@@ -65,23 +74,6 @@ class CrossAttention(nn.Module):
         return self.proj(merge_heads(attend(q, k, v, mask=mask)))
 
 
-class GatedFeedForward(nn.Module):
-    """``down(silu(gate(x)) * up(x))``, without biases."""
-
-    def __init__(self, width: int, hidden: int, *, operations=nn, dtype=None, device=None) -> None:
-        super().__init__()
-        factory = {"bias": False, "dtype": dtype, "device": device}
-        self.gate = operations.Linear(width, hidden, **factory)
-        self.up = operations.Linear(width, hidden, **factory)
-        self.down = operations.Linear(hidden, width, **factory)
-
-    def forward(self, x: Tensor) -> Tensor:
-        gates = F.silu(self.gate(x))
-        if torch.is_grad_enabled():
-            return self.down(gates * self.up(x))
-        return self.down(gates.mul_(self.up(x)))  # the widest tensors of a block: not a third one
-
-
 class Block(nn.Module):
     """Self-attention, cross-attention and feed-forward, each a residual branch between two norms."""
 
@@ -104,17 +96,17 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, ctx: ScaleContext, layer: int) -> Tensor:
         """(rows, L, C) in float32 to the same; matrix products run in the context's dtype."""
-        gate1, gate2, scale1, scale2, shift1, shift2 = ctx.conditioned.block_ada[layer].unbind(dim=2)
+        gate1, gate2, factor1, factor2, shift1, shift2 = ctx.conditioned.block_ada[layer].unbind(dim=2)
 
-        def modulated(part: Tensor, weight: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-            return torch.addcmul(shift, rms_norm(part.float(), weight), 1.0 + scale).to(ctx.dtype)
+        def normed(part: Tensor, weight: Tensor, factor: Tensor, shift: Tensor) -> Tensor:
+            return modulated(rms_norm(part.float(), weight), factor, shift, ctx.dtype)
 
         def attend_self(h: Tensor, angles: Tensor | None) -> Tensor:
             mixed = self.self_attn(
                 h,
                 ctx.attending(layer),
                 angles,
-                lambda part: modulated(part, self.self_norm_in, scale1, shift1),
+                lambda part: normed(part, self.self_norm_in, factor1, shift1),
             )
             return rms_norm(mixed, self.self_norm_out)
 
@@ -126,7 +118,7 @@ class Block(nn.Module):
             return rms_norm(read, self.cross_norm_out)
 
         def feed_forward(h: Tensor, angles: Tensor | None) -> Tensor:
-            return rms_norm(self.ffn(modulated(h, self.ffn_norm_in, scale2, shift2)), self.ffn_norm_out)
+            return rms_norm(self.ffn(normed(h, self.ffn_norm_in, factor2, shift2)), self.ffn_norm_out)
 
         x = ctx.residual(x, attend_self, layer, "self", gate1)
         x = ctx.residual(x, attend_text, layer, "cross")

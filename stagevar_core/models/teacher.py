@@ -32,7 +32,7 @@ class TeacherContext(ScaleContext):
         """What is present, in order."""
         return parts_of(self.schedule, self.prefix)
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(self, layer: int, q: Tensor, kv: Tensor) -> Tensor:
         """Scale by scale, each attending to itself and, with ``history``, to the coarser ones.
 
         This is what the mask of training lets through, exactly.
@@ -40,7 +40,7 @@ class TeacherContext(ScaleContext):
         outputs, start = [], 0
         for scale in self.parts:
             stop = start + scale.tokens
-            keys, values = (self._seen(x, layer, scale, start, stop) for x in (k, v))
+            keys, values = (self._seen(x, layer, scale, start, stop) for x in kv)
             outputs.append(self.attention(q[:, :, start:stop], keys, values, scale=1.0))
             start = stop
         return torch.cat(outputs, dim=2)

@@ -24,9 +24,10 @@ from ..network.layers import (
     cast,
     merge_heads,
     modulated_norm,
+    queries_of,
     row_by_row,
-    split_heads,
     stacked,
+    with_factors,
 )
 from ..schedule import SIDES_256, SIDES_512, Prefix, Scale, ScaleSchedule
 from .draws import TokenHead, refinement
@@ -110,8 +111,9 @@ class ClassState:
     """What the blocks need of the labels, computed once per run; rows are conditional, then unconditional."""
 
     start: Tensor  # (rows, C), the class embedding: start token and source of all modulation
-    block_ada: list[Tensor]  # per block (rows, 1, 6, C)
-    head_ada: Tensor  # (rows, 1, 2, C)
+    block_ada: list[Tensor]  # per block (rows, 1, 6, C), scales as 1 + scale, see with_factors
+    head_ada: Tensor  # (rows, 1, 2, C), the same
+    lengths: list[Tensor | None]  # per block those of queries and keys, (2, 2 * heads, 1)
 
     def seen(self, scale: Scale) -> None:
         """None: a class is no text."""
@@ -125,7 +127,8 @@ class ClassState:
         return self._of(rows)
 
     def _of(self, rows: slice | Tensor) -> "ClassState":
-        return ClassState(self.start[rows], [ada[rows] for ada in self.block_ada], self.head_ada[rows])
+        block_ada = [ada[rows] for ada in self.block_ada]
+        return ClassState(self.start[rows], block_ada, self.head_ada[rows], self.lengths)
 
 
 class PlainAttention(nn.Module):
@@ -137,12 +140,20 @@ class PlainAttention(nn.Module):
         self.qkv = operations.Linear(width, 3 * width, dtype=dtype, device=device)
         self.proj = operations.Linear(width, width, dtype=dtype, device=device)
 
+    def lengths(self, device: torch.device) -> None:
+        """None: they are as they come."""
+
     def forward(
-        self, x: Tensor, attend: Attend, angles: Tensor | None, norm: Callable[[Tensor], Tensor]
+        self,
+        x: Tensor,
+        attend: Attend,
+        angles: Tensor | None,
+        norm: Callable[[Tensor], Tensor],
+        lengths: None,
     ) -> Tensor:
         """Attention of ``norm(x)``, ``x`` (rows, L, C), over all tokens so far, (rows, L, C)."""
-        q, k, v = (split_heads(part, self.heads) for part in self.qkv(norm(x)).chunk(3, dim=-1))
-        return self.proj(merge_heads(attend(q * (0.25 / q.shape[-1] ** 0.5), k, v)))
+        q, kv = queries_of(self.qkv(norm(x)).unflatten(-1, (3 * self.heads, -1)))
+        return self.proj(merge_heads(attend(q * (0.25 / q.shape[-1] ** 0.5), kv)))
 
 
 class Block(nn.Module):
@@ -165,18 +176,20 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, ctx: ScaleContext, layer: int) -> Tensor:
         """(rows, L, C) in float32 to the same; matrix products run in the context's dtype."""
-        gate1, gate2, scale1, scale2, shift1, shift2 = ctx.conditioned.block_ada[layer].unbind(dim=2)
+        gate1, gate2, factor1, factor2, shift1, shift2 = ctx.conditioned.block_ada[layer].unbind(dim=2)
+        lengths = ctx.conditioned.lengths[layer]
 
         def attend_self(h: Tensor, angles: Tensor | None) -> Tensor:
             return self.self_attn(
                 h,
                 ctx.attending(layer),
                 angles,
-                lambda part: modulated_norm(part, scale1, shift1).to(ctx.dtype),
+                lambda part: modulated_norm(part, factor1, shift1, ctx.dtype),
+                lengths,
             )
 
         def feed_forward(h: Tensor, angles: Tensor | None) -> Tensor:
-            return self.ffn(modulated_norm(h, scale2, shift2).to(ctx.dtype))
+            return self.ffn(modulated_norm(h, factor2, shift2, ctx.dtype))
 
         x = ctx.residual(x, attend_self, layer, "self", gate1)
         return ctx.residual(x, feed_forward, layer, "ffn", gate2)
@@ -267,9 +280,9 @@ class VAR(NoPrefix, nn.Module):
             labels += conditioning.negative or [-1] * conditioning.batch
         start = self.class_embed.to(device=device, dtype=torch.float32)[self._rows(labels)]
         active = F.silu(start)
-        return ClassState(
-            start, self._modulations(active), row_by_row(self.head_ada, active).unflatten(-1, (1, 2, -1))
-        )
+        head_ada = with_factors(row_by_row(self.head_ada, active).unflatten(-1, (1, 2, -1)))
+        lengths = [block.self_attn.lengths(device) for block in self.blocks]
+        return ClassState(start, [*map(with_factors, self._modulations(active))], head_ada, lengths)
 
     def positions(
         self, schedule: ScaleSchedule, scale: Scale, device: torch.device, prefix: Prefix | None = None
@@ -291,8 +304,8 @@ class VAR(NoPrefix, nn.Module):
 
     def logits(self, x: Tensor, state: ClassState) -> Tensor:
         """Logits of all rows of the codebook (rows, L, vocab) in float32."""
-        scale, shift = state.head_ada.unbind(dim=2)
-        return self.head(modulated_norm(x, scale, shift))
+        factor, shift = state.head_ada.unbind(dim=2)
+        return self.head(modulated_norm(x, factor, shift))
 
     def _rows(self, labels: list[int]) -> list[int]:
         classes = self.config.classes

@@ -19,9 +19,12 @@ FEW = 2**12  # scores per head up to which the steps of a block cost more than t
 
 
 class Attend(Protocol):
-    """Self-attention of the new tokens of one block to all tokens so far, (rows, heads, L, head_dim)."""
+    """Self-attention of the new tokens of one block to all tokens so far, (rows, heads, L, head_dim).
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor: ...
+    ``kv``: keys and values of the new tokens in one tensor (2, rows, heads, L, head_dim), stored as one.
+    """
+
+    def __call__(self, q: Tensor, kv: Tensor) -> Tensor: ...
 
 
 class AttentionFn(Protocol):

@@ -10,7 +10,7 @@ from .tokens import resize_keys
 
 
 class KVCache:
-    """Keys and values of every layer, (rows, heads, capacity, head_dim), with a length per layer.
+    """Keys and values of every layer, (2, rows, heads, capacity, head_dim), with a length per layer.
 
     It belongs to one ``generate()`` call and is dropped with it. Lengths differ between layers once a policy
     appends fewer tokens in some of them. Tokens that precede the scales come first and never go.
@@ -24,9 +24,8 @@ class KVCache:
         self._prefix: Prefix | None = None  # what precedes the scales, the first tokens of every layer
         self._lengths = [0] * layers
         self._segments: list[list[Scale | None]] = [[] for _ in range(layers)]
-        self._keys = [self._empty(0) for _ in range(layers)]
-        self._values = [self._empty(0) for _ in range(layers)]
-        self._shared = [self._empty(0), self._empty(0)]
+        self._stored = [self._empty(0) for _ in range(layers)]
+        self._shared = self._empty(0)
 
     def length(self, layer: int) -> int:
         """Tokens stored for ``layer``."""
@@ -40,39 +39,38 @@ class KVCache:
     @property
     def bytes(self) -> int:
         """Memory held by the cache."""
-        return sum(t.numel() * t.element_size() for t in (*self._keys, *self._values, *self._shared))
+        return sum(t.numel() * t.element_size() for t in (*self._stored, self._shared))
 
     def reserve(self, capacity: int) -> None:
         """Make room for ``capacity`` tokens per layer at once, so that appending copies nothing."""
         for layer in range(len(self._lengths)):
-            if self._keys[layer].shape[2] < capacity:
+            if self._stored[layer].shape[3] < capacity:
                 self._resize(layer, capacity)
 
     def append(
-        self, layer: int, k: Tensor, v: Tensor, scale: Scale | None = None, *, keep: bool = True
+        self, layer: int, kv: Tensor, scale: Scale | None = None, *, keep: bool = True
     ) -> tuple[Tensor, Tensor]:
-        """Store (rows, heads, L, head_dim) and return all keys and values of the layer so far.
+        """Store (2, rows, heads, L, head_dim) and return all keys and values of the layer so far.
 
         ``scale``: the scale whose tokens these are, in raster order where all of them are there; None where
         that is not known. ``keep``: False stores nothing: what is returned holds until the next call, in
         memory that all layers share. So does what has a prefix that is resized.
         """
         start = self._lengths[layer]
-        stop = start + k.shape[2]
+        stop = start + kv.shape[3]
         if not keep and not start:
-            return k, v
+            return kv[0], kv[1]
         if not keep:
-            return self._joined(layer, start, k, v, scale)
-        if stop > self._keys[layer].shape[2]:
+            return self._joined(layer, start, kv, scale)
+        if stop > self._stored[layer].shape[3]:
             self._resize(layer, stop)
-        keys, values = self._keys[layer], self._values[layer]
-        keys[:, :, start:stop] = k
-        values[:, :, start:stop] = v
+        stored = self._stored[layer]
+        stored[:, :, :, start:stop] = kv
         self._lengths[layer] = stop
-        self._segments[layer].append(scale if scale is not None and k.shape[2] == scale.tokens else None)
+        self._segments[layer].append(scale if scale is not None and kv.shape[3] == scale.tokens else None)
         if self._elsewhere is not None or self._resized(layer, scale):
-            return self._joined(layer, start, k, v, scale)
-        return keys[:, :, :stop], values[:, :, :stop]
+            return self._joined(layer, start, kv, scale)
+        return stored[0, :, :, :stop], stored[1, :, :, :stop]
 
     def precede(self, prefix: Prefix) -> None:
         """Take all that is stored for ``prefix``: it precedes the scales, belongs to none and stays."""
@@ -81,16 +79,16 @@ class KVCache:
 
     def stored(self) -> list[tuple[Tensor, Tensor]]:
         """Keys and values of every layer as they lie here, (rows, heads, length, head_dim)."""
-        pairs = zip(self._keys, self._values, self._lengths, strict=True)
-        return [(k[:, :, :length], v[:, :, :length]) for k, v, length in pairs]
+        pairs = zip(self._stored, self._lengths, strict=True)
+        return [(kv[0, :, :, :length], kv[1, :, :, :length]) for kv, length in pairs]
 
     def fill(self, prefix: Prefix, stored: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Take over keys and values of a prefix from an earlier run, while the cache is empty."""
         for layer, (k, v) in enumerate(stored):
-            if self._keys[layer].shape[2] < prefix.tokens:
+            if self._stored[layer].shape[3] < prefix.tokens:
                 self._resize(layer, prefix.tokens)
-            self._keys[layer][:, :, : prefix.tokens] = k
-            self._values[layer][:, :, : prefix.tokens] = v
+            for target, part in zip(self._stored[layer], (k, v), strict=True):
+                target[:, :, : prefix.tokens] = part
             self._lengths[layer] = prefix.tokens
         self.precede(prefix)
 
@@ -120,13 +118,12 @@ class KVCache:
         queries = min(16, q.shape[2])
         last = max(queries - 1, 1)
         observers = torch.arange(queries, device=q.device) * (q.shape[2] - 1) // last
-        keys = self._keys[layer]
-        seen = keys[:, :, first:length]
-        scores = (q[:, :, observers].to(keys.device).float() @ seen.float().mT).sum(dim=2)
+        stored = self._stored[layer]
+        seen = stored[0, :, :, first:length]
+        scores = (q[:, :, observers].to(seen.device).float() @ seen.float().mT).sum(dim=2)
         scores[..., : budget // 10] = torch.inf
         kept = scores.topk(budget, dim=-1).indices.sort(dim=-1).values.unsqueeze(-1)
-        for store in (self._keys, self._values):
-            tensor = store[layer][:, :, first:]
+        for tensor in stored[:, :, :, first:]:
             tensor[:, :, :budget] = tensor.gather(2, kept.expand(-1, -1, -1, tensor.shape[-1]))
         self._lengths[layer] = first + budget
         self._segments[layer] = [None]
@@ -138,8 +135,7 @@ class KVCache:
         all layers share.
         """
         self._elsewhere = torch.device(device)
-        self._keys = [self._empty(0) for _ in self._keys]
-        self._values = [self._empty(0) for _ in self._values]
+        self._stored = [self._empty(0) for _ in self._stored]
 
     def selected(self, rows: Tensor, device: torch.device, more: int = 0) -> "KVCache":
         """A copy of these rows (n,) on a device, with room for ``more`` tokens; a row may be there twice."""
@@ -149,9 +145,9 @@ class KVCache:
         copy._prefix, copy._lengths = self._prefix, list(self._lengths)
         copy._segments = [list(segments) for segments in self._segments]
         for layer, length in enumerate(self._lengths):
-            for old, new in ((self._keys, copy._keys), (self._values, copy._values)):
-                new[layer] = copy._empty(length + more)
-                new[layer][:, :, :length] = old[layer][rows.to(old[layer].device), :, :length].to(device)
+            copy._stored[layer] = copy._empty(length + more)
+            for old, new in zip(self._stored[layer], copy._stored[layer], strict=True):
+                new[:, :, :length] = old[rows.to(old.device), :, :length].to(device)
         return copy
 
     def narrow(self, rows: slice, more: int = 0) -> "KVCache":
@@ -161,10 +157,9 @@ class KVCache:
         """
         self.rows, self._elsewhere = len(range(*rows.indices(self.rows))), None
         for layer, length in enumerate(self._lengths):
-            for store in (self._keys, self._values):
-                kept = self._empty(length + more)
-                kept[:, :, :length] = store[layer][rows, :, :length]
-                store[layer] = kept
+            kept = self._empty(length + more)
+            kept[:, :, :, :length] = self._stored[layer][:, rows, :, :length]
+            self._stored[layer] = kept
         return self
 
     @property
@@ -179,9 +174,7 @@ class KVCache:
             return None
         return scale
 
-    def _joined(
-        self, layer: int, start: int, k: Tensor, v: Tensor, scale: Scale | None
-    ) -> tuple[Tensor, Tensor]:
+    def _joined(self, layer: int, start: int, kv: Tensor, scale: Scale | None) -> tuple[Tensor, Tensor]:
         """The first ``start`` tokens of a layer and these, in the memory that all layers share.
 
         Of the prefix what ``scale`` sees of it.
@@ -189,30 +182,29 @@ class KVCache:
         resized = self._resized(layer, scale)
         first, lead = (0, 0) if resized is None else (self._first, resized.tokens)
         middle = lead + start - first
-        stop = middle + k.shape[2]
-        if self._shared[0].shape[0] != self.rows or self._shared[0].shape[2] < stop:
-            self._shared = []  # freed before there is more of it
-            self._shared = [self._empty(stop, self._device) for _ in range(2)]
-        for shared, stored, new in zip(self._shared, (self._keys, self._values), (k, v), strict=True):
-            if resized is not None and self._prefix is not None:
-                whole = stored[layer][:, :, :first].to(self._device)
-                shared[:, :, :lead] = resize_keys(whole, self._prefix.grid, resized.grid)
-            shared[:, :, lead:middle] = stored[layer][:, :, first:start]
-            shared[:, :, middle:stop] = new
-        keys, values = self._shared
-        return keys[:, :, :stop], values[:, :, :stop]
+        stop = middle + kv.shape[3]
+        if self._shared.shape[1] != self.rows or self._shared.shape[3] < stop:
+            self._shared = self._empty(0)  # freed before there is more of it
+            self._shared = self._empty(stop, self._device)
+        shared, stored = self._shared, self._stored[layer]
+        if resized is not None and self._prefix is not None:
+            for target, part in zip(shared, stored, strict=True):
+                whole = part[:, :, :first].to(self._device)
+                target[:, :, :lead] = resize_keys(whole, self._prefix.grid, resized.grid)
+        shared[:, :, :, lead:middle] = stored[:, :, :, first:start]
+        shared[:, :, :, middle:stop] = kv
+        return shared[0, :, :, :stop], shared[1, :, :, :stop]
 
     def _empty(self, capacity: int, device: torch.device | None = None) -> Tensor:
         heads, head_dim = self._shape
         device = device or self._elsewhere or self._device
-        return torch.empty(self.rows, heads, capacity, head_dim, dtype=self._dtype, device=device)
+        return torch.empty(2, self.rows, heads, capacity, head_dim, dtype=self._dtype, device=device)
 
     def _resize(self, layer: int, capacity: int) -> None:
         length = self._lengths[layer]
-        for store in (self._keys, self._values):
-            grown = self._empty(capacity)
-            grown[:, :, :length] = store[layer][:, :, :length]
-            store[layer] = grown
+        grown = self._empty(capacity)
+        grown[:, :, :, :length] = self._stored[layer][:, :, :, :length]
+        self._stored[layer] = grown
 
 
 class CachePair:

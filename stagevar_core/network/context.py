@@ -118,13 +118,13 @@ class ScaleContext:
         """:meth:`attend` of one block."""
         return partial(self.attend, layer)
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(self, layer: int, q: Tensor, kv: Tensor) -> Tensor:
         """Attention of the new tokens to all tokens so far; the cache keeps the new ones."""
-        whole = k.shape[2] == self.scale.tokens
+        whole = kv.shape[3] == self.scale.tokens
         cache = self.cache
         if cache is None:
             raise RuntimeError("rows that run in turn have a cache each; this context is of all rows")
-        k, v = cache.append(layer, k, v, self.scale, keep=self.store)
+        k, v = cache.append(layer, kv, self.scale, keep=self.store)
         segments = cache.segments(layer, self.scale) if self.window is not None and whole else None
         if segments is not None and self.window is not None:
             segments = segments if self.store else [*segments, self.scale]

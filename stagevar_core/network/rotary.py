@@ -34,7 +34,7 @@ def rotary_angles(
     by_row = torch.outer(rows, frequencies)[:, None, :].expand(-1, scale.width, -1)
     by_column = torch.outer(columns, frequencies)[None, :, :].expand(scale.height, -1, -1)
     angles = torch.cat((by_row, by_column), dim=-1).reshape(scale.tokens, half)
-    return torch.stack((angles.cos(), angles.sin())).to(device)
+    return _beside(angles).to(device)
 
 
 def prefixed_coordinates(
@@ -83,7 +83,7 @@ def prefixed_angles(
     frequencies = 1.0 / (base ** (torch.arange(0, half, 2, dtype=torch.float32) / half))
     coordinates = prefixed_coordinates(schedule, scale, prefix, moved=moved).float()
     angles = (coordinates[:, :, None] * frequencies).flatten(1)
-    return torch.stack((angles.cos(), angles.sin())).to(device)
+    return _beside(angles).to(device)
 
 
 def normalised_angles(scale: Scale, head_dim: int, norm: float, base: float, device=None) -> Tensor:
@@ -103,19 +103,23 @@ def normalised_angles(scale: Scale, head_dim: int, norm: float, base: float, dev
     by_column = axis(scale.width)[None].expand(scale.height, -1, -1)
     by_row = axis(scale.height)[:, None].expand(-1, scale.width, -1)
     angles = torch.cat((by_column, by_row), dim=-1).reshape(scale.tokens, head_dim // 2)
-    return torch.stack((angles.cos(), angles.sin())).to(device)
+    return _beside(angles).to(device)
 
 
 def rotate(x: Tensor, angles: Tensor) -> Tensor:
     """Turn adjacent pairs of ``x`` (rows, L, heads, D) by ``angles``, (2, [rows,] L, D / 2)."""
-    angles = angles.unsqueeze(-2)
-    if x.device.type in ("cpu", "cuda") and not torch.compiler.is_compiling():
+    if x.device.type in ("cpu", "cuda", "meta") and not torch.compiler.is_compiling():
         # One pass over memory instead of five; other backends and the compiler handle complex numbers badly.
-        turned = torch.view_as_complex(x.unflatten(-1, (-1, 2))) * torch.complex(angles[0], angles[1])
-        return torch.view_as_real(turned).flatten(-2)
+        turns = torch.view_as_complex(angles.movedim(0, -1).contiguous()).unsqueeze(-2)
+        return torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2))) * turns).flatten(-2)
+    cos, sin = angles.unsqueeze(-2)
     a, b = x[..., 0::2], x[..., 1::2]
-    cos, sin = angles[0], angles[1]
     return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2)
+
+
+def _beside(angles: Tensor) -> Tensor:
+    """Cosines and sines (2, ...) that lie side by side in memory, as complex numbers do."""
+    return torch.stack((angles.cos(), angles.sin()), dim=-1).movedim(-1, 0)
 
 
 def line_turns(places: Tensor, head_dim: int, base: float = 10000.0) -> Tensor:

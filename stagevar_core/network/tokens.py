@@ -65,7 +65,7 @@ class TokenMap:
         """
         places = self.keep if self.at is None else self.at
         if angles is None or angles.dim() == 3:
-            return None if angles is None else angles[:, places]
+            return None if angles is None else angles.movedim(0, -1)[places].movedim(-1, 0)
         return angles.gather(2, places[None, :, :, None].expand(2, -1, -1, angles.shape[-1]))
 
     def sight(self, added: Tensor | None) -> Tensor | None:

@@ -123,12 +123,12 @@ def test_narrowing_frees_the_memory_of_the_dropped_rows() -> None:
     cache.reserve(10)
     values = torch.randn(4, 2, 3, 8, generator=torch.Generator().manual_seed(0))
     for layer in range(2):
-        cache.append(layer, values, -values)
+        cache.append(layer, torch.stack((values, -values)))
     reserved = cache.bytes
     assert reserved == 2 * 2 * 4 * 2 * 10 * 8 * 4
     cache.narrow(slice(2, 4), 1)
     assert cache.rows == 2 and cache.bytes == reserved * 4 // 10 // 2
-    k, v = cache.append(0, values[2:], -values[2:])
+    k, v = cache.append(0, torch.stack((values[2:], -values[2:])))
     assert torch.equal(k, torch.cat((values[2:], values[2:]), 2)) and torch.equal(v, -k)
     assert (cache.length(0), cache.length(1)) == (6, 3)
 
@@ -138,7 +138,7 @@ def test_a_grown_cache_equals_a_reserved_one() -> None:
     caches = [KVCache(1, 2, 2, 8, dtype=torch.float32, device="cpu") for _ in range(2)]
     caches[0].reserve(14)
     for part in parts:
-        first, second = (cache.append(0, part, part)[0] for cache in caches)
+        first, second = (cache.append(0, torch.stack((part, part)))[0] for cache in caches)
         assert torch.equal(first, second)
 
 

@@ -61,9 +61,9 @@ def test_scales_that_see_themselves_alone_keep_no_keys(name: str, monkeypatch: p
     lengths = []
     append = KVCache.append
 
-    def watched(cache, layer, k, v, scale=None, *, keep=True):
-        seen, _ = found = append(cache, layer, k, v, scale, keep=keep)
-        lengths.append((keep, seen.shape[2] - k.shape[2]))
+    def watched(cache, layer, kv, scale=None, *, keep=True):
+        seen, _ = found = append(cache, layer, kv, scale, keep=keep)
+        lengths.append((keep, seen.shape[2] - kv.shape[3]))
         return found
 
     monkeypatch.setattr(KVCache, "append", watched)

@@ -21,7 +21,7 @@ def filled(tokens: int, *, reserve: int = 0, dtype: torch.dtype = torch.float32)
     cache = KVCache(LAYERS, ROWS, HEADS, WIDTH, dtype=dtype, device="cpu")
     cache.reserve(reserve)
     for layer in range(LAYERS):
-        cache.append(layer, draw(tokens, seed=layer), -draw(tokens, seed=layer))
+        cache.append(layer, torch.stack((draw(tokens, seed=layer), -draw(tokens, seed=layer))))
     return cache
 
 
@@ -37,7 +37,7 @@ def shared(rows: int, tokens: int, itemsize: int = 4) -> int:
 
 def contents(cache: KVCache, layer: int, rows: int = ROWS) -> tuple[Tensor, Tensor]:
     """All keys and values of a layer."""
-    return cache.append(layer, draw(0, rows), draw(0, rows), keep=False)
+    return cache.append(layer, torch.stack((draw(0, rows), draw(0, rows))), keep=False)
 
 
 # -------------------------------------------------------------------------------------------- appending
@@ -45,29 +45,29 @@ def contents(cache: KVCache, layer: int, rows: int = ROWS) -> tuple[Tensor, Tens
 
 def test_what_is_not_kept_is_seen_once_and_then_overwritten():
     cache, scratch, later = filled(5, reserve=9), draw(4, seed=7), draw(3, seed=8)
-    k, v = cache.append(0, scratch, -scratch, SQUARE[1], keep=False)
+    k, v = cache.append(0, torch.stack((scratch, -scratch)), SQUARE[1], keep=False)
     assert k.shape[2] == 9 and torch.equal(k[:, :, 5:], scratch) and torch.equal(v, -k)
     assert cache.length(0) == 5 and cache.bytes == size(ROWS, 9) + shared(ROWS, 9)
-    k, _ = cache.append(0, later, -later)
+    k, _ = cache.append(0, torch.stack((later, -later)))
     assert torch.equal(k, torch.cat((draw(5), later), dim=2)) and cache.length(0) == 8
 
 
 def test_scratch_beyond_the_capacity_does_not_disturb_what_is_stored():
     cache = filled(5, reserve=5)
-    cache.append(1, draw(6, seed=7), draw(6, seed=7), keep=False)
+    cache.append(1, torch.stack((draw(6, seed=7), draw(6, seed=7))), keep=False)
     k, v = contents(cache, 1)
     assert torch.equal(k, draw(5, seed=1)) and torch.equal(v, -k)
 
 
 def test_what_is_not_kept_lies_in_one_place_for_all_layers():
     cache, scratch, places = filled(5, reserve=12), draw(6, seed=7), set()
-    untouched = [store[layer].clone() for store in (cache._keys, cache._values) for layer in range(LAYERS)]
+    untouched = [stored.clone() for stored in cache._stored]
     for layer in range(LAYERS):
-        k, v = cache.append(layer, scratch, -scratch, keep=False)
+        k, v = cache.append(layer, torch.stack((scratch, -scratch)), keep=False)
         assert torch.equal(k, torch.cat((draw(5, seed=layer), scratch), dim=2)) and torch.equal(v, -k)
         places.add((k.data_ptr(), v.data_ptr()))
     assert len(places) == 1 and cache.bytes == size(ROWS, 12) + shared(ROWS, 11)
-    stores = [store[layer] for store in (cache._keys, cache._values) for layer in range(LAYERS)]
+    stores = cache._stored
     # As bits, because the room that was never written may hold what is no number.
     assert all(
         torch.equal(a.view(torch.int32), b.view(torch.int32)) for a, b in zip(stores, untouched, strict=True)
@@ -77,10 +77,10 @@ def test_what_is_not_kept_lies_in_one_place_for_all_layers():
 def test_what_is_not_kept_fits_the_rows_and_the_length_of_the_day():
     cache = filled(5, reserve=5)
     for tokens, expected in ((6, 11), (2, 11), (9, 14)):  # it grows, and what is there is used again
-        k, _ = cache.append(0, draw(tokens, seed=7), draw(tokens, seed=7), keep=False)
+        k, _ = cache.append(0, torch.stack((draw(tokens, seed=7), draw(tokens, seed=7))), keep=False)
         assert k.shape[2] == 5 + tokens and cache.bytes == size(ROWS, 5) + shared(ROWS, expected)
     cache.narrow(slice(0, 2))
-    k, _ = cache.append(0, draw(2, rows=2), draw(2, rows=2), keep=False)
+    k, _ = cache.append(0, torch.stack((draw(2, rows=2), draw(2, rows=2))), keep=False)
     assert k.shape[0] == 2 and cache.bytes == size(2, 5) + shared(2, 7)
     assert torch.equal(k, torch.cat((draw(5)[:2], draw(2, rows=2)), dim=2))
 
@@ -88,11 +88,11 @@ def test_what_is_not_kept_fits_the_rows_and_the_length_of_the_day():
 def test_segments_name_whole_scales_only():
     cache = KVCache(2, ROWS, HEADS, WIDTH, dtype=torch.float32, device="cpu")
     for scale in SQUARE.scales[:3]:
-        cache.append(0, draw(scale.tokens), draw(scale.tokens), scale)
+        cache.append(0, torch.stack((draw(scale.tokens), draw(scale.tokens))), scale)
     assert cache.segments(0) == list(SQUARE.scales[:3]) and cache.segments(1) == []
-    cache.append(0, draw(3), draw(3), Scale(3, 1, 3), keep=False)
+    cache.append(0, torch.stack((draw(3), draw(3))), Scale(3, 1, 3), keep=False)
     assert cache.segments(0) == list(SQUARE.scales[:3])
-    cache.append(0, draw(3), draw(3), None)
+    cache.append(0, torch.stack((draw(3), draw(3))), None)
     assert cache.segments(0) is None
 
 
@@ -131,14 +131,14 @@ def test_budget_changes_one_layer_and_no_memory():
     cache.compress(1, draw(9), 20)
     assert [cache.length(layer) for layer in range(LAYERS)] == [40, 20, 40]
     assert cache.bytes == size(ROWS, 50)
-    k, _ = cache.append(1, draw(30, seed=9), draw(30, seed=9))
+    k, _ = cache.append(1, torch.stack((draw(30, seed=9), draw(30, seed=9))))
     assert torch.equal(k[:, :, 20:], draw(30, seed=9)) and cache.bytes == size(ROWS, 50)
     assert torch.equal(contents(cache, 2)[0], draw(40, seed=2))
 
 
 def test_tokens_that_remain_are_no_scale_any_more():
     cache = KVCache(1, ROWS, HEADS, WIDTH, dtype=torch.float32, device="cpu")
-    cache.append(0, draw(36), draw(36), SQUARE[4])
+    cache.append(0, torch.stack((draw(36), draw(36))), SQUARE[4])
     cache.compress(0, draw(36), 36)
     assert cache.segments(0) == [SQUARE[4]]  # nothing had to go
     cache.compress(0, draw(36), 35)
@@ -164,13 +164,13 @@ def test_narrowing_leaves_exactly_the_rows_and_the_room_that_is_asked_for(rows, 
     for layer in range(LAYERS):
         k, v = contents(cache, layer, rows=2)
         assert torch.equal(k, draw(7, seed=layer)[rows].to(dtype)) and torch.equal(v, -k)
-        cache.append(layer, draw(6, rows=2), draw(6, rows=2))
+        cache.append(layer, torch.stack((draw(6, rows=2), draw(6, rows=2))))
     assert cache.bytes == size(2, 7 + 6, dtype.itemsize) + shared(2, 7, dtype.itemsize)
 
 
 def test_narrowing_counts_the_length_of_each_layer():
     cache = filled(7)
-    cache.append(1, draw(5), draw(5))
+    cache.append(1, torch.stack((draw(5), draw(5))))
     cache.compress(2, draw(7), 3)
     cache.narrow(slice(0, 1), 2)
     assert cache.bytes == 2 * HEADS * WIDTH * 4 * ((7 + 2) + (12 + 2) + (3 + 2))
@@ -187,5 +187,5 @@ def test_narrowing_needs_the_new_layer_beside_the_old_ones_and_no_more(monkeypat
 
     monkeypatch.setattr(cache, "_empty", watched)
     cache.narrow(slice(0, 2), 6)
-    assert max(peak) == size(ROWS, 50) + size(2, 13) // (2 * LAYERS)
+    assert max(peak) == size(ROWS, 50) + size(2, 13) // LAYERS
     assert peak == sorted(peak, reverse=True)

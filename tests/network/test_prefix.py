@@ -26,7 +26,7 @@ def preceded(dtype: torch.dtype = torch.float32, elsewhere: str | None = None) -
         cache.keep_on(elsewhere)
     cache.reserve(PREFIX.tokens + 10)
     for layer in range(LAYERS):
-        cache.append(layer, draw(16, layer), -draw(16, layer), PREFIX)
+        cache.append(layer, torch.stack((draw(16, layer), -draw(16, layer))), PREFIX)
     cache.precede(PREFIX)
     return cache
 
@@ -43,19 +43,19 @@ def test_a_scale_sees_the_prefix_resized_in_the_blocks_that_say_so_and_whole_in_
     cache = preceded(elsewhere=elsewhere)
     for scale, before in ((FIRST, 0), (SECOND, 1)):
         new = draw(scale.tokens, 10 + scale.index)
-        k, v = cache.append(0, new, -new, scale)
+        k, v = cache.append(0, torch.stack((new, -new)), scale)
         torch.testing.assert_close(k[:, :, : scale.tokens], on(scale.grid))
         assert k.shape[2] == 2 * scale.tokens + before and torch.equal(k[:, :, -scale.tokens :], new)
         assert torch.equal(v, -k)
-        k, _ = cache.append(1, new, -new, scale)
+        k, _ = cache.append(1, torch.stack((new, -new)), scale)
         assert torch.equal(k[:, :, :16], draw(16, 1)) and k.shape[2] == 16 + scale.tokens + before
     new = draw(16, 20)
-    k, v = cache.append(0, new, -new, LAST, keep=False)
+    k, v = cache.append(0, torch.stack((new, -new)), LAST, keep=False)
     assert torch.equal(k, torch.cat((draw(16, 0), draw(1, 10), draw(9, 11), new), dim=2))
 
 
 def test_a_part_of_a_scale_sees_the_prefix_on_the_grid_of_the_whole_one() -> None:
-    k, _ = preceded().append(0, draw(2, 5), draw(2, 5), SECOND, keep=False)
+    k, _ = preceded().append(0, torch.stack((draw(2, 5), draw(2, 5))), SECOND, keep=False)
     torch.testing.assert_close(k[:, :, :9], on((3, 3)))
     assert k.shape[2] == 11
 
@@ -63,28 +63,28 @@ def test_a_part_of_a_scale_sees_the_prefix_on_the_grid_of_the_whole_one() -> Non
 def test_segments_begin_with_the_prefix_as_it_is_seen() -> None:
     cache = preceded()
     for layer in range(LAYERS):
-        cache.append(layer, draw(1, 3), draw(1, 3), FIRST)
+        cache.append(layer, torch.stack((draw(1, 3), draw(1, 3))), FIRST)
     assert cache.segments(0, SECOND) == [Prefix(2, 3, 3, (0,)), FIRST]
     assert cache.segments(1, SECOND) == cache.segments(0, LAST) == [PREFIX, FIRST]
-    cache.append(1, draw(4, 3), draw(4, 3), SECOND)
+    cache.append(1, torch.stack((draw(4, 3), draw(4, 3))), SECOND)
     assert cache.segments(1, LAST) is None
 
 
 def test_it_survives_the_budget_and_the_loss_of_rows() -> None:
     cache = preceded()
     for layer in range(LAYERS):
-        cache.append(layer, draw(1, 3), draw(1, 3), FIRST)
-        cache.append(layer, draw(9, 4), draw(9, 4), SECOND)
+        cache.append(layer, torch.stack((draw(1, 3), draw(1, 3))), FIRST)
+        cache.append(layer, torch.stack((draw(9, 4), draw(9, 4))), SECOND)
         cache.compress(layer, draw(9, 6), 4)
     assert cache.length(0) == 20
-    k, _ = cache.narrow(slice(0, 1), 5).append(1, draw(0, 0, 1), draw(0, 0, 1), keep=False)
+    k, _ = cache.narrow(slice(0, 1), 5).append(1, torch.stack((draw(0, 0, 1), draw(0, 0, 1))), keep=False)
     assert torch.equal(k[:, :, :16], draw(16, 1)[:1])
 
 
 def test_both_halves_of_rows_in_turn_keep_theirs() -> None:
     halves = [KVCache(1, 1, HEADS, WIDTH, dtype=torch.float32, device="cpu") for _ in range(2)]
     for half in halves:
-        half.append(0, draw(16, 0, 1), draw(16, 0, 1), PREFIX)
+        half.append(0, torch.stack((draw(16, 0, 1), draw(16, 0, 1))), PREFIX)
     CachePair(*halves).precede(PREFIX)
     assert [half.segments(0, LAST) for half in halves] == [[PREFIX]] * 2
 
@@ -92,7 +92,7 @@ def test_both_halves_of_rows_in_turn_keep_theirs() -> None:
 def test_the_full_picture_is_stored_once() -> None:
     cache = preceded()
     stored = cache.bytes
-    cache.append(0, draw(1, 3), draw(1, 3), FIRST)
+    cache.append(0, torch.stack((draw(1, 3), draw(1, 3))), FIRST)
     assert cache.bytes - stored == 2 * ROWS * HEADS * 2 * WIDTH * 4  # two keys and values, seen at once
 
 

@@ -100,7 +100,7 @@ class Probe(Monitor):
         before = isinstance(ctx.scale, Prefix)
         if before or layer == 0:
             none = torch.empty(ctx.cache.rows, self.model.config.heads, 0, self.model.config.head_dim)
-            seen = ctx.cache.append(layer, none, none, ctx.scale, keep=False)
+            seen = ctx.cache.append(layer, torch.stack((none, none)), ctx.scale, keep=False)
             for part, tensor in zip("kv", seen, strict=True):
                 kept = tensor[:, :, : ctx.scale.tokens].clone()
                 self.seen[f"{name}_{part}" if before else f"{name}_source_{part}"] = kept

@@ -153,7 +153,7 @@ def test_half_of_the_cache_waits_elsewhere() -> None:
     class Watch(Monitor):
         def block(self, scale: Scale, layer: int) -> None:
             first, second = current.rows.cache.halves
-            kept = sum(t.nbytes for t in (*second._keys, *second._values))
+            kept = sum(t.nbytes for t in second._stored)
             sizes.append((first.bytes, second.bytes - kept))
 
     model = tiny_infinity(depth=6)
@@ -176,13 +176,13 @@ def test_what_waited_elsewhere_moves_once_it_runs_alone() -> None:
     k = torch.randn(1, 2, 3, 4, generator=torch.Generator().manual_seed(0))
     for cache in (first, second):
         for layer in range(2):
-            assert torch.equal(cache.append(layer, k, -k)[1], -k)
+            assert torch.equal(cache.append(layer, torch.stack((k, -k)))[1], -k)
     assert pair.rows == 2 and pair.length(1) == 3 and pair.bytes > 2 * 2 * 2 * 6 * 2 * 4 * 4
     left = pair.narrow(slice(1, 2), more=2)
     assert left is second and left.rows == 1 and not pair.halves
-    keys, values = left.append(0, k[:, :, :2], k[:, :, :2])
+    keys, values = left.append(0, torch.stack((k[:, :, :2], k[:, :, :2])))
     assert torch.equal(keys[:, :, :3], k) and torch.equal(values[:, :, :3], -k)
-    assert keys.data_ptr() == left._keys[0].data_ptr()  # not a copy any more
+    assert keys.data_ptr() == left._stored[0].data_ptr()  # not a copy any more
 
 
 def test_offloading_needs_turns() -> None:

@@ -64,7 +64,9 @@ class ToyBlock(nn.Module):
 
     def forward(self, x: Tensor, ctx: ScaleContext, layer: int) -> Tensor:
         def attend(h: Tensor, angles: Tensor | None) -> Tensor:
-            return self.attention(h, ctx.attending(layer), angles, plain_norm)
+            return self.attention(
+                h, ctx.attending(layer), angles, plain_norm, self.attention.lengths(h.device)
+            )
 
         x = ctx.residual(x, attend, layer, "self")
         return ctx.residual(x, lambda h, angles: self.ffn(plain_norm(h)), layer, "ffn")
