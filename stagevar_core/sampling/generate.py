@@ -77,11 +77,12 @@ def generate(  # noqa: PLR0913 - independent collaborators, each with one owner
         monitor.restart(batch)
         images = [images[0].image(index) for index in range(batch)]
     parts, key = [], run_key(model, policy, settings, schedule)
-    turns = _turns(sequential, offload)
     with Sharing(monitor, torch.device(device or conditioning.device)) as shared:
         for part in images:
             passage = Passage.of(*part.begins, until, key, paused, apart=sequential)
-            run = Run(model, passage.begins, schedule, settings, attention, device, **turns)
+            run = Run(
+                model, passage.begins, schedule, settings, attention, device, **_turns(sequential, offload)
+            )
             parts.append(run.generate(part.noise, quantizer, policy, shared, part.given, passage, kept))
     if kept is not None:
         kept.forget()
