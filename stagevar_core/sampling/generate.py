@@ -76,13 +76,11 @@ def generate(  # noqa: PLR0913 - independent collaborators, each with one owner
     if batch > 1 and (policy.per_image or not given.uniform):
         monitor.restart(batch)
         images = [images[0].image(index) for index in range(batch)]
-    parts, key = [], run_key(model, policy, settings, schedule)
+    parts, key, turns = [], run_key(model, policy, settings, schedule), _turns(sequential, offload)
     with Sharing(monitor, torch.device(device or conditioning.device)) as shared:
         for part in images:
             passage = Passage.of(*part.begins, until, key, paused, apart=sequential)
-            run = Run(
-                model, passage.begins, schedule, settings, attention, device, **_turns(sequential, offload)
-            )
+            run = Run(model, passage.begins, schedule, settings, attention, device, **turns)
             parts.append(run.generate(part.noise, quantizer, policy, shared, part.given, passage, kept))
     if kept is not None:
         kept.forget()
