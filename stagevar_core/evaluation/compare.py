@@ -6,7 +6,7 @@ are written before the next one starts; a second call with the same store goes o
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,11 @@ from ..sampling.noise import SeededNoise
 from ..sampling.result import Generation
 from ..sampling.settings import SamplingSettings
 from ..sampling.trace import Trace
-from ..scenes import CANVAS, parse, score
 from ..schedule import ScaleSchedule
 from . import fingerprint
 from .lpips import LPIPS
 from .metrics import psnr, ssim
-from .score import SCORED
+from .reading import FEATURES, reader_of
 from .store import Part, Store
 
 REFERENCE = "off"  # the variant that all others are measured against
@@ -75,8 +74,9 @@ class Comparison:
 
     ``measures``: variant -> measure -> one value per picture, NaN where it does not apply. ``work``: variant
     -> quantity (:data:`WORK`) -> (batches, scales); FLOPs and milliseconds are those of a whole batch,
-    'computed' is tokens per row. ``tasks``: of every caption, None where the pictures are not scored.
-    ``single``: variants that make the pictures of a batch one by one.
+    'computed' is tokens per row. ``tasks``: of every caption, None where the captions have none.
+    ``single``: variants that make the pictures of a batch one by one. ``frechet``: how far a variant's pictures
+    lie from real ones, where a judge says so.
     """
 
     job: Job
@@ -86,6 +86,7 @@ class Comparison:
     notes: dict[str, list[str]]
     tasks: tuple[str, ...] | None
     single: tuple[str, ...]
+    frechet: dict[str, float] = field(default_factory=dict)
 
     @property
     def variants(self) -> list[str]:
@@ -153,10 +154,7 @@ class _Runner:
             )
         self.settings = job.settings or pipeline.settings()
         self.schedule = job.schedule or pipeline.schedule()
-        size = pipeline.trained.image_size(self.schedule)
-        specs = [parse(caption) for caption in job.captions] if size == (CANVAS, CANVAS) else []
-        tasks = tuple(spec.task for spec in specs if spec is not None)
-        self.tasks = tasks if len(tasks) == len(job.captions) else None
+        self.reader = reader_of(pipeline, job.captions, self.schedule)
 
     def identity(self) -> dict[str, str]:
         """What the results depend on, so that a store is never continued with something else."""
@@ -185,8 +183,9 @@ class _Runner:
             generation = self._generate(conditioning, start, policy)
             pictures = self.pipeline.decode(generation.f_hat)
             dense = pictures if dense is None else dense
-            values = self._nearness(dense, pictures) | self._scores(captions, pictures)
-            values |= _work(generation.trace)
+            values = self._nearness(dense, pictures) | _work(generation.trace)
+            if self.reader is not None:
+                values |= self.reader.read(captions, pictures)
             found |= {f"{number}.{key}": value for key, value in values.items()}
             if self.keep is not None:
                 for index, picture in enumerate(pictures.numpy()):
@@ -198,16 +197,24 @@ class _Runner:
         measures: dict[str, dict[str, np.ndarray]] = {}
         work: dict[str, dict[str, np.ndarray]] = {}
         notes: dict[str, list[str]] = {}
+        frechet: dict[str, float] = {}
+        reader = self.reader
+        scored = () if reader is None else reader.measures
         for number, name in enumerate(self.variants):
-            known = [key for key in (*NEARNESS, *SCORED) if f"{number}.{key}" in parts[0]]
+            known = [key for key in (*NEARNESS, *scored) if f"{number}.{key}" in parts[0]]
             measures[name] = {
                 key: np.concatenate([part[f"{number}.{key}"] for part in parts]) for key in known
             }
             work[name] = {key: np.stack([part[f"{number}.{key}"] for part in parts]) for key in WORK}
             said = [json.loads(str(part[f"{number}.notes"])) for part in parts]
             notes[name] = list(dict.fromkeys(note for some in said for note in some))
+            if reader is not None and f"{number}.{FEATURES}" in parts[0]:
+                features = np.concatenate([part[f"{number}.{FEATURES}"] for part in parts])
+                if (distance := reader.distance(features)) is not None:
+                    frechet[name] = distance
         single = tuple(name for name, policy in self.variants.items() if policy.per_image)
-        return Comparison(self.job, self.schedule, measures, work, notes, self.tasks, single)
+        tasks = None if reader is None else reader.tasks
+        return Comparison(self.job, self.schedule, measures, work, notes, tasks, single, frechet)
 
     def _generate(self, conditioning: Conditioning, start: int, policy: AccelerationPolicy) -> Generation:
         return generate(
@@ -233,17 +240,6 @@ class _Runner:
             for key, way in ways.items():
                 found[key].append(float(way(a, b)))
         return {key: np.array(values, np.float32) for key, values in found.items()}
-
-    def _scores(self, captions: list[str], pictures: Tensor) -> Part:
-        if self.tasks is None:
-            return {}
-        scores = [score(text, image) for text, image in zip(captions, pictures.numpy(), strict=True)]
-        return {
-            key: np.array(
-                [np.nan if (v := getattr(s, key)) is None else float(v) for s in scores], np.float32
-            )
-            for key in SCORED
-        }
 
 
 def _work(trace: Trace) -> Part:
