@@ -75,8 +75,8 @@ class Comparison:
     ``measures``: variant -> measure -> one value per picture, NaN where it does not apply. ``work``: variant
     -> quantity (:data:`WORK`) -> (batches, scales); FLOPs and milliseconds are those of a whole batch,
     'computed' is tokens per row. ``tasks``: of every caption, None where the captions have none.
-    ``single``: variants that make the pictures of a batch one by one. ``frechet``: how far a variant's pictures
-    lie from real ones, where a judge says so.
+    ``single``: variants that make the pictures of a batch one by one. ``frechet``: how far the pictures of
+    a variant lie from real ones, where a judge says so.
     """
 
     job: Job

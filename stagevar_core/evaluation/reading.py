@@ -44,10 +44,10 @@ class Reader(Protocol):
 class SceneReader:
     """Reads everything back that the captions of scenes say."""
 
-    measures = SCORED
+    measures: tuple[str, ...] = SCORED
 
     def __init__(self, tasks: tuple[str, ...]) -> None:
-        self.tasks = tasks
+        self.tasks: tuple[str, ...] | None = tasks
 
     def read(self, captions: Sequence[str], images: Tensor) -> Part:
         """See :class:`Reader`."""
@@ -66,7 +66,8 @@ class SceneReader:
 class JudgeReader:
     """Reads which class a picture shows, how strong its edges are, and the features of the distance."""
 
-    measures, tasks = JUDGED, None
+    measures: tuple[str, ...] = JUDGED
+    tasks: tuple[str, ...] | None = None
 
     def __init__(self, judge: Judge) -> None:
         self.judge = judge

@@ -51,10 +51,8 @@ def test_a_comparison_has_what_the_judge_reads(artwork):
     keep = lambda name, number, picture: pictures.setdefault(name, []).append(picture)  # noqa: E731
     found = compare(artwork, EARLY, job, keep=keep)
     assert found.tasks is None and set(found.frechet) == {"off", *EARLY}
-    judge, wanted = (
-        Judge.load(JUDGE),
-        [artwork.class_names.index("cat"), artwork.class_names.index("rocket"), 7],
-    )
+    judge = Judge.load(JUDGE)
+    wanted = [*(judge.names.index(name) for name in ("cat", "rocket")), 7]
     for name, drawn in pictures.items():
         images = torch.from_numpy(np.stack(drawn))
         logits, features = judge.read(images)
