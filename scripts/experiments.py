@@ -8,8 +8,8 @@
 Experiments a to e start from the plain design, a quarter of the tokens at every fidelity scale; f starts from
 `balanced`, which is what a to e led to; h asks both models. Where a change would also change the amount of
 work, the share of tokens is set so that the counted FLOPs are equal again. Results so far are kept in --out,
-the same command continues there. The prompts are not those of `compare`: settings are chosen on these and judged on those. The
-tables in docs/experiments.md are replaced, the text around them stays.
+the same command continues there. The prompts are not those of `compare`: settings are chosen on these and
+judged on those. The tables in docs/experiments.md are replaced, the text around them stays.
 """
 
 from __future__ import annotations
