@@ -85,6 +85,7 @@ class Lab:
             self.schedule,
             self.pipeline.settings(),
             noise=SeededNoise(0, 1),
+            quantizer=self.pipeline.quantizer,
             policy=DensePolicy() if settings is None else StagedPolicy("probe", settings),
             device=self.pipeline.device,
         )
