@@ -42,7 +42,7 @@ def shipped(assets: Path = ASSETS) -> tuple[Pipeline, Judge]:
 
 def without_last(scales: int) -> dict[str, AccelerationPolicy]:
     """The first scales alone."""
-    names = ("without the last scale", "without the last 2", "without the last 3")
+    names = ("without the last 1", "without the last 2", "without the last 3")
     return {name: FirstScales(scales - count) for count, name in enumerate(names, 1)}
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 
 import numpy as np
-import pytest
 from PIL import Image
 from testbed.comfy_server import ComfyServer, Json, nodes_of, only_node, read_json, shipped_workflow
 
@@ -72,11 +71,3 @@ def test_a_draft_becomes_the_picture_that_the_plain_workflow_draws(comfy_server:
         "The picture"
     ]
     assert np.abs(picked - whole).max() <= 2
-
-
-@pytest.mark.parametrize("name", [PLAIN, FASTER, INPAINT, DRAFTS])
-def test_its_classes_are_offered(comfy_server: ComfyServer, name: str) -> None:
-    inputs = comfy_server.object_info("StageVARClassLabel")["StageVARClassLabel"]["input"]["required"]
-    prompt = read_json(shipped_workflow(name))
-    for node in nodes_of(prompt, "StageVARClassLabel"):
-        assert prompt[node]["inputs"]["class_name"] in inputs["class_name"][1]["options"]
