@@ -2,7 +2,7 @@
 
     python scripts/side_by_side.py
 
-reads docs/measurements: compare.json (the scenes model; `python -m stagevar_core compare`), compare_artwork.json
+reads docs/measurements: compare.json (scenes; `python -m stagevar_core compare`), compare_artwork.json
 (the artwork model; `python -m scripts.train_artwork.measure`) and experiments/h_late.json (the scenes model
 without its last scales; `python scripts/experiments.py --only h`). Tables stand between comments; the text
 around them stays.
