@@ -66,16 +66,16 @@ def inpaint(graph: Graph) -> None:
     )
     decoded = graph.add("VAEDecode", (1430, 110), (220, 60), samples=(sampler, "latent"), vae=vae)
     before = graph.add("PreviewImage", (1790, 220), (320, 360), title="Before", images=(decoded, "IMAGE"))
-    whole = graph.add(*("SolidMask", (940, 950), (270, 110)), title="Keep everything", value=0.0, **SIZE)
+    whole = graph.add(*("SolidMask", (940, 1100), (270, 110)), title="Keep everything", value=0.0, **SIZE)
     part = graph.add(
-        *("SolidMask", (940, 1120), (270, 110)),
+        *("SolidMask", (940, 1270), (270, 110)),
         title="Size of the new part",
         value=1.0,
         width=128,
         height=256,
     )
     mask = graph.add(
-        *("MaskComposite", (1290, 950), (270, 150)),
+        *("MaskComposite", (1290, 1100), (270, 150)),
         title="Where the new part is",
         **{"destination": (whole, "MASK"), "source": (part, "MASK"), "x": 128, "y": 0, "operation": "add"},
     )
