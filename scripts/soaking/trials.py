@@ -100,6 +100,7 @@ def try_graph(server: ComfyServer, graphs: Graphs, tally: Tally, seconds: float)
     name, edits = graphs.case()
     template = graphs.templates[name]
     ended, about = run(server, applied(template, edits, graphs.info), seconds)
+    tally.counts["graphs"] += 1
     tally.counts[f"graphs: {ended}"] += 1
     if ended.startswith("fault"):
         few = smallest(server, template, edits, graphs.info, ended, seconds)
@@ -122,7 +123,7 @@ def fingerprint(server: ComfyServer, graph: Json, seconds: float) -> tuple[str, 
 def try_interrupt(
     server: ComfyServer, graph: Json, rng: random.Random, tally: Tally, usual: float, seconds: float
 ) -> None:
-    """A run that is stopped at a random time, or was done before."""
+    """A run that is stopped at a random time; one that was done before does not count as an interrupt."""
     prompt_id = server.queue(graph)
     time.sleep(rng.random() * usual)
     server.interrupt()
@@ -131,12 +132,15 @@ def try_interrupt(
         tally.counts["interrupts: done before"] += 1
     except PromptFailed as error:
         ended = "stopped" if error.interrupted else "fault: failed"
+        tally.counts["interrupts"] += 1
         tally.counts[f"interrupts: {ended}"] += 1
         if not error.interrupted:
             tally.faults.append({"fault": "an interrupt ended in an error", "about": judged(error)[1]})
     except ServerError as error:
-        tally.counts["interrupts: fault: hangs"] += 1
-        tally.faults.append({"fault": "an interrupt was not followed", "about": str(error)[:300]})
+        fault = "the server died" if server.process.poll() is not None else "an interrupt hangs"
+        tally.counts["interrupts"] += 1
+        tally.counts[f"interrupts: fault: {fault}"] += 1
+        tally.faults.append({"fault": fault, "about": str(error)[:300]})
 
 
 def check(tally: Tally, holds: bool, fault: str, about: Any) -> None:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformer import CONFIG, load_tokenizer, plain_attention, text_state
 
 from stagevar_core.autoencoders.bsq import BSQTokenizer
-from stagevar_core.evaluation.edits import collect, edited, shares, unseen_edits
+from stagevar_core.evaluation.edits import Edited, Judged, evaluated, shares, unseen_edits
 from stagevar_core.models.contract import signed
 from stagevar_core.models.infinity import Infinity
 from stagevar_core.models.teacher import TeacherContext
@@ -241,7 +241,8 @@ def score_edits(model: Infinity, models: Models, count: int) -> dict[str, float]
     """Shares of unseen edits that are followed, and that leave the rest as it was, in all and by kind."""
     pipeline, edits = Pipeline.embedded(dtype=torch.float32, device="cpu"), unseen_edits(count, 0)
     pipeline.transformer, pipeline.tokenizer = signed(model), models.tokenizer
-    report = shares(collect(edits, edited(pipeline, edits, settings=SAMPLING), lambda count: None))
+    task = Judged(Edited(edits, settings=lambda pipeline: SAMPLING), edits)
+    report = shares(evaluated(pipeline, task))
     return {f"{name} {kind}": row[name] for kind, row in report.items() for name in ("followed", "unchanged")}
 
 

@@ -2,6 +2,8 @@
 
 import argparse
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +11,14 @@ from tqdm import tqdm
 
 from ..acceleration.schedule_file import StageSchedule
 from ..checks import whole
-from ..evaluation.calibrate import Calibration, Request
+from ..evaluation.calibrate import About, Calibration, Measuring, Request
 from ..files import replaced
+from ..pipeline import Pipeline
 from ..plots.schedules import curves, mean_of_known
+from ..rendering.engines import ask
+from ..rendering.models import Models
+from ..rendering.said import collected
+from ..rendering.sheet import read_lines
 from ..schedule import ScaleSchedule
 from .options import (
     Commands,
@@ -19,11 +26,11 @@ from .options import (
     add_size_options,
     check_seed,
     check_size,
-    load_pipeline,
-    settings_of,
+    models_of,
 )
-from .output import check_file, collected, output_file, save
-from .prompts import MAX_PROMPTS, captions, read_lines
+from .output import check_file, output_file, save
+from .prompts import MAX_PROMPTS, captions
+from .workers import add_worker_options, check_workers, engine_of
 
 SAVE_EVERY = 5  # prompts; an interrupted call loses fewer
 CAPTIONS = 20  # where no prompts are given
@@ -43,6 +50,7 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("--chunks", type=int, default=8, help="chunks of blocks that are measured apart")
     add_size_options(parser)
     parser.add_argument("--resume", action="store_true", help="go on where an interrupted call stopped")
+    add_worker_options(parser)
     add_model_options(parser)
     parser.set_defaults(run=run)
 
@@ -51,25 +59,18 @@ def run(arguments: argparse.Namespace) -> None:
     """Measure, save now and then, write the schedule."""
     check_seed(arguments.seed)
     check_size(arguments)
+    check_workers(arguments)
     Request(arguments.alpha, arguments.chunks)  # refuses what no model could use before one is loaded
     out, prompts = schedule_path(arguments.out), read_prompts(arguments)
     if arguments.plot is not None:
         output_file(arguments.plot)
-    pipeline = load_pipeline(arguments)
-    prompts = pipeline.measurable(prompts, made_up=arguments.prompts is None)
-    request = Request(
-        arguments.alpha,
-        arguments.chunks,
-        arguments.seed,
-        settings_of(pipeline, arguments),
-        arguments.width,
-        arguments.height,
-    )
-    work = Calibration(pipeline, prompts, request)
-    state = out.with_name(out.name + ".state")
-    if arguments.resume and state.exists():
-        resume(work, state)
-    with collected() as said:
+    models = models_of(arguments)
+    engine = engine_of(arguments, models)
+    with collected() as said, engine.open():
+        work = Calibration(engine, *ask(engine, Fit(arguments, models, prompts)))
+        state = out.with_name(out.name + ".state")
+        if arguments.resume and state.exists():
+            resume(work, state)
         measure(work, state)
     schedule = work.schedule()
     schedule.save(out)
@@ -79,12 +80,33 @@ def run(arguments: argparse.Namespace) -> None:
         print(save(np.asarray(curves(schedule)), arguments.plot))
 
 
+@dataclass(frozen=True)
+class Fit:
+    """The question what a model measures, asked where it is: prompts that it knows, and its own numbers."""
+
+    arguments: argparse.Namespace
+    models: Models
+    prompts: Sequence[str]
+
+    def __call__(self, pipeline: Pipeline) -> tuple[list[str], Request, About]:
+        """``ValueError`` for a prompt that is no class of this model."""
+        prompts = pipeline.measurable(self.prompts, made_up=self.arguments.prompts is None)
+        request = Request(
+            self.arguments.alpha,
+            self.arguments.chunks,
+            self.arguments.seed,
+            self.models.settings(pipeline),
+            self.arguments.width,
+            self.arguments.height,
+        )
+        return prompts, request, Measuring(prompts, request).about(pipeline)
+
+
 def measure(work: Calibration, state: Path) -> None:
     """All prompts that are left; the state is on disk after every few, and when the run is interrupted."""
     with tqdm(total=len(work.prompts), initial=work.done, unit="prompt") as bar:
         try:
-            while work.done < len(work.prompts):
-                work.step()
+            for _ in work.run():
                 bar.update()
                 if work.done % SAVE_EVERY == 0:
                     write_state(work, state)
@@ -121,8 +143,8 @@ def read_prompts(arguments: argparse.Namespace) -> list[str]:
         whole("--limit", limit, 1, MAX_PROMPTS, f"1 to {MAX_PROMPTS} prompts")
     if path is None:
         return captions(limit or CAPTIONS, arguments.seed)
-    prompts = read_lines(path)[:limit]
-    if not 1 <= len(prompts) <= MAX_PROMPTS:
+    prompts = [row.prompt for row in read_lines(path)][:limit]
+    if len(prompts) > MAX_PROMPTS:
         raise ValueError(f"{path} has {len(prompts)} prompts; expected 1 to {MAX_PROMPTS} lines")
     return prompts
 

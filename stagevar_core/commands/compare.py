@@ -2,10 +2,10 @@
 
 import argparse
 import json
-import logging
 import shlex
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,13 @@ from ..checks import inside, whole
 from ..devices import hardware
 from ..evaluation import report, tables
 from ..evaluation.album import Album, grid
-from ..evaluation.compare import REFERENCE, Comparison, Job, compare
+from ..evaluation.compare import REFERENCE, About, Compared, Comparison, Job, compare, dense_first
 from ..evaluation.lpips import LPIPS
 from ..pipeline import Pipeline
-from ..sampling.generate import generate
+from ..rendering.engines import Engine, ask
+from ..rendering.models import Models
+from ..rendering.said import collected
+from ..sampling.settings import SamplingSettings
 from .options import (
     Commands,
     add_model_options,
@@ -28,14 +31,13 @@ from .options import (
     check_request,
     check_size,
     files_of,
-    load_pipeline,
-    settings_of,
+    models_of,
 )
-from .output import check_file, collected, output_file
+from .output import check_file, output_file
 from .prompts import DEFAULT_PROMPTS, Prompts, read_prompts
+from .workers import add_worker_options, check_workers, engine_of
 
 GRID_ROWS = 12  # prompts whose pictures people look at
-_SAMPLING_LOG = logging.getLogger(generate.__module__.rpartition(".")[0])
 
 
 def add_parser(commands: Commands) -> None:
@@ -80,6 +82,7 @@ def add_parser(commands: Commands) -> None:
     kind = output.add_mutually_exclusive_group()
     kind.add_argument("--geneval", type=Path, metavar="FILE", help="GenEval's evaluation_metadata.jsonl")
     kind.add_argument("--dpg", type=Path, metavar="DIR", help="DPG-Bench's folder of prompts")
+    add_worker_options(command)
     add_model_options(command)
     command.set_defaults(run=run)
 
@@ -88,6 +91,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Compare presets."""
     check_request(arguments)
     check_size(arguments)
+    check_workers(arguments)
     policies = chosen_policies(arguments.presets, arguments.overrides)
     if arguments.against is not None and arguments.against not in policies:
         raise ValueError(f"--against is {arguments.against!r}; expected one of {list(policies)}")
@@ -103,25 +107,57 @@ def run(arguments: argparse.Namespace) -> None:
         lpips = LPIPS.load(*arguments.lpips)
     else:
         print("no LPIPS: its weights were not given (--lpips FILE)", file=sys.stderr)
-    pipeline = load_pipeline(arguments)
-    job = job_of(arguments, pipeline, prompts, seeds)
-    limit = len(prompts.entries) if prompts.kept else GRID_ROWS
-    album = Album(arguments.out / "pictures", prompts.entries, seeds, limit)
-    with collected() as said:
-        found = measure(pipeline, policies, job, arguments.out, album, lpips)
+    models = models_of(arguments)
+    engine = engine_of(arguments, models)
+    with collected() as said, engine.open():
+        fitted = ask(engine, Fit(arguments, models, policies, prompts, seeds, lpips))
+        limit = len(prompts.entries) if prompts.kept else GRID_ROWS
+        album = Album((arguments.out / "pictures").resolve(), fitted.prompts.entries, seeds, limit)
+        found = measure(engine, policies, fitted.job, arguments.out, album, lpips, fitted.about)
     files = files_of(arguments)
     about = {
         "command": shlex.join(["python", "-m", "stagevar_core", *sys.argv[1:]]),
         "models": {name: files[name].name for name in ("transformer", "tokenizer")},
-        "dtype": str(pipeline.transformer.compute_dtype).removeprefix("torch."),
-        "hardware": hardware(pipeline.device),
+        "dtype": fitted.dtype,
+        "hardware": fitted.hardware,
         "warnings": said,
     }
     write(arguments, found, report.report(found, policies, about, arguments.against or REFERENCE))
     if arguments.grid is not None:
         grid(album, found.variants, GRID_ROWS).save(arguments.grid)
         print(arguments.grid)
-    export(arguments, album, found, prompts)
+    export(arguments, album, found, fitted.prompts)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A comparison as it fits the models: what is drawn, and what they are."""
+
+    prompts: Prompts
+    job: Job
+    about: About
+    dtype: str
+    hardware: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The question how a comparison fits the models, asked where they are."""
+
+    arguments: argparse.Namespace
+    models: Models
+    policies: Mapping[str, AccelerationPolicy]
+    prompts: Prompts
+    seeds: int
+    lpips: LPIPS | None
+
+    def __call__(self, pipeline: Pipeline) -> Fitted:
+        """``ValueError`` for what the models or the benchmark cannot."""
+        prompts = self.prompts.fitted(pipeline)
+        job = job_of(self.arguments, pipeline, prompts, self.seeds, self.models.settings(pipeline))
+        about = Compared(dense_first(self.policies), job, self.lpips).about(pipeline)
+        dtype = str(pipeline.transformer.compute_dtype).removeprefix("torch.")
+        return Fitted(prompts, job, about, dtype, hardware(pipeline.device))
 
 
 def seeds_of(given: int | None, benchmark: str | None) -> int:
@@ -134,15 +170,19 @@ def seeds_of(given: int | None, benchmark: str | None) -> int:
     return given
 
 
-def job_of(arguments: argparse.Namespace, pipeline: Pipeline, prompts: Prompts, seeds: int) -> Job:
+def job_of(
+    arguments: argparse.Namespace,
+    pipeline: Pipeline,
+    prompts: Prompts,
+    seeds: int,
+    settings: SamplingSettings,
+) -> Job:
     """What to draw with this model; ``ValueError`` for what it or the benchmark cannot."""
-    prompts.fit(pipeline)
     schedule = pipeline.schedule(arguments.width, arguments.height)
     height, width = pipeline.trained.image_size(schedule)
     if prompts.benchmark == "dpg" and height != width:
         raise ValueError(f"the pictures are {width} x {height}; DPG-Bench's scorer reads square ones")
     texts = tuple(entry["prompt"] for entry in prompts.entries)
-    settings = settings_of(pipeline, arguments)
     return Job(texts, seeds, arguments.seed, arguments.batch, settings, schedule)
 
 
@@ -175,32 +215,30 @@ def parsed(text: str) -> object:
 
 
 def measure(  # noqa: PLR0913 - what compare() takes, with a bar
-    pipeline: Pipeline,
+    by: Engine | Pipeline,
     policies: Mapping[str, AccelerationPolicy],
     job: Job,
     out: Path,
     album: Album | None = None,
     lpips: LPIPS | None = None,
+    about: About | None = None,
 ) -> Comparison:
     """:func:`compare` with a progress bar; an interrupted run says how to go on."""
-    level = _SAMPLING_LOG.level
-    _SAMPLING_LOG.setLevel(logging.ERROR)  # notes are in the report, not once per batch on the bar
     try:
         with tqdm(total=job.pictures, unit="picture") as bar:
             return compare(
-                pipeline,
+                by,
                 policies,
                 job,
                 store=out / "results",
                 keep=None if album is None else album.keep,
                 lpips=lpips,
                 advance=bar.update,
+                about=about,
             )
     except KeyboardInterrupt:
         print(f"stopped; {out} keeps what was measured, the same command goes on from there", file=sys.stderr)
         raise
-    finally:
-        _SAMPLING_LOG.setLevel(level)
 
 
 def write(arguments: argparse.Namespace, found: Comparison, values: dict[str, Any]) -> None:

@@ -13,8 +13,8 @@ from ..checks import MAX_BATCH, MAX_SEED, number, whole
 from ..devices import DTYPES
 from ..embedded import EDITOR, EMBEDDED, MODELS
 from ..pipeline import Pipeline
+from ..rendering.models import Models, working_device
 from ..sampling.settings import SamplingSettings
-from .output import first_line
 
 MAX_STRENGTH = 100.0  # of a LoRA, to either side, as of ComfyUI's loader
 Commands = argparse._SubParsersAction  # what a parser's ``add_subparsers`` returns; it has no public name
@@ -102,16 +102,7 @@ def device_of(arguments: argparse.Namespace) -> torch.device | None:
     """The device that the options name, with their number of threads set; ``ValueError`` if it fails."""
     if arguments.threads is not None:
         torch.set_num_threads(whole("--threads", arguments.threads, 1, MAX_THREADS, f"1 to {MAX_THREADS}"))
-    if arguments.device is None:
-        return None
-    try:
-        device = torch.device(arguments.device)
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(
-            f"device is {arguments.device!r}, which does not work here ({first_line(error)}); try cpu"
-        ) from error
-    return device
+    return working_device(arguments.device)
 
 
 def files_of(arguments: argparse.Namespace) -> dict[str, Path]:
@@ -121,24 +112,34 @@ def files_of(arguments: argparse.Namespace) -> dict[str, Path]:
     return {name: own[name] if path == EMBEDDED[name] else path for name, path in given.items()}
 
 
-def load_pipeline(arguments: argparse.Namespace, *, edits: bool = False) -> Pipeline:
-    """The models that the options name; ``ValueError`` for files and devices that do not work.
+def models_of(arguments: argparse.Namespace, *, edits: bool = False) -> Models:
+    """What the workers load; a device that does not work here is an error here only without Ray.
 
     ``edits``: a picture is to be edited, so that of the embedded transformers the one that does is meant.
     """
-    device = device_of(arguments)
-    dtype = DTYPES[arguments.dtype] if arguments.dtype else None
-    paths = files_of(arguments)
-    if edits and paths["transformer"] == EMBEDDED["transformer"]:
-        paths["transformer"] = EDITOR
-    return Pipeline.load(
-        *paths.values(),
-        dtype=dtype,
-        device=device,
+    alone = getattr(arguments, "ray", None) is None
+    if alone:
+        device_of(arguments)
+    chosen = files_of(arguments)
+    if edits and chosen["transformer"] == EMBEDDED["transformer"]:
+        chosen["transformer"] = EDITOR
+    paths = {name: str(path if alone else path.resolve()) for name, path in chosen.items()}
+    second = arguments.text_encoder_2
+    return Models(
+        **paths,
+        text_encoder_2=None if second is None else str(second if alone else second.resolve()),
+        dtype=arguments.dtype,
+        device=arguments.device,
         task=arguments.task,
-        loras=arguments.lora,
-        text_encoder_2=arguments.text_encoder_2,
+        loras=tuple((str(file if alone else file.resolve()), strength) for file, strength in arguments.lora),
+        threads=arguments.threads or (None if alone else max(1, int(arguments.cpus))),
+        **{name: getattr(arguments, name) for name in ("cfg", "temperature", "top_k", "top_p")},
     )
+
+
+def load_pipeline(arguments: argparse.Namespace, *, edits: bool = False) -> Pipeline:
+    """The models that the options name, in this process."""
+    return models_of(arguments, edits=edits).load()
 
 
 def settings_of(pipeline: Pipeline, arguments: argparse.Namespace) -> SamplingSettings:

@@ -1,42 +1,11 @@
 """What the commands write: images, folders for files, numbers for people."""
 
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-
-_PACKAGE_LOG = logging.getLogger(__name__.rpartition(".commands.")[0])
-
-
-class _Once(logging.Handler):
-    """Keeps every message once."""
-
-    def __init__(self, said: list[str]) -> None:
-        super().__init__(logging.WARNING)
-        self.said = said
-
-    def emit(self, record: logging.LogRecord) -> None:
-        message = record.getMessage()
-        if message not in self.said:
-            self.said.append(message)
-
-
-@contextmanager
-def collected() -> Iterator[list[str]]:
-    """What the package warns of meanwhile, each message once, instead of lines on a progress bar."""
-    said: list[str] = []
-    handler, propagate = _Once(said), _PACKAGE_LOG.propagate
-    _PACKAGE_LOG.addHandler(handler)
-    _PACKAGE_LOG.propagate = False
-    try:
-        yield said
-    finally:
-        _PACKAGE_LOG.removeHandler(handler)
-        _PACKAGE_LOG.propagate = propagate
 
 
 def output_file(path: Path) -> Path:

@@ -4,6 +4,7 @@ import argparse
 import json
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,26 +13,19 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..acceleration.presets import PRESETS, preset
-from ..checks import MAX_BATCH, number, whole
+from ..checks import MAX_BATCH, whole
 from ..embedded import EMBEDDED
 from ..files import replaced
-from ..rendering import engines
+from ..rendering.drawing import Drawing
 from ..rendering.manifest import Manifest
+from ..rendering.models import Models
 from ..rendering.plan import Picture, Shared, accompany, batches, for_layout, pictures, quartet
+from ..rendering.said import collected
 from ..rendering.sheet import COLUMNS, LAYOUTS, MAX_IMAGES, read_sheet
-from ..rendering.worker import Drawn, Models
-from .options import (
-    Commands,
-    add_model_options,
-    add_size_options,
-    check_seed,
-    check_size,
-    device_of,
-    files_of,
-)
-from .output import collected, rounded
-
-MAX_WORKERS = 4096
+from ..rendering.work import Done
+from .options import Commands, add_model_options, add_size_options, check_seed, check_size, models_of
+from .output import rounded
+from .workers import add_worker_options, check_workers, engine_of
 
 
 def add_parser(commands: Commands) -> None:
@@ -58,19 +52,14 @@ def add_parser(commands: Commands) -> None:
         "--preset", default="off", metavar="NAME", help=f"where a row says nothing: {', '.join(PRESETS)}"
     )
     add_size_options(render)
-    group = render.add_argument_group("many workers")
-    group.add_argument(
-        "--ray", metavar="ADDRESS", help="a Ray cluster, or 'local' for workers on this machine"
-    )
-    group.add_argument("--workers", type=int, default=2, help="each loads the models")
-    group.add_argument("--cpus", type=float, default=1.0, help="of each worker")
-    group.add_argument("--gpus", type=float, default=0.0, help="of each worker, also a share such as 0.5")
+    add_worker_options(render)
     add_model_options(render)
     render.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Draw what is left of a sheet, and say in one line of JSON how it went."""
+    started = time.perf_counter()
     checked(arguments)
     rows = read_sheet(arguments.prompts, arguments.layout)[: arguments.limit]
     shared = Shared(arguments.seed, arguments.width, arguments.height, arguments.preset, arguments.negative)
@@ -80,52 +69,44 @@ def run(arguments: argparse.Namespace) -> None:
     manifest = Manifest(arguments.out, identity(arguments, models))
     left = manifest.left(wanted)
     accompany(arguments.out, rows, arguments.layout)
-    todo = list(batches(left, arguments.batch))
-    folder, started = str(arguments.out.resolve()), time.perf_counter()
-    drawn: list[Drawn] = []
-    with collected() as said, tqdm(total=len(wanted), initial=len(wanted) - len(left), unit="image") as bar:
-        for batch in drawing(arguments, models, folder, todo):
-            for picture in batch.pictures:
-                manifest.add(picture, size=batch.size, machine=batch.machine, process=batch.process)
-            drawn.append(batch)
-            bar.update(len(batch.pictures))
+    todo, drawn = list(batches(left, arguments.batch)), []
+    bar = tqdm(total=len(wanted), initial=len(wanted) - len(left), unit="image")
+    with collected() as said, bar:
+        if todo:
+            drawn = drawing(arguments, models, todo, manifest, bar)
     if arguments.layout == "dpg":
         quartets(arguments.out, wanted)
     for message in said:
         print(f"note: {message}")
-    print(json.dumps(summary(wanted, drawn, time.perf_counter() - started)))
+    print(json.dumps(summary(len(wanted), todo, drawn, time.perf_counter() - started)))
+
+
+def drawing(
+    arguments: argparse.Namespace, models: Models, todo: list[list[Picture]], manifest: Manifest, bar: tqdm
+) -> list[Done[tuple[int, int]]]:
+    """Draw all batches, each noted as it is done."""
+    engine, drawn = engine_of(arguments, models), []
+    with engine.open():
+        for done in engine.run(Drawing(str(arguments.out.resolve()), models.settings), todo):
+            batch = todo[done.number]
+            for picture in batch:
+                manifest.add(picture, size=done.result, machine=done.machine, process=done.process)
+            drawn.append(done)
+            bar.update(len(batch))
+    return drawn
 
 
 def checked(arguments: argparse.Namespace) -> None:
     """Refuse what no run could use before anything is loaded."""
     whole("--batch", arguments.batch, 1, MAX_BATCH, f"1 to {MAX_BATCH}")
-    whole("--workers", arguments.workers, 1, MAX_WORKERS, f"1 to {MAX_WORKERS}")
     for name, value in (("--images", arguments.images), ("--limit", arguments.limit)):
         if value is not None:
             most = MAX_IMAGES if name == "--images" else 1 << 30
             whole(name, value, 1, most, f"1 to {most}")
-    number("--cpus", arguments.cpus, 0.01, 1024.0)
-    number("--gpus", arguments.gpus, 0.0, 64.0)
+    check_workers(arguments)
     check_seed(arguments.seed)
     check_size(arguments)
     preset(arguments.preset)
-
-
-def models_of(arguments: argparse.Namespace) -> Models:
-    """What the workers load; a device that does not work here is an error here only without Ray."""
-    if arguments.ray is None:
-        device_of(arguments)
-    paths = {name: str(path.resolve()) for name, path in files_of(arguments).items()}
-    return Models(
-        **paths,
-        text_encoder_2=None if arguments.text_encoder_2 is None else str(arguments.text_encoder_2.resolve()),
-        dtype=arguments.dtype,
-        device=arguments.device,
-        task=arguments.task,
-        loras=tuple((str(file), strength) for file, strength in arguments.lora),
-        threads=arguments.threads or (None if arguments.ray is None else max(1, int(arguments.cpus))),
-        **{name: getattr(arguments, name) for name in ("cfg", "temperature", "top_k", "top_p")},
-    )
 
 
 def identity(arguments: argparse.Namespace, models: Models) -> dict[str, Any]:
@@ -140,16 +121,6 @@ def identity(arguments: argparse.Namespace, models: Models) -> dict[str, Any]:
     return found
 
 
-def drawing(arguments: argparse.Namespace, models: Models, folder: str, todo: list[list[Picture]]) -> Any:
-    """Batches as they are drawn, by whom the options say."""
-    if not todo:
-        return iter(())
-    if arguments.ray is None:
-        return engines.alone(models, folder, todo)
-    cluster = engines.Cluster(arguments.ray, arguments.workers, arguments.cpus, arguments.gpus)
-    return engines.on_ray(cluster, models, folder, todo)
-
-
 def quartets(folder: Path, wanted: list[Picture]) -> None:
     """Four pictures of each prompt as one of 2 x 2, which DPG-Bench's scorer cuts up again."""
     rows: dict[int, list[Picture]] = {}
@@ -162,28 +133,49 @@ def quartets(folder: Path, wanted: list[Picture]) -> None:
             sheet.save(partial, format="PNG")
 
 
-def summary(wanted: list[Picture], drawn: list[Drawn], seconds: float) -> dict[str, Any]:
-    """Pictures, seconds and rates, of all and of every machine."""
-    count = sum(len(batch.pictures) for batch in drawn)
-    images = Counter[str]()
-    workers: dict[str, set[int]] = {}
-    for batch in drawn:
-        images[batch.machine] += len(batch.pictures)
-        workers.setdefault(batch.machine, set()).add(batch.process)
-    rate = rounded(count / seconds) if count else None
-    machines = {
-        name: {
-            "images": images[name],
-            "workers": len(workers[name]),
-            "images_per_second": rounded(images[name] / seconds),
+def summary(
+    wanted: int, todo: list[list[Picture]], drawn: list[Done[tuple[int, int]]], seconds: float
+) -> dict[str, Any]:
+    """Pictures, seconds and rates, of all and of every machine.
+
+    ``images_per_second`` is over all that the command does, with the start of workers and models;
+    ``warm_images_per_second`` what the workers draw together while they draw: the pictures of each by the
+    seconds of its batches, summed.
+    """
+    images, machines = Counter[tuple[str, int]](), dict[str, Any]()
+    busy: dict[tuple[str, int], float] = {}
+    for done in drawn:
+        worker = done.machine, done.process
+        images[worker] += len(todo[done.number])
+        busy[worker] = busy.get(worker, 0.0) + done.seconds
+    for name in sorted({machine for machine, _ in images}):
+        workers = [worker for worker in images if worker[0] == name]
+        machines[name] = {
+            "images": sum(images[worker] for worker in workers),
+            "workers": len(workers),
+            **rates(workers, images, busy, seconds),
         }
-        for name in sorted(images)
-    }
+    count = images.total()
     return {
-        "images": len(wanted),
+        "images": wanted,
         "drawn": count,
-        "there_before": len(wanted) - count,
+        "there_before": wanted - count,
         "seconds": rounded(seconds),
-        "images_per_second": rate,
+        **rates(list(images), images, busy, seconds),
         "machines": machines,
+    }
+
+
+def rates(
+    workers: list[tuple[str, int]],
+    images: Mapping[tuple[str, int], int],
+    busy: Mapping[tuple[str, int], float],
+    seconds: float,
+) -> dict[str, Any]:
+    """Pictures a second of some workers: of the whole wall, and while they draw; None of no picture."""
+    if not workers:
+        return {"images_per_second": None, "warm_images_per_second": None}
+    return {
+        "images_per_second": rounded(sum(images[worker] for worker in workers) / seconds),
+        "warm_images_per_second": rounded(sum(images[worker] / busy[worker] for worker in workers)),
     }

@@ -7,25 +7,22 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..checks import whole
-from ..embedded import ARTWORK
+from ..conditioning.labels import spread_classes
+from ..embedded import ARTWORK, JUDGE
 from ..evaluation import edits as editing
 from ..evaluation import judged
 from ..evaluation import score as evaluation
-from ..evaluation.reading import JudgeReader, judge_of
-from ..pipeline import Pipeline
-from .options import Commands, add_model_options, check_request, files_of, load_pipeline, settings_of
+from ..evaluation.judge import Judge
+from .options import Commands, add_model_options, check_request, files_of, models_of
 from .output import check_file, output_file, save
 from .prompts import MAX_PROMPTS
+from .workers import add_worker_options, check_workers, engine_of
 
 
 def add_parser(commands: Commands) -> None:
     """Register the command."""
-    score = commands.add_parser(
-        "score", help="draw captions that training never saw, or classes, and read them back"
-    )
-    score.add_argument(
-        "--prompts", type=int, default=500, help="number of captions, or of pictures of classes"
-    )
+    score = commands.add_parser("score", help="draw unseen captions, or classes, and read them back")
+    score.add_argument("--prompts", type=int, default=500, help="number of captions or classes")
     score.add_argument("--batch", type=int, default=20, help="images at once; changes nothing but speed")
     score.add_argument("--scales", type=int, metavar="K", help="run the first K scales only")
     score.add_argument("--grid", type=Path, metavar="FILE", help="contact sheet, framed by right and wrong")
@@ -34,6 +31,7 @@ def add_parser(commands: Commands) -> None:
     kind.add_argument("--reconstruct", action="store_true", help="score rendered scenes after the tokenizer")
     kind.add_argument("--rendered", action="store_true", help="score the rendered scenes themselves")
     kind.add_argument("--edits", action="store_true", help="score edits of rendered scenes")
+    add_worker_options(score)
     add_model_options(score)
     score.set_defaults(run=run)
 
@@ -41,6 +39,7 @@ def add_parser(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Score the model, its tokenizer or the renderer on unseen captions."""
     check_request(arguments)
+    check_workers(arguments)
     whole("--prompts", arguments.prompts, 1, MAX_PROMPTS, f"1 to {MAX_PROMPTS}")
     if arguments.grid is not None:
         output_file(arguments.grid)
@@ -53,23 +52,17 @@ def run(arguments: argparse.Namespace) -> None:
         run_edits(arguments)
         return
     scenes, captions = zip(*evaluation.held_out(arguments.prompts, arguments.seed), strict=True)
+    models = models_of(arguments)
     if arguments.rendered:
-        pictures = evaluation.rendered(scenes, batch=arguments.batch)
+        pictures = evaluation.Rendered(scenes)
+    elif arguments.reconstruct:
+        pictures = evaluation.Reconstructed(scenes)
     else:
-        pipeline = load_pipeline(arguments)
-        if arguments.reconstruct:
-            pictures = evaluation.reconstructed(pipeline, scenes, batch=arguments.batch)
-        else:
-            pictures = evaluation.generated(
-                pipeline,
-                captions,
-                seed=arguments.seed,
-                batch=arguments.batch,
-                settings=settings_of(pipeline, arguments),
-                scales=arguments.scales,
-            )
-    with tqdm(total=len(captions), unit="image") as bar:
-        result = evaluation.collect(captions, pictures, bar.update)
+        pictures = evaluation.Generated(captions, arguments.seed, arguments.scales, models.settings)
+    task = evaluation.Judged(pictures, captions, 0 if arguments.grid is None else evaluation.SHOWN)
+    engine = engine_of(arguments, models)
+    with tqdm(total=len(captions), unit="image") as bar, engine.open():
+        result = evaluation.evaluated(engine, task, arguments.batch, bar.update)
     print(evaluation.table(result.reports))
     if arguments.grid is not None and result.images is not None:
         print(save(evaluation.contact_sheet(result.images, result.right), arguments.grid))
@@ -85,19 +78,12 @@ def run_judged(arguments: argparse.Namespace) -> None:
             "--edits is for models of texts; --reconstruct and --rendered need the drawings that the artwork "
             "model learned from, which are not part of this package. Leave them out"
         )
-    pipeline = load_pipeline(arguments)
-    reader = reader_for(pipeline)
-    classes = pipeline.measurable([""] * arguments.prompts, made_up=True)
-    pictures = evaluation.generated(
-        pipeline,
-        classes,
-        seed=arguments.seed,
-        batch=arguments.batch,
-        settings=settings_of(pipeline, arguments),
-        scales=arguments.scales,
-    )
-    with tqdm(total=len(classes), unit="image") as bar:
-        result = judged.collect(reader, classes, pictures, bar.update)
+    classes, models = spread_classes(arguments.prompts, len(Judge.load(JUDGE).names)), models_of(arguments)
+    pictures = evaluation.Generated(classes, arguments.seed, arguments.scales, models.settings)
+    task = judged.Judged(pictures, classes, 0 if arguments.grid is None else evaluation.SHOWN)
+    engine = engine_of(arguments, models)
+    with tqdm(total=len(classes), unit="image") as bar, engine.open():
+        result = judged.evaluated(engine, task, arguments.batch, bar.update)
     print(judged.table(result.reports))
     if arguments.grid is not None and result.images is not None:
         print(save(evaluation.contact_sheet(result.images, result.right), arguments.grid))
@@ -106,26 +92,15 @@ def run_judged(arguments: argparse.Namespace) -> None:
         arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
-def reader_for(pipeline: Pipeline) -> JudgeReader:
-    """The judge of a model's classes; ``ValueError`` where it knows others."""
-    judge = judge_of(pipeline)
-    if judge is None:
-        raise ValueError(
-            "the judge that comes along knows other classes than this model; get both files again"
-        )
-    return JudgeReader(judge)
-
-
 def run_edits(arguments: argparse.Namespace) -> None:
     """Score the editing model on instructions that training never saw."""
     if arguments.grid is not None or arguments.scales is not None:
         raise ValueError("--grid and --scales do not go with --edits; leave them out")
-    pipeline = load_pipeline(arguments, edits=True)
-    edits = editing.unseen_edits(arguments.prompts, arguments.seed)
-    settings = settings_of(pipeline, arguments)
-    pictures = editing.edited(pipeline, edits, seed=arguments.seed, batch=arguments.batch, settings=settings)
-    with tqdm(total=len(edits), unit="image") as bar:
-        report = editing.shares(editing.collect(edits, pictures, bar.update))
+    edits, models = editing.unseen_edits(arguments.prompts, arguments.seed), models_of(arguments, edits=True)
+    task = editing.Judged(editing.Edited(edits, arguments.seed, models.settings), edits)
+    engine = engine_of(arguments, models)
+    with tqdm(total=len(edits), unit="image") as bar, engine.open():
+        report = editing.shares(editing.evaluated(engine, task, arguments.batch, bar.update))
     print(editing.table(report))
     if arguments.json is not None:
         values = {"seed": arguments.seed, "edits": len(edits), "shares": report}

@@ -7,7 +7,7 @@ model is touched: a policy that reduces nothing watches the run.
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -17,14 +17,16 @@ from torch import Tensor
 
 from ..acceleration.policy import DensePolicyRun, RunInfo, ScalePlan, Seen
 from ..acceleration.schedule_file import StageSchedule, identity
-from ..acceleration.schedule_reader import CURVES, Measured
+from ..acceleration.schedule_reader import CURVES, Identity, Measured
 from ..acceleration.staged import chunks
 from ..acceleration.stages import StageBoundaries
 from ..checks import refuse, whole
 from ..network.tokens import Site, TokenMap
 from ..pipeline import Pipeline
+from ..rendering.engines import Engine, ask, working
+from ..rendering.work import Load, in_order
 from ..sampling.settings import SamplingSettings
-from ..schedule import Scale
+from ..schedule import Scale, ScaleSchedule
 from . import fingerprint
 from .metrics import psnr
 from .moments import Moments
@@ -185,21 +187,76 @@ def find_boundaries(cosines: Sequence[float], areas: Sequence[float]) -> StageBo
     return StageBoundaries(min(semantic, 1.0), min(max(semantic, first(STRUCTURE_COSINE)), 1.0))
 
 
-class Calibration:
-    """A measurement over prompts that can be left and taken up again."""
+@dataclass(frozen=True)
+class About:
+    """What the models of a worker make of a request.
 
-    def __init__(self, pipeline: Pipeline, prompts: Sequence[str], request: Request) -> None:
+    ``model``: its identity in schedule files. ``width``: of its blocks. ``identity``: what must be the same
+    for two parts of a measurement to belong together.
+    """
+
+    model: Identity
+    width: int
+    grids: ScaleSchedule
+    identity: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """The task of measuring one prompt after the other, by their numbers."""
+
+    prompts: Sequence[str]
+    request: Request
+
+    def begin(self, load: Load) -> Callable[[int], dict[str, np.ndarray]]:
+        """What measures the prompt with a number."""
+        pipeline, request = load(), self.request
+        return lambda index: measure(pipeline, self.prompts[index], request.seed + index, request)
+
+    def about(self, pipeline: Pipeline) -> About:
+        """What loaded models make of it, nothing drawn yet."""
+        network, settings = pipeline.transformer, self.request.settings or pipeline.settings()
+        encoder, grids = pipeline.text_encoder, pipeline.schedule(self.request.width, self.request.height)
+        model = identity(network.family, network.config.to_dict())
+        values = {
+            "model": model,
+            "weights": fingerprint.weights(network, pipeline.tokenizer, encoder and encoder.model),
+            "code": fingerprint.code(),
+            "prompts": fingerprint.digest("\n".join(self.prompts)),
+            "alpha": self.request.alpha,
+            "chunks": self.request.chunks,
+            "seed": self.request.seed,
+            "schedule": grids.grids,
+            "settings": asdict(settings),
+        }
+        return About(model, network.config.width, grids, json.loads(json.dumps(values)))
+
+
+class Calibration:
+    """A measurement over prompts that can be left and taken up again.
+
+    ``about``: what the models were asked already.
+    """
+
+    def __init__(
+        self, by: Engine | Pipeline, prompts: Sequence[str], request: Request, about: About | None = None
+    ) -> None:
         if not prompts:
             raise ValueError("there are no prompts; expected one or more")
-        self.pipeline, self.prompts, self.request = pipeline, list(prompts), request
-        self.grids = pipeline.schedule(request.width, request.height)
+        self.engine, self.task, self.prompts = working(by), Measuring(list(prompts), request), list(prompts)
+        self.about = about or ask(self.engine, self.task.about)
         self.moments = {name: Moments() for name in CURVES}
         self.done = 0
 
-    def step(self) -> None:
-        """Measure the next prompt."""
-        seed = self.request.seed + self.done
-        curves = measure(self.pipeline, self.prompts[self.done], seed, self.request)
+    def run(self) -> Iterator[None]:
+        """Measure the prompts that are left; what has been done can be saved after each."""
+        left = range(self.done, len(self.prompts))
+        for one in in_order(self.engine.run(self.task, left)):
+            self.add(one.result)
+            yield
+
+    def add(self, curves: Mapping[str, np.ndarray]) -> None:
+        """Count the next prompt: the sums round by their order, which is always that of the prompts."""
         for name, values in curves.items():
             self.moments[name].add(values)
         self.done += 1
@@ -209,9 +266,9 @@ class Calibration:
 
         Budgets are the mean ranks relative to tokens, at every scale of more than one token.
         """
-        network = self.pipeline.transformer
         curves = {name: moments.curve() for name, moments in self.moments.items()}
-        areas = [self.grids.area_fraction(scale) for scale in self.grids]
+        about, request, grids = self.about, self.task.request, self.about.grids
+        areas = [grids.area_fraction(scale) for scale in grids]
         shares = curves["rank_of_tokens"]["mean"]
         keep = [
             (area, tuple(min(1.0, round(share, 4)) for share in row))
@@ -219,16 +276,16 @@ class Calibration:
             if row[0] is not None
         ]
         measured: Measured = {
-            "alpha": self.request.alpha,
+            "alpha": request.alpha,
             "chunks": len(shares[0]),
             "prompts": self.done,
-            "seed": self.request.seed,
-            "width": network.config.width,
-            "schedule": [list(grid) for grid in self.grids.grids],
+            "seed": request.seed,
+            "width": about.width,
+            "schedule": [list(grid) for grid in grids.grids],
             "curves": curves,
         }
         return StageSchedule(
-            model=identity(network.family, network.config.to_dict()),
+            model=about.model,
             boundaries=find_boundaries(curves["latent_cosine"]["mean"], areas),
             keep=tuple(keep) or None,
             measured=measured,
@@ -237,7 +294,7 @@ class Calibration:
     def state(self) -> dict[str, Any]:
         """Everything that :meth:`restore` needs, as plain values for JSON."""
         moments = {name: value.state() for name, value in self.moments.items()}
-        return {"request": self._identity(), "done": self.done, "moments": moments}
+        return {"request": self.about.identity, "done": self.done, "moments": moments}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a saved state; ``ValueError`` when it belongs to another measurement."""
@@ -248,26 +305,9 @@ class Calibration:
                 value.restore(state["moments"][name])
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"cannot be read ({error}); delete it to start over") from None
-        for key, value in self._identity().items():
+        for key, value in self.about.identity.items():
             if request.get(key) != value:
                 raise ValueError(f"was begun with {key} {request.get(key)!r}; this call has {value!r}")
         if type(done) is not int or not 0 <= done <= len(self.prompts):
             raise ValueError(f"says that {done!r} of {len(self.prompts)} prompts are done; delete it")
         self.moments, self.done = moments, done
-
-    def _identity(self) -> dict[str, Any]:
-        """What must be the same for two parts of a measurement to belong together."""
-        network, settings = self.pipeline.transformer, self.request.settings or self.pipeline.settings()
-        encoder = self.pipeline.text_encoder
-        values = {
-            "model": identity(network.family, network.config.to_dict()),
-            "weights": fingerprint.weights(network, self.pipeline.tokenizer, encoder and encoder.model),
-            "code": fingerprint.code(),
-            "prompts": fingerprint.digest("\n".join(self.prompts)),
-            "alpha": self.request.alpha,
-            "chunks": self.request.chunks,
-            "seed": self.request.seed,
-            "schedule": self.grids.grids,
-            "settings": asdict(settings),
-        }
-        return json.loads(json.dumps(values))

@@ -1,18 +1,19 @@
 """The score of the embedded editing model: scenes changed by an instruction, read back from the pixels."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from ..acceleration.policy import AccelerationPolicy
 from ..conditioning.picture import encoder_input
 from ..conditioning.types import TextConditioning
 from ..pipeline import Pipeline
+from ..rendering.engines import Engine, working
+from ..rendering.models import Chosen
+from ..rendering.work import Load, Task, advanced, in_order, spans
 from ..sampling.generate import generate
 from ..sampling.noise import SeededNoise
-from ..sampling.settings import SamplingSettings
 from ..scenes import render
 from ..scenes.edits import KINDS, EditScore, SceneEdit, sample_edit, score_edit
 from .intervals import interval
@@ -24,49 +25,68 @@ def unseen_edits(count: int, seed: int) -> list[SceneEdit]:
     return [sample_edit(rng, "test") for _ in range(count)]
 
 
-@torch.inference_mode()
-def edited(
-    pipeline: Pipeline,
-    edits: Sequence[SceneEdit],
-    *,
-    seed: int = 0,
+@dataclass(frozen=True)
+class Edited:
+    """The task of editing scenes; picture i has the seed ``seed + i``. ``settings``: of the loaded models."""
+
+    edits: Sequence[SceneEdit]
+    seed: int = 0
+    settings: Chosen = Pipeline.settings
+
+    def begin(self, load: Load) -> Callable[[range], np.ndarray]:
+        """What edits a batch: pictures (B, 128, 128, 3) in bytes."""
+        pipeline = load()
+        schedule, settings = pipeline.schedule(), self.settings(pipeline)
+        dtype = next(pipeline.tokenizer.parameters()).dtype
+
+        @torch.inference_mode()
+        def draw(span: range) -> np.ndarray:
+            part = self.edits[span.start : span.stop]
+            conditioning = pipeline.encode([edit.instruction for edit in part])
+            assert isinstance(conditioning, TextConditioning), "the embedded model takes text"
+            pictures = torch.cat([encoder_input(render(edit.source)) for edit in part])
+            source = pipeline.tokenizer.encode(pictures.to(device=pipeline.device, dtype=dtype)).float()
+            found = generate(
+                pipeline.transformer,
+                replace(conditioning, source=source),
+                schedule,
+                settings,
+                noise=SeededNoise(self.seed + span.start, len(part)),
+                quantizer=pipeline.quantizer,
+                attention=pipeline.attention,
+                device=pipeline.device,
+            )
+            return pipeline.decode(found.f_hat).numpy()
+
+        return draw
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The task of editing by another task, and reading the pictures back where they are made."""
+
+    pictures: Task[range, np.ndarray]
+    edits: Sequence[SceneEdit]
+
+    def begin(self, load: Load) -> Callable[[range], list[EditScore]]:
+        """What edits and scores a batch."""
+        draw = self.pictures.begin(load)
+        return lambda part: [
+            score_edit(edit, image)
+            for edit, image in zip(self.edits[part.start : part.stop], draw(part), strict=True)
+        ]
+
+
+def evaluated(
+    by: Engine | Pipeline,
+    task: Judged,
     batch: int = 20,
-    settings: SamplingSettings | None = None,
-    policy: AccelerationPolicy | None = None,
-) -> Iterator[np.ndarray]:
-    """Batches of edited pictures (B, 128, 128, 3) in bytes; picture i has the seed ``seed + i``."""
-    schedule, settings = pipeline.schedule(), settings or pipeline.settings()
-    dtype = next(pipeline.tokenizer.parameters()).dtype
-    for start in range(0, len(edits), batch):
-        part = edits[start : start + batch]
-        conditioning = pipeline.encode([edit.instruction for edit in part])
-        assert isinstance(conditioning, TextConditioning), "the embedded model takes text"
-        pictures = torch.cat([encoder_input(render(edit.source)) for edit in part])
-        source = pipeline.tokenizer.encode(pictures.to(device=pipeline.device, dtype=dtype)).float()
-        found = generate(
-            pipeline.transformer,
-            replace(conditioning, source=source),
-            schedule,
-            settings,
-            noise=SeededNoise(seed + start, len(part)),
-            quantizer=pipeline.quantizer,
-            policy=policy,
-            attention=pipeline.attention,
-            device=pipeline.device,
-        )
-        yield pipeline.decode(found.f_hat).numpy()
-
-
-def collect(
-    edits: Sequence[SceneEdit], pictures: Iterator[np.ndarray], tick: Callable[[int], object]
+    advance: Callable[[int], object] = lambda pictures: None,
 ) -> list[EditScore]:
-    """The scores of all pictures; ``tick`` is told how many came."""
-    scores: list[EditScore] = []
-    for images in pictures:
-        part = edits[len(scores) : len(scores) + len(images)]
-        scores += [score_edit(edit, image) for edit, image in zip(part, images, strict=True)]
-        tick(len(images))
-    return scores
+    """The scores of all edits; ``advance`` is called with every batch's size as it is done."""
+    parts = spans(len(task.edits), batch)
+    done = advanced(working(by).run(task, parts), parts, advance)
+    return [found for one in in_order(done) for found in one.result]
 
 
 def shares(scores: Sequence[EditScore]) -> dict[str, dict[str, float | int | list[float]]]:

@@ -2,49 +2,79 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
+from ..embedded import JUDGE
+from ..pipeline import Pipeline
+from ..rendering.engines import Engine, working
+from ..rendering.work import Load, Task, advanced, in_order, spans
 from .intervals import interval
-from .reading import EDGES, FEATURES, TOP1, JudgeReader
-from .score import Pictures
+from .judge import Judge
+from .reading import EDGES, FEATURES, TOP1, JudgeReader, judge_of
+from .score import Evaluation, Pictures
+from .store import Part
 
 
-@dataclass
+@dataclass(frozen=True)
+class Read:
+    """A batch that was read: values per variant, and pictures of the first one to show."""
+
+    values: dict[str, Part]
+    shown: np.ndarray
+
+
+@dataclass(frozen=True)
 class Judged:
-    """What every variant reaches, and the pictures of the first one with whether each is right."""
+    """The task of making pictures of classes by another task, and reading them back where they are made.
 
-    reports: dict[str, dict[str, Any]] = field(default_factory=dict)
-    images: np.ndarray | None = None
-    right: list[bool] = field(default_factory=list)
-
-
-def collect(
-    reader: JudgeReader, classes: Sequence[str], pictures: Pictures, advance: Callable[[int], object]
-) -> Judged:
-    """Read batches of pictures, in the order of the classes, each a dict of variant to (B, H, W, 3) uint8.
-
-    ``advance`` is called with every batch's size.
+    ``shown``: how many pictures come along, the first ones.
     """
-    found: dict[str, list[dict[str, np.ndarray]]] = {}
-    shown, done = [], 0
-    for batch in pictures:
-        size = len(next(iter(batch.values())))
-        for variant, images in batch.items():
-            read = reader.read(classes[done : done + size], torch.from_numpy(images))
-            found.setdefault(variant, []).append(read)
-        shown.append(next(iter(batch.values())))
-        done += size
-        advance(size)
-    values = {
-        name: {k: np.concatenate([p[k] for p in parts]) for k in parts[0]} for name, parts in found.items()
+
+    pictures: Task[range, Pictures]
+    classes: Sequence[str]
+    shown: int = 0
+
+    def begin(self, load: Load) -> Callable[[range], Read]:
+        """What draws and reads a batch; ``ValueError`` for a model whose classes the judge does not know."""
+        judge, draw = judge_of(load()), self.pictures.begin(load)
+        if judge is None:
+            raise ValueError("the shipped judge knows other classes than this model; get both files again")
+        reader = JudgeReader(judge)
+
+        def judged(part: range) -> Read:
+            found, classes = draw(part), self.classes[part.start : part.stop]
+            values = {name: reader.read(classes, torch.from_numpy(images)) for name, images in found.items()}
+            first = next(iter(found.values()))
+            return Read(values, first[: max(0, self.shown - part.start)])
+
+        return judged
+
+
+def evaluated(
+    by: Engine | Pipeline,
+    task: Judged,
+    batch: int,
+    advance: Callable[[int], object] = lambda pictures: None,
+) -> Evaluation:
+    """All classes of a task in batches; ``advance`` is called with every batch's size as it is done."""
+    parts, found, shown = spans(len(task.classes), batch), dict[str, list[Part]](), []
+    done = advanced(working(by).run(task, parts), parts, advance)
+    for one in in_order(done):
+        for variant, values in one.result.values.items():
+            found.setdefault(variant, []).append(values)
+        shown.append(one.result.shown)
+    joined = {
+        name: {key: np.concatenate([each[key] for each in several]) for key in several[0]}
+        for name, several in found.items()
     }
-    reports = {variant: summary(reader, value) for variant, value in values.items()}
-    right = next(iter(values.values()))[TOP1] > 0
-    return Judged(reports, np.concatenate(shown), right.tolist())
+    reader = JudgeReader(Judge.load(JUDGE))
+    reports = {variant: summary(reader, values) for variant, values in joined.items()}
+    right = next(iter(joined.values()))[TOP1] > 0
+    return Evaluation(reports, np.concatenate(shown), right.tolist())
 
 
 def summary(reader: JudgeReader, values: dict[str, np.ndarray]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def costs(found: Comparison, variant: str) -> dict[str, Any]:
     work, dense = found.work[variant], found.work[REFERENCE]
     walls = dense["milliseconds"].sum(axis=1) / work["milliseconds"].sum(axis=1)
     low, middle, high = np.percentile(walls, (25, 50, 75))
-    sizes = np.array([len(found.job.part(start)) for start in range(0, found.job.pictures, found.job.batch)])
+    sizes = np.array(list(map(len, found.job.batches)))
     grids = np.array([scale.tokens for scale in found.schedule])
     computed = work["computed"].mean(axis=0)
     return {

@@ -1,7 +1,7 @@
 """The score of the embedded model: scenes asked for, drawn, and read back from the pixels."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,8 +11,10 @@ from torch import Tensor
 
 from ..acceleration.policy import FirstScales
 from ..pipeline import Pipeline
+from ..rendering.engines import Engine, working
+from ..rendering.models import Chosen
+from ..rendering.work import Load, Task, advanced, in_order, spans
 from ..sampling.result import Monitor
-from ..sampling.settings import SamplingSettings
 from ..scenes import Scene, place, render, sample_caption, score
 from ..scenes.grammar import CANVAS
 from ..scenes.scorer import Score
@@ -21,6 +23,7 @@ from .intervals import interval
 
 PARTS = ("texture", "shape", "colour", "count", "position", "size", "background")
 SCORED = ("strict", *PARTS)  # of :class:`~stagevar_core.scenes.Score`
+SHOWN = 100  # pictures of a contact sheet
 Report = dict[str, dict[str, Any]]  # task -> "n", and measure -> mean with its uncertainty, see summarise
 
 
@@ -75,31 +78,68 @@ class Evaluation:
     right: list[bool] = field(default_factory=list)
 
 
-Pictures = Iterator[dict[str, np.ndarray]]  # batch for batch, variant -> (B, H, W, 3) uint8
+Pictures = dict[str, np.ndarray]  # of a batch: variant -> (B, H, W, 3) uint8
+Draw = Callable[[range], Pictures]  # the pictures with these numbers
 
 
-def collect(captions: Sequence[str], pictures: Pictures, advance: Callable[[int], object]) -> Evaluation:
-    """Score batches of pictures, in the order of the captions, each a dict of variant to (B, H, W, 3) uint8.
+@dataclass(frozen=True)
+class Scored:
+    """A batch that was read back: scores per variant, and pictures of the first one to show."""
 
-    ``advance`` is called with every batch's size. ``ValueError`` for pictures that the scorer cannot read.
+    scores: dict[str, list[Score]]
+    shown: np.ndarray
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The task of making pictures of captions by another task, and reading them back where they are made.
+
+    ``shown``: how many pictures come along, the first ones.
     """
-    scores: dict[str, list] = {}
-    shown, done = [], 0
-    for batch in pictures:
-        size = len(next(iter(batch.values())))
-        for variant, images in batch.items():
-            if images.shape[1:3] != (CANVAS, CANVAS):
-                raise ValueError(
-                    f"the pictures are {images.shape[2]} x {images.shape[1]}; the scorer reads {CANVAS} x "
-                    f"{CANVAS}. Score the embedded model"
-                )
-            texts = captions[done : done + size]
-            scores.setdefault(variant, []).extend(
-                score(text, image) for text, image in zip(texts, images, strict=True)
-            )
-        shown.append(next(iter(batch.values())))
-        done += size
-        advance(size)
+
+    pictures: Task[range, Pictures]
+    captions: Sequence[str]
+    shown: int = 0
+
+    def begin(self, load: Load) -> Callable[[range], Scored]:
+        """What draws and scores a batch; ``ValueError`` for pictures that the scorer cannot read."""
+        draw = self.pictures.begin(load)
+
+        def judged(part: range) -> Scored:
+            found = draw(part)
+            scores = {name: read_back(self._texts(part), images) for name, images in found.items()}
+            first = next(iter(found.values()))
+            return Scored(scores, first[: max(0, self.shown - part.start)])
+
+        return judged
+
+    def _texts(self, part: range) -> Sequence[str]:
+        return self.captions[part.start : part.stop]
+
+
+def read_back(captions: Sequence[str], images: np.ndarray) -> list[Score]:
+    """The scores of pictures (B, H, W, 3) uint8; ``ValueError`` for those that the scorer cannot read."""
+    if images.shape[1:3] != (CANVAS, CANVAS):
+        raise ValueError(
+            f"the pictures are {images.shape[2]} x {images.shape[1]}; the scorer reads {CANVAS} x {CANVAS}. "
+            "Score the embedded model"
+        )
+    return [score(text, image) for text, image in zip(captions, images, strict=True)]
+
+
+def evaluated(
+    by: Engine | Pipeline,
+    task: Judged,
+    batch: int,
+    advance: Callable[[int], object] = lambda pictures: None,
+) -> Evaluation:
+    """All captions of a task in batches; ``advance`` is called with every batch's size as it is done."""
+    parts, scores, shown = spans(len(task.captions), batch), dict[str, list[Score]](), []
+    done = advanced(working(by).run(task, parts), parts, advance)
+    for one in in_order(done):
+        for variant, found in one.result.scores.items():
+            scores.setdefault(variant, []).extend(found)
+        shown.append(one.result.shown)
     first = next(iter(scores.values()))
     reports = {variant: summarise(found) for variant, found in scores.items()}
     return Evaluation(reports, np.concatenate(shown), [found.strict for found in first])
@@ -116,61 +156,82 @@ class _Latents(Monitor):
             self.found[scale.index + 1] = f_hat
 
 
-def generated(
-    pipeline: Pipeline,
-    captions: Sequence[str],
-    *,
-    seed: int,
-    batch: int,
-    settings: SamplingSettings | None = None,
-    scales: int | None = None,
-) -> Pictures:
-    """Pictures of the captions; picture ``i`` has the seed ``seed + i`` whatever the batch size.
+@dataclass(frozen=True)
+class Generated:
+    """The task of drawing captions; picture ``i`` has the seed ``seed + i`` whatever the batch size.
 
     Without ``scales`` every run is also read before its last two scales, which is the same as generating
-    without them: later scales never change earlier ones.
+    without them: later scales never change earlier ones. ``settings``: of the loaded models.
     """
-    schedule = pipeline.schedule()
-    policy = None if scales is None else FirstScales(scales)
-    prefixes = {len(schedule) - 2} if scales is None and len(schedule) > 2 else set()
-    for start in range(0, len(captions), batch):
-        latents = _Latents(prefixes)
-        found = pipeline(
-            captions[start : start + batch],
-            seed=seed + start,
-            settings=settings,
-            monitor=latents,
-            policy=policy,
-        )
-        name = "all scales" if scales is None else f"first {scales} scales"
-        pictures = {name: found.images.numpy()}
-        for count, latent in latents.found.items():
-            pictures[f"without the last {len(schedule) - count}"] = pipeline.decode(latent).numpy()
-        yield pictures
+
+    captions: Sequence[str]
+    seed: int
+    scales: int | None = None
+    settings: Chosen = Pipeline.settings
+
+    def begin(self, load: Load) -> Draw:
+        """What draws a batch."""
+        pipeline = load()
+        schedule, scales = pipeline.schedule(), self.scales
+        policy = None if scales is None else FirstScales(scales)
+        prefixes = {len(schedule) - 2} if scales is None and len(schedule) > 2 else set()
+        settings = self.settings(pipeline)
+
+        def draw(part: range) -> Pictures:
+            latents = _Latents(prefixes)
+            found = pipeline(
+                self.captions[part.start : part.stop],
+                seed=self.seed + part.start,
+                settings=settings,
+                monitor=latents,
+                policy=policy,
+            )
+            name = "all scales" if scales is None else f"first {scales} scales"
+            pictures = {name: found.images.numpy()}
+            for count, latent in latents.found.items():
+                pictures[f"without the last {len(schedule) - count}"] = pipeline.decode(latent).numpy()
+            return pictures
+
+        return draw
 
 
-@torch.inference_mode()
-def reconstructed(pipeline: Pipeline, scenes: Sequence[Scene], *, batch: int) -> Pictures:
-    """Rendered scenes through the tokenizer, with all scales and with those up to a quarter of the area."""
-    schedule = pipeline.schedule()
-    quantizer = pipeline.quantizer
-    weight = next(pipeline.tokenizer.parameters())
-    early = quarter(schedule)
-    for start in range(0, len(scenes), batch):
-        images = np.stack([render(scene) for scene in scenes[start : start + batch]])
-        pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1.0
-        features = pipeline.tokenizer.encode(pixels.to(device=pipeline.device, dtype=weight.dtype))
-        bits, _ = quantizer.encode(features, schedule)
-        pictures = {}
-        for name, count in (("all scales", len(schedule)), (f"first {early} scales", early)):
-            pictures[name] = pipeline.decode(quantizer.accumulate(bits[:count], schedule)).numpy()
-        yield pictures
+@dataclass(frozen=True)
+class Reconstructed:
+    """The task of sending scenes through the tokenizer, with all scales and up to a quarter of the area."""
+
+    scenes: Sequence[Scene]
+
+    def begin(self, load: Load) -> Draw:
+        """What reconstructs a batch."""
+        pipeline = load()
+        schedule, quantizer = pipeline.schedule(), pipeline.quantizer
+        weight, early = next(pipeline.tokenizer.parameters()), quarter(schedule)
+
+        @torch.inference_mode()
+        def draw(part: range) -> Pictures:
+            images = np.stack([render(scene) for scene in self.scenes[part.start : part.stop]])
+            pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+            features = pipeline.tokenizer.encode(pixels.to(device=pipeline.device, dtype=weight.dtype))
+            bits, _ = quantizer.encode(features, schedule)
+            pictures = {}
+            for name, count in (("all scales", len(schedule)), (f"first {early} scales", early)):
+                pictures[name] = pipeline.decode(quantizer.accumulate(bits[:count], schedule)).numpy()
+            return pictures
+
+        return draw
 
 
-def rendered(scenes: Sequence[Scene], *, batch: int) -> Pictures:
-    """The scenes as drawn, which is what the scorer itself is judged on."""
-    for start in range(0, len(scenes), batch):
-        yield {"rendered": np.stack([render(scene) for scene in scenes[start : start + batch]])}
+@dataclass(frozen=True)
+class Rendered:
+    """The task of the scenes as drawn, which is what the scorer itself is judged on; it needs no models."""
+
+    scenes: Sequence[Scene]
+
+    def begin(self, load: Load) -> Draw:
+        """What renders a batch."""
+        return lambda part: {
+            "rendered": np.stack([render(scene) for scene in self.scenes[part.start : part.stop]])
+        }
 
 
 def table(reports: dict[str, Report]) -> str:
@@ -196,7 +257,7 @@ def _cell(value: dict[str, float]) -> str:
 
 
 def contact_sheet(
-    images: np.ndarray, right: Sequence[bool], columns: int = 10, limit: int = 100
+    images: np.ndarray, right: Sequence[bool], columns: int = 10, limit: int = SHOWN
 ) -> np.ndarray:
     """The first ``limit`` pictures (N, H, W, 3) uint8 in a grid, framed green where ``right``, else red."""
     framed = []

@@ -54,21 +54,34 @@ def read_sheet(path: Path, layout: str = "plain") -> list[Row]:
     captions of COCO. In GenEval's list every other entry is kept as the row's metadata.
     """
     if path.is_dir():
-        rows = [
-            _row({"prompt": _text(file), "name": file.stem}, str(file)) for file in sorted(path.glob("*.txt"))
-        ]
-        wanted = "a folder with a .txt for each prompt"
-    else:
-        readers = {".txt": _lines, ".csv": _table, ".jsonl": _objects, ".json": _captions}
-        if path.suffix.lower() not in readers:
-            raise ValueError(
-                f"{path}: expected a sheet of prompts, {', '.join(readers)}, or a folder of .txt"
-            )
-        text = _text(path)
-        rows = list(readers[path.suffix.lower()](text, str(path), strict=layout == "plain"))
-        wanted = "at least one prompt"
+        return read_folder(path)
+    readers = {".txt": _lines, ".csv": _table, ".jsonl": _objects, ".json": _captions}
+    if path.suffix.lower() not in readers:
+        raise ValueError(f"{path}: expected a sheet of prompts, {', '.join(readers)}, or a folder of .txt")
+    reader = readers[path.suffix.lower()]
+    return _usable(list(reader(_text(path), str(path), strict=layout == "plain")), path)
+
+
+def read_folder(path: Path) -> list[Row]:
+    """A row for each .txt of a folder by its name, as DPG-Bench has them."""
+    files = sorted(path.glob("*.txt"))
+    rows = [_row({"prompt": _text(file), "name": file.stem}, str(file)) for file in files]
+    return _usable(rows, path, "no .txt file there; expected a folder with one for each prompt")
+
+
+def read_lines(path: Path) -> list[Row]:
+    """A row for each line of a text file that is not empty."""
+    return _usable(list(_lines(_text(path), str(path), strict=True)), path)
+
+
+def read_objects(path: Path) -> list[Row]:
+    """A row for each JSON object of a file of lines, with all of it as metadata, as in GenEval's list."""
+    return _usable(list(_objects(_text(path), str(path), strict=False)), path)
+
+
+def _usable(rows: list[Row], path: Path, none: str = "no prompt there; expected at least one") -> list[Row]:
     if not rows:
-        raise ValueError(f"{path}: no prompt there; expected {wanted}")
+        raise ValueError(f"{path}: {none}")
     if len(rows) > MAX_ROWS:
         raise ValueError(f"{path}: {len(rows)} prompts; expected at most {MAX_ROWS}. Split the sheet")
     names = Counter(row.name for row in rows if row.name)

@@ -26,3 +26,10 @@ def test_a_damaged_asset_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(CheckpointError, match="SHA-256") as caught:
         read(copy)
     assert "tokenizer.safetensors" in str(caught.value) and "get the package again" in str(caught.value)
+
+
+def test_every_asset_is_listed_with_its_licence() -> None:
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    licences = text[text.rindex("MIT licence") :]
+    unlisted = [name for name in shipped.checksums() if f"`{Path(name).stem}`" not in licences]
+    assert not unlisted

@@ -315,8 +315,8 @@ def test_score_of_reconstructions_runs_both_variants(files):
 
 def test_a_prefix_of_a_run_is_the_run_without_the_last_scales(pipeline):
     captions = [PROMPT]
-    both = next(evaluate.generated(pipeline, captions, seed=2, batch=1))
-    dropped = next(evaluate.generated(pipeline, captions, seed=2, batch=1, scales=5))
+    tasks = (evaluate.Generated(captions, seed=2), evaluate.Generated(captions, seed=2, scales=5))
+    both, dropped = (task.begin(lambda: pipeline)(range(1)) for task in tasks)
     assert np.array_equal(both["without the last 2"], dropped["first 5 scales"])
     assert not np.array_equal(both["all scales"], dropped["first 5 scales"])
 
@@ -332,7 +332,7 @@ def test_pictures_of_another_size_are_not_scored():
     scene, caption = sample_scene(rng)
     image = render(scene)[None, :64, :64]
     with pytest.raises(ValueError, match="64 x 64"):
-        evaluate.collect([caption], iter([{"x": image}]), lambda n: None)
+        evaluate.read_back([caption], image)
 
 
 def test_the_embedded_model_draws_what_the_prompt_says(tmp_path):

@@ -123,8 +123,7 @@ def test_without_guidance_nothing_disagrees_and_nothing_is_claimed(pipeline) -> 
 
 def finished(pipeline, request: Request, prompts=PROMPTS) -> Calibration:
     work = Calibration(pipeline, prompts, request)
-    while work.done < len(prompts):
-        work.step()
+    assert [work.done for _ in work.run()] == list(range(1, len(prompts) + 1))
     return work
 
 
@@ -151,11 +150,11 @@ def test_the_schedule_of_a_calibration_can_be_read_and_used(pipeline, tmp_path) 
 def test_half_a_measurement_taken_up_again_equals_a_whole_one(pipeline) -> None:
     request, prompts = Request(chunks=2, seed=5), PROMPTS[:2]
     first = Calibration(pipeline, prompts, request)
-    first.step()
+    next(first.run())
     second = Calibration(pipeline, prompts, request)
     second.restore(json.loads(json.dumps(first.state())))
     assert second.done == 1
-    second.step()
+    assert len(list(second.run())) == 1
     assert second.schedule().to_json() == finished(pipeline, request, prompts).schedule().to_json()
 
 
@@ -222,19 +221,19 @@ def test_calibrate_uses_captions_when_there_are_no_prompts(files, tmp_path) -> N
 
 
 def test_an_interrupted_calibration_goes_on_where_it_stopped(files, tmp_path, monkeypatch) -> None:
-    prompts, step = tmp_path / "prompts.txt", Calibration.step
+    prompts, add = tmp_path / "prompts.txt", Calibration.add
     prompts.write_text("\n".join(PROMPTS), encoding="utf-8")
     options = ("--prompts", prompts, "--chunks", 2)
     assert command(files, "calibrate", *options, "--out", tmp_path / "whole.json")[0] == 0
     calls = []
 
-    def interrupted(work: Calibration) -> None:
+    def interrupted(work: Calibration, curves: dict) -> None:
         if len(calls) == 2:
             raise KeyboardInterrupt
         calls.append(work.done)
-        step(work)
+        add(work, curves)
 
-    monkeypatch.setattr(Calibration, "step", interrupted)
+    monkeypatch.setattr(Calibration, "add", interrupted)
     out = tmp_path / "s.json"
     assert command(files, "calibrate", *options, "--out", out)[0] == 130
     assert not out.exists() and (tmp_path / "s.json.state").exists()

@@ -69,8 +69,8 @@ def test_work_is_counted_from_the_runs(pipeline):
 def test_scores_are_those_of_the_score_command(pipeline):
     captions = tuple(caption for _, caption in evaluate.held_out(5, 3))
     found = compare(pipeline, {}, Job(captions, seed=3, batch=5))
-    pictures = evaluate.generated(pipeline, captions, seed=3, batch=2)
-    report = evaluate.collect(captions, pictures, lambda count: None).reports["all scales"]
+    task = evaluate.Judged(evaluate.Generated(captions, seed=3), captions)
+    report = evaluate.evaluated(pipeline, task, batch=2).reports["all scales"]
     own = compare_report.summary(found, "off")
     for measure in ("strict", "texture", "colour", "background"):
         if report["all"][measure]:
@@ -273,9 +273,9 @@ def test_bad_input_is_one_line(files, options, said, tmp_path, monkeypatch):
 def test_broken_geneval_lists_are_refused(files, tmp_path):
     listing = tmp_path / "list.jsonl"
     for text, said in (
-        ("", "empty"),
+        ("", "no prompt there"),
         ("{", "line 1: no JSON"),
-        ('{"tag": 1}', 'expected an object with a "prompt"'),
+        ('{"tag": 1}', "line 1: no prompt"),
     ):
         listing.write_text(text, encoding="utf-8")
         code, _, err = compared(files, "--geneval", listing, "--out", tmp_path / "out")

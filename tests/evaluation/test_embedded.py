@@ -20,11 +20,10 @@ def pipeline() -> Pipeline:
 def scores(pipeline) -> dict[str, dict]:
     """Generated pictures and reconstructions of the same unseen captions."""
     scenes, captions = zip(*evaluate.held_out(PROMPTS, seed=11), strict=True)
-    drawn = evaluate.generated(pipeline, captions, seed=11, batch=20)
-    stored = evaluate.reconstructed(pipeline, scenes, batch=20)
+    tasks = {"drawn": evaluate.Generated(captions, seed=11), "stored": evaluate.Reconstructed(scenes)}
     return {
-        kind: evaluate.collect(captions, pictures, lambda count: None).reports
-        for kind, pictures in (("drawn", drawn), ("stored", stored))
+        kind: evaluate.evaluated(pipeline, evaluate.Judged(task, captions), batch=20).reports
+        for kind, task in tasks.items()
     }
 
 

@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from stagevar_core.commands.main import main
+
 pytest.importorskip("ray.data", reason="the optional engine ray[data] is not installed")
+pytestmark = pytest.mark.slow
 
 ONE = ("--threads", "1", "--batch", "2")
 ROOT = Path(__file__).parents[2]
@@ -60,6 +63,33 @@ def test_two_workers_draw_what_one_process_draws_though_one_is_killed(tmp_path: 
 
 
 def test_a_cluster_that_is_not_there_is_an_error_of_ours(tmp_path: Path) -> None:
-    process = begun(tmp_path, "--out", str(tmp_path / "out"), "--ray", "127.0.0.1:1")
-    _, err = process.communicate(timeout=300)
+    process, started = (
+        begun(tmp_path, "--out", str(tmp_path / "out"), "--ray", "127.0.0.1:1"),
+        time.monotonic(),
+    )
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 2 and "no cluster of Ray there" in err
+    assert time.monotonic() - started < 60, "most of it is the start of Python"
+
+
+MEASURES = {
+    "score": ("--prompts", "6", "--batch", "2", "--json"),
+    "calibrate": ("--limit", "3", "--chunks", "2", "--out"),
+}
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_workers_measure_what_one_process_measures(name: str, tmp_path: Path, capsys) -> None:
+    found = []
+    for options in ((), ("--ray", "local", "--workers", "2")):
+        out = tmp_path / f"{len(found)}.json"
+        assert main([name, *MEASURES[name], str(out), *options, "--threads", "1"]) == 0, capsys.readouterr()
+        found.append(json.loads(out.read_text()))
+    assert found[0] == found[1]
+
+
+def test_what_a_worker_cannot_do_is_one_line(tmp_path: Path, capsys) -> None:
+    """Files that only the workers read, compared and calibrated: the error is the one without Ray."""
+    ray = ("--transformer", str(tmp_path / "no.safetensors"), "--out", str(tmp_path / "out"))
+    assert main(["compare", *ray, "--ray", "local"]) == 2
+    assert "no.safetensors" in capsys.readouterr().err.splitlines()[-1]

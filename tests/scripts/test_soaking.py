@@ -1,10 +1,16 @@
 """What the soak tries: graphs that fit together, the same for a seed; and how it judges how they end."""
 
 import random
+import subprocess
+import sys
+from argparse import Namespace
+from collections import Counter
 
 import pytest
+from soak import files_ended
 from soaking.graphs import BETWEEN, Graphs, applied, is_link, reaches
-from soaking.trials import judged
+from soaking.trials import Tally, judged
+from soaking.verdict import grown, held, judge_memory, verdict
 from testbed.comfy_server import PACK_NAME, PromptFailed
 
 INFO = {
@@ -83,3 +89,60 @@ def test_an_error_is_judged_by_who_raised_it(
     }
     assert judged(PromptFailed([("execution_error", said)]))[0] == ended
     assert judged(PromptFailed([("execution_interrupted", {})]))[0] == "interrupted"
+
+
+# ------------------------------------------------------------------------------------------------ verdicts
+WANTED = Namespace(graphs=3, interrupts=2, runs=40, files=5, seed=0)
+
+
+def tried(**counts: int) -> Tally:
+    return Tally(Counter({"graphs": 3, "interrupts": 2, "runs": 40, "files": 5, "references": 1} | counts))
+
+
+def test_a_verdict_has_every_count_beside_its_bar() -> None:
+    steady = [900.0] * 9 + [1000.0, 1004.0] * 20
+    text = verdict(WANTED, tried(), steady)
+    for part in ("3 of 3 graphs", "2 of 2 interrupts", "40 of 40 runs", "5 of 5 files", "(at most 1%)"):
+        assert part in text
+    assert text.endswith("no fault, nothing left out") and held(WANTED, tried())
+
+
+@pytest.mark.parametrize("kind", ["graphs", "interrupts", "runs", "files"])
+def test_what_was_left_out_is_a_failure(kind: str) -> None:
+    few = tried(**{kind: 1})
+    assert not held(WANTED, few) and f"too few: 1 of {getattr(WANTED, kind)} {kind}" in verdict(
+        WANTED, few, []
+    )
+
+
+def test_memory_is_judged_by_medians_after_the_tenth_run() -> None:
+    tally = tried()
+    peak = [500.0] * 9 + [1000.0] * 15 + [1300.0] + [1000.0] * 20
+    judge_memory(peak, tally)
+    judge_memory(peak[:15], tally)  # too few to say
+    assert grown(peak) == 0 and grown(peak[:15]) is None and not tally.faults
+    for end in (1011.0, 989.0):
+        tally = tried()
+        judge_memory([1000.0] * 30 + [end] * 10, tally)
+        assert not held(WANTED, tally) and "memory moves" in tally.faults[0]["fault"]
+
+
+@pytest.mark.parametrize("fault", ["fault: the server died", "fault: hangs", "wrong image of the reference"])
+def test_faults_are_counted_by_what_they_are(fault: str) -> None:
+    tally = tried()
+    tally.faults.append({"fault": fault, "about": ""})
+    text = verdict(WANTED, tally, [])
+    assert text.count(": 1 (at most 0)") == 1 and text.endswith("1 faults") and not held(WANTED, tally)
+
+
+def test_the_files_that_a_test_tried_are_counted() -> None:
+    """What it says itself, not what it was asked for; a file that ran code is named as that."""
+    for said, code, files, fault in (
+        ("1990 passing examples, 0 failing", 0, 1990, None),
+        ("3 passing examples, 1 failing\nAssertionError: code of a file ran", 1, 3, "executed a pickle"),
+    ):
+        tally = Tally()
+        command = [sys.executable, "-c", f"import sys; print({said!r}); sys.exit({code})"]
+        files_ended(subprocess.Popen(command, stdout=subprocess.PIPE, text=True), tally)
+        assert tally.counts["files"] == files
+        assert [each["fault"] for each in tally.faults] == ([fault] if fault else [])
