@@ -18,7 +18,7 @@ from ..conditioning.types import Conditioning, TextConditioning, check_task, req
 from ..network.attention import Attend, AttentionFn
 from ..network.cache import KVCache
 from ..network.context import ScaleContext
-from ..network.layers import cast, head_lengths, merge_heads, rms_norm, stacked, unit
+from ..network.layers import cast, head_lengths, merge_heads, rms_norm, row_by_row, stacked, unit
 from ..network.rotary import grid_turns, line_turns, turn_halves
 from ..network.tokens import in_parts
 from ..schedule import Prefix, Scale, ScaleSchedule
@@ -252,7 +252,7 @@ class HART(NoPrefix, nn.Module):
         owned = torch.tensor(counts, device=device)
         places = torch.arange(self.config.context, device=device).minimum(owned[:, None] - 1)
         active = F.silu(tokens.amax(dim=1))
-        head_ada = self.head_ada(active).unflatten(-1, (1, 2, -1))
+        head_ada = row_by_row(self.head_ada, active).unflatten(-1, (1, 2, -1))
         return TextState(tokens, places, self._modulations(tokens, owned), head_ada)
 
     def prefix(self, conditioning: Conditioning, schedule: ScaleSchedule) -> Prefix:
@@ -321,7 +321,9 @@ class HART(NoPrefix, nn.Module):
             return [(cast(block.ada, mean) + mean[:, None]).unsqueeze(1) for block in self.blocks]
         pooled = mean if config.pooling == "avg" else tokens.amax(dim=1)
         narrow = F.silu(pooled).to(self.compute_dtype)
-        return [block.modulation(narrow).float().unflatten(-1, (1, 6, -1)) for block in self.blocks]
+        return [
+            row_by_row(block.modulation, narrow).float().unflatten(-1, (1, 6, -1)) for block in self.blocks
+        ]
 
 
 def last_weight(cfg_scale: float, scales: int) -> float:
