@@ -67,8 +67,11 @@ class Draws:
 
 def same(found: Generation, whole: Generation, images=range(BATCH)) -> bool:
     """Whether the images have the same latents and the same codes, bit for bit."""
-    if not torch.equal(found.f_hat, whole.f_hat[list(images)]):
-        return False
+    return torch.equal(found.f_hat, whole.f_hat[list(images)]) and same_codes(found, whole, images)
+
+
+def same_codes(found: Generation, whole: Generation, images=range(BATCH)) -> bool:
+    """Whether the images have the same codes."""
     pairs = [(found.image(at), whole.image(image)) for at, image in enumerate(images)]
     return all(
         (a is None and b is None) or (a is not None and b is not None and torch.equal(a, b))
@@ -110,7 +113,12 @@ def test_picked_images_go_on_as_in_their_batch(family: str, name: str, images: t
     whole, paused = draws(), PausedRun()
     state = draws.state(draws(until=until, paused=paused)).pick(images)
     for found in (draws(images, resumed=state), draws(images, resumed=state, paused=paused)):
-        assert same(found, whole, images)
+        if family.startswith("hart") and name == "paper":
+            # The projection rounds by the batch, and HART adds a continuous function of it to its last codes.
+            assert same_codes(found, whole, images)
+            assert torch.allclose(found.f_hat, whole.f_hat[list(images)], rtol=0, atol=1e-5)
+        else:
+            assert same(found, whole, images)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
