@@ -1,14 +1,15 @@
-"""The experiments that the presets rest on, on the embedded model: one JSON and one Markdown table for each.
+"""The experiments that the presets rest on, on the embedded models: one JSON and one Markdown table for each.
 
     python scripts/experiments.py                    all of them, 300 prompts
     python scripts/experiments.py --only a,d         some of them
     python scripts/experiments.py --prompts 20       a quick look
+    python scripts/experiments.py --model artwork    what is asked of the artwork model, 84 classes
 
 Experiments a to e start from the plain design, a quarter of the tokens at every fidelity scale; f starts from
-`balanced`, which is what a to e led to. Where a change would also change the amount of work, the share of
-tokens is set so that the counted FLOPs are equal again. Results so far are kept in --out, the same command
-continues there. The prompts are not those of `compare`: settings are chosen on these and judged on those. The
-tables in docs/experiments.md are replaced, the text around them stays.
+`balanced`, which is what a to e led to; h asks both models. Where a change would also change the amount of
+work, the share of tokens is set so that the counted FLOPs are equal again. Results so far are kept in --out,
+the same command continues there. The prompts are not those of `compare`: settings are chosen on these and
+judged on those. The tables in docs/experiments.md are replaced, the text around them stays.
 """
 
 from __future__ import annotations
@@ -28,13 +29,14 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from stagevar_core.acceleration.changes import changed  # noqa: E402
-from stagevar_core.acceleration.policy import AccelerationPolicy, FirstScales  # noqa: E402
-from stagevar_core.acceleration.presets import BALANCED, FAST  # noqa: E402
+from stagevar_core.acceleration.policy import AccelerationPolicy, DensePolicy, FirstScales  # noqa: E402
+from stagevar_core.acceleration.presets import BALANCED, FAST, PRESETS  # noqa: E402
 from stagevar_core.acceleration.scores import SCORES  # noqa: E402
 from stagevar_core.acceleration.settings import Guidance, StageSettings, Tokens, share_at  # noqa: E402
 from stagevar_core.acceleration.staged import StagedPolicy  # noqa: E402
 from stagevar_core.commands.compare import footer, measure  # noqa: E402
 from stagevar_core.devices import hardware  # noqa: E402
+from stagevar_core.embedded import MODELS  # noqa: E402
 from stagevar_core.evaluation import report as compare_report  # noqa: E402
 from stagevar_core.evaluation import tables as compare_tables  # noqa: E402
 from stagevar_core.evaluation.compare import Job  # noqa: E402
@@ -45,6 +47,9 @@ from stagevar_core.sampling.noise import SeededNoise  # noqa: E402
 from stagevar_core.schedule import Scale  # noqa: E402
 
 BASE = "a quarter"
+SCENES, ARTWORK = MODELS
+PICTURES, BATCHES = {SCENES: 300, ARTWORK: 84}, {SCENES: 20, ARTWORK: 7}
+RATIO = 3.25  # by which h's variants cost less than `off`; what `balanced` saves on the scenes model
 QUARTER = StageSettings(
     guidance=Guidance("reuse"), tokens=Tokens("gather", keep=0.25, score="change", code_weight=0.0)
 )
@@ -54,16 +59,14 @@ Variants = dict[str, AccelerationPolicy]
 
 
 class Lab:
-    """The model, the plain design and its two fidelity scales, and budgets of equal work."""
+    """A model, the plain design and its fidelity scales, and budgets of equal work."""
 
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline, self.schedule = pipeline, pipeline.schedule()
         self.base = QUARTER
         stage = self.base.boundaries.stage
         self.fidelity = [scale for scale in self.schedule if stage(self.schedule, scale) == "fidelity"]
-        if len(self.fidelity) != 2:
-            raise ValueError(f"{len(self.fidelity)} fidelity scales; these experiments are written for 2")
-        self._text = pipeline.encode(["a red circle"])
+        self._text = pipeline.encode(pipeline.measurable(["a red circle"], made_up=True))
 
     def share(self, scale: Scale) -> float:
         """The share of tokens that the plain design keeps at a scale."""
@@ -74,15 +77,16 @@ class Lab:
         areas = [self.schedule.area_fraction(scale) for scale in self.fidelity]
         return ((areas[0], first), (areas[1], last))
 
-    def flops(self, settings: StageSettings) -> float:
-        """Counted transformer FLOPs of one picture; they depend on nothing that is drawn."""
+    def flops(self, settings: StageSettings | None) -> float:
+        """Counted transformer FLOPs of one picture, for None of `off`; nothing that is drawn changes them."""
         generation = generate(
             self.pipeline.transformer,
             self._text,
             self.schedule,
             self.pipeline.settings(),
             noise=SeededNoise(0, 1),
-            policy=StagedPolicy("probe", settings),
+            quantizer=self.pipeline.quantizer,
+            policy=DensePolicy() if settings is None else StagedPolicy("probe", settings),
             device=self.pipeline.device,
         )
         return generation.trace.flops
@@ -95,14 +99,24 @@ class Lab:
         Raises ``ValueError`` when no share from 0 to 1 comes near.
         """
         wanted = self.flops(target or self.base)
-        low, high = 0.0, 1.0
-        for _ in range(10):
-            middle = (low + high) / 2
-            low, high = (middle, high) if self.flops(make(middle)) < wanted else (low, middle)
+        low, high = self.between(make, wanted)
         best = min((make(low), make(high)), key=lambda settings: abs(self.flops(settings) - wanted))
         if abs(self.flops(best) / wanted - 1.0) > 4 * TOLERANCE:
             raise ValueError(f"no share of tokens costs {wanted:.4g} FLOPs; nearest {self.flops(best):.4g}")
         return best
+
+    def between(self, make: Callable[[float], StageSettings], wanted: float) -> tuple[float, float]:
+        """The shares next to each other below and above so many FLOPs."""
+        low, high = 0.0, 1.0
+        for _ in range(10):
+            middle = (low + high) / 2
+            low, high = (middle, high) if self.flops(make(middle)) < wanted else (low, middle)
+        return low, high
+
+    def at_most(self, make: Callable[[float], StageSettings], ratio: float = RATIO) -> StageSettings:
+        """``make(share)`` with the largest share, 1 at most, that costs ``ratio`` times less than `off`."""
+        wanted = self.flops(None) / ratio
+        return make(1.0) if self.flops(make(1.0)) <= wanted else make(self.between(make, wanted)[0])
 
     def equalled(self, settings: StageSettings, target: StageSettings | None = None) -> StageSettings:
         """The same settings, with all shares scaled alike where they cost more or less than ``target``."""
@@ -189,13 +203,36 @@ def score(lab: Lab) -> Variants:
     return {name: StagedPolicy(name, value) for name, value in settings.items()}
 
 
+def late(lab: Lab) -> Variants:
+    """(h) What the last scales get, with a structure stage up to the last two; equal work where it can be."""
+    end = lab.schedule.area_fraction(lab.schedule.scales[-3])
+    own = changed(BALANCED.settings, structure_end=end, guidance_end=1.0)
+    guided = changed(own, guidance="both")
+
+    def last(x: float) -> tuple:
+        return ((0.75, 0.0), (0.9, x))
+
+    found = named(
+        balanced__as_much=lab.at_most(lambda x: changed(BALANCED.settings, keep=last(x))),
+        guided_until_the_last_two__all_at_the_last=lab.at_most(lambda x: changed(own, keep=last(x))),
+        guided_until_the_last_two__the_last_skipped=lab.at_most(lambda x: changed(own, keep=x, skip=1)),
+        guided_to_the_end__all_at_the_last=lab.at_most(lambda x: changed(guided, keep=last(x))),
+        guided_to_the_end__the_last_skipped=lab.at_most(lambda x: changed(guided, keep=x, skip=1)),
+    )
+    scales = len(lab.schedule)
+    skips = {f"without the last {count}": FirstScales(scales - count) for count in (1, 2)}
+    return {**found, "skipvar": PRESETS["skipvar"], "fastvar": PRESETS["fastvar"], **skips}
+
+
 @dataclass(frozen=True)
 class Experiment:
-    """A question, and the variants that answer it."""
+    """A question, the variants that answer it, what they are compared with, and the models that it asks."""
 
     name: str
     question: str
     variants: Callable[[Lab], Variants]
+    base: str = BASE
+    models: tuple[str, ...] = (SCENES,)
 
 
 EXPERIMENTS = {
@@ -205,32 +242,42 @@ EXPERIMENTS = {
     "d": Experiment("code_weight", "How much untouched tokens' codes count", code_weight),
     "e": Experiment("budget", "Where the budget goes", budget),
     "f": Experiment("score", "Which tokens run", score),
+    "h": Experiment("late", "What the last scales get", late, BALANCED.name, (SCENES, ARTWORK)),
 }
 
 
-def run(key: str, lab: Lab, job: Job, out: Path) -> dict[str, Any]:
-    """Measure one experiment; everything as plain values."""
+def stem(key: str, model: str) -> str:
+    """Of the files of an experiment on a model."""
+    return f"{key}_{EXPERIMENTS[key].name}" + (f"_{model}" if model != SCENES else "")
+
+
+def run(key: str, model: str, lab: Lab, job: Job, out: Path) -> dict[str, Any]:
+    """Measure one experiment on a model; everything as plain values."""
     experiment = EXPERIMENTS[key]
-    policies: Variants = {BASE: StagedPolicy(BASE, lab.base), **experiment.variants(lab)}
+    base = StagedPolicy(BASE, lab.base) if experiment.base == BASE else PRESETS[experiment.base]
+    policies: Variants = {experiment.base: base, **experiment.variants(lab)}
     print(f"({key}) {experiment.question}: {len(policies)} variants", file=sys.stderr)
-    found = measure(lab.pipeline, policies, job, out / f"{key}_{experiment.name}")
+    found = measure(lab.pipeline, policies, job, out / stem(key, model))
     about = {
         "experiment": experiment.question,
         "command": shlex.join(["python", "scripts/experiments.py", *sys.argv[1:]]),
         "dtype": str(lab.pipeline.transformer.compute_dtype).removeprefix("torch."),
         "hardware": hardware(lab.pipeline.device),
     }
-    return compare_report.report(found, policies, about, BASE)
+    return compare_report.report(found, policies, about, experiment.base)
 
 
-def tables(values: dict[str, Any]) -> str:
+def tables(values: dict[str, Any], against: str = BASE) -> str:
     """What goes between the markers."""
-    parts = (compare_tables.overview(values), compare_tables.differences(values, BASE), footer(values))
+    parts = (compare_tables.overview(values), compare_tables.differences(values, against), footer(values))
     return "\n\n".join(parts)
 
 
 def replaced(text: str, key: str, content: str) -> str:
-    """A document with the tables of an experiment replaced, or added as a section of its own."""
+    """A document with the tables of an experiment replaced, or added as a section of its own.
+
+    ``key``: its letter, and for models other than the first their name.
+    """
     begin, end = f"<!-- experiment {key} -->", f"<!-- end of experiment {key} -->"
     block = f"{begin}\n\n{content}\n\n{end}"
     if begin in text:
@@ -238,7 +285,7 @@ def replaced(text: str, key: str, content: str) -> str:
         if end not in rest:
             raise ValueError(f"{begin} has no {end} after it; put it back below the tables")
         return before + block + rest.partition(end)[2]
-    return f"{text.rstrip()}\n\n## ({key}) {EXPERIMENTS[key].question}\n\n{block}\n"
+    return f"{text.rstrip()}\n\n## ({key}) {EXPERIMENTS[key[0]].question}\n\n{block}\n"
 
 
 def main() -> int:
@@ -246,35 +293,42 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", default=",".join(EXPERIMENTS), metavar="A,B,...", help="letters")
-    parser.add_argument("--prompts", type=int, default=300)
+    parser.add_argument("--only", metavar="A,B,...", help="letters (default: all of the model's)")
+    parser.add_argument("--model", choices=MODELS, default=SCENES)
+    parser.add_argument("--prompts", type=int, help="pictures of each variant (default: 300, artwork 84)")
     parser.add_argument("--seed", type=int, default=SEED, help="of captions and pictures")
-    parser.add_argument("--batch", type=int, default=20)
+    parser.add_argument("--batch", type=int, help="(default: 20, artwork 7)")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--out", type=Path, default=ROOT / "output" / "experiments", help="results so far")
     parser.add_argument("--json", type=Path, default=ROOT / "docs" / "measurements" / "experiments")
     parser.add_argument("--doc", type=Path, default=ROOT / "docs" / "experiments.md")
     arguments = parser.parse_args()
-    keys = [key.strip() for key in arguments.only.split(",")]
-    unknown = [key for key in keys if key not in EXPERIMENTS]
+    model = arguments.model
+    asked = [key for key, experiment in EXPERIMENTS.items() if model in experiment.models]
+    keys = asked if arguments.only is None else [key.strip() for key in arguments.only.split(",")]
+    unknown = [key for key in keys if key not in asked]
     if unknown:
-        parser.error(f"--only has {unknown[0]!r}; expected any of {','.join(EXPERIMENTS)}")
+        parser.error(f"--only has {unknown[0]!r}; expected any of {','.join(asked)} on {model}")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     try:
-        lab = Lab(Pipeline.embedded())
-        captions = tuple(caption for _, caption in held_out(arguments.prompts, arguments.seed))
-        job = Job(captions, 1, arguments.seed, arguments.batch)
+        lab = Lab(Pipeline.embedded(model=model))
+        count = arguments.prompts or PICTURES[model]
+        captions = [caption for _, caption in held_out(count, arguments.seed)]
+        captions = tuple(lab.pipeline.measurable(captions, made_up=True))
+        job = Job(captions, 1, arguments.seed, arguments.batch or BATCHES[model])
         for key in keys:
-            values = run(key, lab, job, arguments.out)
+            values = run(key, model, lab, job, arguments.out)
             arguments.json.mkdir(parents=True, exist_ok=True)
-            file = arguments.json / f"{key}_{EXPERIMENTS[key].name}.json"
+            file = arguments.json / f"{stem(key, model)}.json"
             file.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-            content = tables(values)
+            content = tables(values, EXPERIMENTS[key].base)
             print(f"\n({key}) {EXPERIMENTS[key].question}\n\n{content}\n")
             doc = arguments.doc.read_text(encoding="utf-8") if arguments.doc.is_file() else "# Experiments\n"
             arguments.doc.parent.mkdir(parents=True, exist_ok=True)
-            arguments.doc.write_text(replaced(doc, key, content), encoding="utf-8")
+            arguments.doc.write_text(
+                replaced(doc, key if model == SCENES else f"{key} {model}", content), encoding="utf-8"
+            )
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

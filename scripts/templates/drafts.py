@@ -2,29 +2,56 @@
 
 from __future__ import annotations
 
-from .graph import COLUMN, Graph
-from .parts import EMBEDDED, OWN, SAMPLER, SCENES, accelerate
+from typing import Any, NamedTuple
+
+from .artwork import ARTWORK, DRAFTS, named
+from .graph import COLUMN, Graph, Node
+from .parts import DRAWN, EMBEDDED, OWN, SAMPLER, SCENES, accelerate
 
 LOOSE = "a red ring to the left of a blue cross"  # says no background, so that drafts differ
 
 
-def draft_pick_finish(graph: Graph) -> None:
+class Drawn(NamedTuple):
+    """What is drafted: by which model, of what, with which settings."""
+
+    model: str
+    settings: dict[str, Any]
+    prefix: str
+    classes: bool = False
+
+    def asked(self, graph: Graph, at: tuple, loaded: Node) -> tuple[Node, str, str]:
+        """The node that says what is drawn, its widget and its output."""
+        if self.classes:
+            return named(graph, at, DRAFTS), "class_name", "conditioning"
+        text = graph.add("CLIPTextEncode", at, (420, 150), clip=(loaded, "clip"), text=LOOSE)
+        return text, "text", "CONDITIONING"
+
+
+DRAFTED = Drawn(
+    EMBEDDED, {**SCENES, "temperature": 0.8, "width": 128, "height": 128, "batch_size": 8}, "StageVAR_picked"
+)
+CLASSES = Drawn(
+    *(ARTWORK, {**OWN, **DRAWN, "width": 256, "height": 256, "batch_size": 8}, "StageVAR_artwork_picked"),
+    True,
+)
+
+
+def draft_pick_finish(graph: Graph, drawn: Drawn = DRAFTED) -> None:
     """Eight drafts, the number of one of them, and that one finished; drafts are drawn once.
 
     The model runs through one preset, so that what the drafts leave in memory is used. Wires of what both
     parts need run above the first part and below it.
     """
-    loaded = graph.add("StageVARLoad", (0, 0), (COLUMN, 130), model_name=EMBEDDED, task="auto")
+    loaded = graph.add("StageVARLoad", (0, 0), (COLUMN, 130), model_name=drawn.model, task="auto")
     made = accelerate(graph, (480, 100), (loaded, "var_model"))
-    text = graph.add("CLIPTextEncode", (480, 500), (420, 150), clip=(loaded, "clip"), text=LOOSE)
-    model, asked = (made, "var_model"), (text, "CONDITIONING")
+    text, widget, output = drawn.asked(graph, (480, 500), loaded)
+    model, asked = (made, "var_model"), (text, output)
     above = graph.reroute((990, -150), loaded, "vae")
     sampler = graph.add(
         *("StageVARSampler", (1190, 150), SAMPLER),
         title="Eight drafts",
         **{"model": model, "vae": above, "positive": asked},
-        **{"seed": 12, "after": "fixed", **SCENES, "temperature": 0.8, "stop_after": "structure"},
-        **{"width": 128, "height": 128, "batch_size": 8},
+        **{"seed": 12, "after": "fixed", **drawn.settings, "stop_after": "structure"},
     )
     small = graph.add("VAEDecode", (1690, -60), (220, 60), samples=(sampler, "latent"), vae=above)
     # A batch would show as a grid on classic pages alone.
@@ -54,7 +81,7 @@ def draft_pick_finish(graph: Graph) -> None:
         *("SaveImage", (3390, 950), (440, 500)),
         title="The picture",
         images=(decoded, "IMAGE"),
-        filename_prefix="StageVAR_picked",
+        filename_prefix=drawn.prefix,
     )
-    graph.app([(text, "text"), (sampler, "seed"), (pick, "batch_index"), (done, "seed")], [drafts, saved])
+    graph.app([(text, widget), (sampler, "seed"), (pick, "batch_index"), (done, "seed")], [drafts, saved])
     graph.note((0, 350), (COLUMN, 520))

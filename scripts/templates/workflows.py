@@ -1,11 +1,15 @@
-"""The shipped workflows. Those that need no download come first; the page lists them by file name."""
+"""The shipped workflows; the page lists them by file name, so the first ones need no download.
+
+Names stay once they were released: new ones go to the end, and say in their name whether they need one.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from .drafts import draft_pick_finish
+from . import artwork
+from .drafts import CLASSES, draft_pick_finish
 from .files import EDIT_2B, EDIT_8B, EDITS, HART, INFINITY_2B, INFINITY_8B, RESTORER, STAR, SWITTI, VAR, File
 from .graph import COLUMN, Graph
 from .painting import inpaint_latent, outpaint
@@ -387,6 +391,10 @@ DRAW: dict[str, Callable[[Graph], None]] = {
     "27_faster_HART": lambda g: plain(g, HART, LIGHTHOUSE, "StageVAR_HART", faster=True, **sized(42, 1024)),
     "28_text_to_image_Switti": lambda g: plain(g, SWITTI, FOX, "StageVAR_Switti", **sized(42, 1024)),
     "29_faster_Switti": lambda g: plain(g, SWITTI, FOX, "StageVAR_Switti", faster=True, **sized(42, 1024)),
+    "30_artwork_no_download": artwork.draw,
+    "31_artwork_faster_no_download": lambda g: artwork.draw(g, faster=True),
+    "32_artwork_inpaint_no_download": artwork.inpaint,
+    "33_artwork_draft_pick_finish_no_download": lambda g: draft_pick_finish(g, CLASSES),
 }
 
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from stagevar_core.autoencoders.vq import VQTokenizer
-from stagevar_core.evaluation.judge import frechet_distance
+from stagevar_core.evaluation.judge import Moments, frechet_distance
 from stagevar_core.pipeline import Pipeline, to_uint8
 from stagevar_core.sampling.settings import SamplingSettings
 
@@ -45,11 +45,11 @@ def sweep(out: Path, count: int = 75, scales: int = EARLY) -> None:
     model, tokenizer, judge = loaded_transformer(out), loaded_tokenizer(out), loaded_judge(out)
     log, real = Log(out / "sweep.jsonl"), Composer(gather(out)).batch(np.random.default_rng(123), 600)[0]
     near = torch.cat([passed(tokenizer, part, scales) for part in real.split(20)])
-    _, wanted = judge.read(near)
+    wanted = Moments.of(judge.read(near)[1])
     for cfg, temperature, top_p in product(CFGS, TEMPERATURES, TOP_PS):
         settings = SamplingSettings(cfg_scale=cfg, temperature=temperature, top_k=0, top_p=top_p)
         found, images = score(model, tokenizer, judge, count, scales=scales, settings=settings, seed=5000)
-        distance = frechet_distance(judge.read(images)[1], wanted)
+        distance = frechet_distance(Moments.of(judge.read(images)[1]), wanted)
         log(cfg=cfg, temperature=temperature, top_p=top_p, top1=found, frechet=distance)
 
 

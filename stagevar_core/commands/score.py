@@ -1,4 +1,4 @@
-"""The command ``score``: captions that training never saw, drawn and read back."""
+"""The command ``score``: captions that training never saw, or classes, drawn and read back."""
 
 import argparse
 import json
@@ -7,9 +7,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..checks import whole
+from ..conditioning.labels import spread_classes
+from ..embedded import ARTWORK, JUDGE
 from ..evaluation import edits as editing
+from ..evaluation import judged
 from ..evaluation import score as evaluation
-from .options import Commands, add_model_options, check_request, models_of
+from ..evaluation.judge import Judge
+from .options import Commands, add_model_options, check_request, files_of, models_of
 from .output import check_file, output_file, save
 from .prompts import MAX_PROMPTS
 from .workers import add_worker_options, check_workers, engine_of
@@ -17,8 +21,8 @@ from .workers import add_worker_options, check_workers, engine_of
 
 def add_parser(commands: Commands) -> None:
     """Register the command."""
-    score = commands.add_parser("score", help="draw captions that training never saw and read them back")
-    score.add_argument("--prompts", type=int, default=500, help="number of captions")
+    score = commands.add_parser("score", help="draw unseen captions, or classes, and read them back")
+    score.add_argument("--prompts", type=int, default=500, help="number of captions or classes")
     score.add_argument("--batch", type=int, default=20, help="images at once; changes nothing but speed")
     score.add_argument("--scales", type=int, metavar="K", help="run the first K scales only")
     score.add_argument("--grid", type=Path, metavar="FILE", help="contact sheet, framed by right and wrong")
@@ -41,6 +45,9 @@ def run(arguments: argparse.Namespace) -> None:
         output_file(arguments.grid)
     if arguments.json is not None:
         check_file(arguments.json)
+    if files_of(arguments)["transformer"] == ARTWORK["transformer"]:
+        run_judged(arguments)
+        return
     if arguments.edits:
         run_edits(arguments)
         return
@@ -57,6 +64,27 @@ def run(arguments: argparse.Namespace) -> None:
     with tqdm(total=len(captions), unit="image") as bar, engine.open():
         result = evaluation.evaluated(engine, task, arguments.batch, bar.update)
     print(evaluation.table(result.reports))
+    if arguments.grid is not None and result.images is not None:
+        print(save(evaluation.contact_sheet(result.images, result.right), arguments.grid))
+    if arguments.json is not None:
+        report = {"seed": arguments.seed, "prompts": arguments.prompts, "variants": result.reports}
+        arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def run_judged(arguments: argparse.Namespace) -> None:
+    """Score a model of classes by its judge."""
+    if arguments.edits or arguments.reconstruct or arguments.rendered:
+        raise ValueError(
+            "--edits is for models of texts; --reconstruct and --rendered need the drawings that the artwork "
+            "model learned from, which are not part of this package. Leave them out"
+        )
+    classes, models = spread_classes(arguments.prompts, len(Judge.load(JUDGE).names)), models_of(arguments)
+    pictures = evaluation.Generated(classes, arguments.seed, arguments.scales, models.settings)
+    task = judged.Judged(pictures, classes, 0 if arguments.grid is None else evaluation.SHOWN)
+    engine = engine_of(arguments, models)
+    with tqdm(total=len(classes), unit="image") as bar, engine.open():
+        result = judged.evaluated(engine, task, arguments.batch, bar.update)
+    print(judged.table(result.reports))
     if arguments.grid is not None and result.images is not None:
         print(save(evaluation.contact_sheet(result.images, result.right), arguments.grid))
     if arguments.json is not None:

@@ -8,7 +8,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,11 @@ from ..sampling.noise import SeededNoise
 from ..sampling.result import Generation
 from ..sampling.settings import SamplingSettings
 from ..sampling.trace import Trace
-from ..scenes import CANVAS, parse, score
 from ..schedule import ScaleSchedule
 from . import fingerprint
 from .lpips import LPIPS
 from .metrics import psnr, ssim
-from .score import SCORED
+from .reading import FEATURES, Reader, reader_of
 from .store import Part, Store
 
 REFERENCE = "off"  # the variant that all others are measured against
@@ -80,8 +79,9 @@ class Comparison:
 
     ``measures``: variant -> measure -> one value per picture, NaN where it does not apply. ``work``: variant
     -> quantity (:data:`WORK`) -> (batches, scales); FLOPs and milliseconds are those of a whole batch,
-    'computed' is tokens per row. ``tasks``: of every caption, None where the pictures are not scored.
-    ``single``: variants that make the pictures of a batch one by one.
+    'computed' is tokens per row. ``tasks``: of every caption, None where the captions have none.
+    ``single``: variants that make the pictures of a batch one by one. ``frechet``: how far the pictures of
+    a variant lie from real ones, where a judge says so.
     """
 
     job: Job
@@ -91,6 +91,7 @@ class Comparison:
     notes: dict[str, list[str]]
     tasks: tuple[str, ...] | None
     single: tuple[str, ...]
+    frechet: dict[str, float] = field(default_factory=dict)
 
     @property
     def variants(self) -> list[str]:
@@ -110,12 +111,12 @@ class About:
     """What the models of a worker make of a job.
 
     ``identity``: what the results depend on, so that a store is never continued with something else.
-    ``tasks``: of every caption, None where the pictures are not scored.
+    ``reader``: who reads the pictures back, None where nobody can.
     """
 
     identity: dict[str, str]
     schedule: ScaleSchedule
-    tasks: tuple[str, ...] | None
+    reader: Reader | None
 
 
 @dataclass(frozen=True)
@@ -185,14 +186,22 @@ def together(task: Compared, about: About, parts: Sequence[Part]) -> Comparison:
     measures: dict[str, dict[str, np.ndarray]] = {}
     work: dict[str, dict[str, np.ndarray]] = {}
     notes: dict[str, list[str]] = {}
+    frechet: dict[str, float] = {}
+    reader = about.reader
+    scored = () if reader is None else reader.measures
     for number, name in enumerate(task.variants):
-        known = [key for key in (*NEARNESS, *SCORED) if f"{number}.{key}" in parts[0]]
+        known = [key for key in (*NEARNESS, *scored) if f"{number}.{key}" in parts[0]]
         measures[name] = {key: np.concatenate([part[f"{number}.{key}"] for part in parts]) for key in known}
         work[name] = {key: np.stack([part[f"{number}.{key}"] for part in parts]) for key in WORK}
         said = [json.loads(str(part[f"{number}.notes"])) for part in parts]
         notes[name] = list(dict.fromkeys(note for some in said for note in some))
+        if reader is not None and f"{number}.{FEATURES}" in parts[0]:
+            features = np.concatenate([part[f"{number}.{FEATURES}"] for part in parts])
+            if (distance := reader.distance(features)) is not None:
+                frechet[name] = distance
     single = tuple(name for name, policy in task.variants.items() if policy.per_image)
-    return Comparison(task.job, about.schedule, measures, work, notes, about.tasks, single)
+    tasks = None if reader is None else reader.tasks
+    return Comparison(task.job, about.schedule, measures, work, notes, tasks, single, frechet)
 
 
 @contextmanager
@@ -215,10 +224,7 @@ class _Runner:
         self.settings = self.job.settings or pipeline.settings()
         self.schedule = self.job.schedule or pipeline.schedule()
         self.warm = False
-        size = pipeline.trained.image_size(self.schedule)
-        specs = [parse(caption) for caption in self.job.captions] if size == (CANVAS, CANVAS) else []
-        tasks = tuple(spec.task for spec in specs if spec is not None)
-        self.tasks = tasks if len(tasks) == len(self.job.captions) else None
+        self.reader = reader_of(pipeline, self.job.captions, self.schedule)
 
     def about(self) -> About:
         """What does not depend on any picture."""
@@ -232,7 +238,7 @@ class _Runner:
             "models": fingerprint.weights(*networks),
             "code": fingerprint.code(),
         }
-        return About(identity, self.schedule, self.tasks)
+        return About(identity, self.schedule, self.reader)
 
     def warm_up(self) -> None:
         """The first scales once, not measured, before the first batch of this worker."""
@@ -257,8 +263,9 @@ class _Runner:
             generation = self._generate(conditioning, start, policy)
             pictures = self.pipeline.decode(generation.f_hat)
             dense = pictures if dense is None else dense
-            values = self._nearness(dense, pictures) | self._scores(captions, pictures)
-            values |= _work(generation.trace)
+            values = self._nearness(dense, pictures) | _work(generation.trace)
+            if self.reader is not None:
+                values |= self.reader.read(captions, pictures)
             found |= {f"{number}.{key}": value for key, value in values.items()}
             if self.keep is not None:
                 for index, picture in enumerate(pictures.numpy()):
@@ -289,17 +296,6 @@ class _Runner:
             for key, way in ways.items():
                 found[key].append(float(way(a, b)))
         return {key: np.array(values, np.float32) for key, values in found.items()}
-
-    def _scores(self, captions: list[str], pictures: Tensor) -> Part:
-        if self.tasks is None:
-            return {}
-        scores = [score(text, image) for text, image in zip(captions, pictures.numpy(), strict=True)]
-        return {
-            key: np.array(
-                [np.nan if (v := getattr(s, key)) is None else float(v) for s in scores], np.float32
-            )
-            for key in SCORED
-        }
 
 
 def _work(trace: Trace) -> Part:

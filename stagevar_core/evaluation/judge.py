@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,6 +17,37 @@ from ..network.layers import stacked
 
 SIDE = 64  # pixels that it looks at
 _STEPS = (2, 4, 6)  # widths after each halving
+_MEAN, _COVARIANCE = "real.mean", "real.covariance"  # of the features of real pictures, in its file
+
+
+class Moments(NamedTuple):
+    """A normal distribution of features: mean (C,) and covariance (C, C)."""
+
+    mean: Tensor
+    covariance: Tensor
+
+    @classmethod
+    def of(cls, features: Tensor) -> "Moments":
+        """Of features (N, C); of few of them it is too wide."""
+        wide = features.double()
+        return cls(wide.mean(dim=0), torch.cov(wide.T))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """As a file has them: of the covariance, the half that is not repeated."""
+        rows, columns = torch.triu_indices(*self.covariance.shape)
+        return {_MEAN: self.mean.float(), _COVARIANCE: self.covariance[rows, columns].float()}
+
+    @classmethod
+    def taken(cls, tensors: dict[str, Tensor], width: int) -> "Moments | None":
+        """Those of a file, taken out of its tensors; None where it has none of ``width`` features."""
+        shapes = {_MEAN: (width,), _COVARIANCE: (width * (width + 1) // 2,)}
+        if any(tuple(getattr(tensors.get(name), "shape", ())) != shape for name, shape in shapes.items()):
+            return None
+        mean, half = tensors.pop(_MEAN).double(), tensors.pop(_COVARIANCE).double()
+        rows, columns = torch.triu_indices(width, width)
+        covariance = torch.zeros(width, width, dtype=torch.float64)
+        covariance[rows, columns] = covariance[columns, rows] = half
+        return cls(mean, covariance)
 
 
 @dataclass(frozen=True)
@@ -50,11 +83,15 @@ class _Step(nn.Module):
 
 
 class Judge(nn.Module):
-    """Convolutions on a picture of ``SIDE`` pixels, their mean over all places, a linear layer."""
+    """Convolutions on a picture of ``SIDE`` pixels, their mean over all places, a linear layer.
+
+    ``real``: what its features of real pictures are like, where its file says so.
+    """
 
     def __init__(self, config: JudgeConfig, names: Sequence[str] = ()) -> None:
         super().__init__()
         self.config, self.names = config, tuple(names)
+        self.real: Moments | None = None
         widths = [config.width, *(config.width * step for step in _STEPS)]
         self.stem = nn.Conv2d(3, config.width, 3, padding=1)
         self.norm = nn.GroupNorm(4, config.width)
@@ -72,15 +109,16 @@ class Judge(nn.Module):
                 "scripts/train_artwork wrote. Choose another file"
             )
         config = headers.read_config(JudgeConfig, header.config, raw.source)
-        judge = cls(config, header.classes)
+        judge, tensors = cls(config, header.classes), dict(raw.tensors)
+        judge.real = Moments.taken(tensors, judge.head.in_features)
         expected = {name: tuple(tensor.shape) for name, tensor in judge.state_dict().items()}
-        found = {name: tuple(getattr(tensor, "shape", ())) for name, tensor in raw.tensors.items()}
+        found = {name: tuple(getattr(tensor, "shape", ())) for name, tensor in tensors.items()}
         if found != expected:
             raise CheckpointError(
                 f"{path}: its tensors are not those of a judge of width {config.width} for {config.classes} "
                 "classes; expected a complete file. Get it again"
             )
-        judge.load_state_dict({name: tensor.float() for name, tensor in raw.tensors.items()})
+        judge.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
         return judge.eval().requires_grad_(False)
 
     def features(self, pictures: Tensor) -> Tensor:
@@ -109,16 +147,20 @@ class Judge(nn.Module):
         logits, features = zip(*found, strict=True)
         return torch.cat(logits), torch.cat(features)
 
+    def distance(self, features: np.ndarray | Tensor) -> float | None:
+        """The Frechet distance of pictures with these features (N, C) to real ones; None where unknown.
 
-def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """The Frechet distance of the normal distributions of two sets of features (N, C) and (M, C).
+        With few pictures it is too large.
+        """
+        if self.real is None or len(features) < 2:
+            return None
+        return frechet_distance(Moments.of(torch.as_tensor(features)), self.real)
 
-    Both need more rows than a few; with few of them it is too large.
-    """
-    first, second = a.double(), b.double()
-    cov_a, cov_b = torch.cov(first.T), torch.cov(second.T)
-    values, vectors = torch.linalg.eigh(cov_a)
+
+def frechet_distance(a: Moments, b: Moments) -> float:
+    """The Frechet distance of two normal distributions."""
+    values, vectors = torch.linalg.eigh(a.covariance)
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ cov_b @ root).clamp(min=0).sqrt().sum()
-    means = (first.mean(dim=0) - second.mean(dim=0)).square().sum()
-    return float(means + cov_a.trace() + cov_b.trace() - 2 * cross)
+    cross = torch.linalg.eigvalsh(root @ b.covariance @ root).clamp(min=0).sqrt().sum()
+    means = (a.mean - b.mean).square().sum()
+    return float(means + a.covariance.trace() + b.covariance.trace() - 2 * cross)

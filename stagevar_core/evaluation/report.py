@@ -10,11 +10,13 @@ import numpy as np
 from ..acceleration.policy import AccelerationPolicy
 from .compare import NEARNESS, REFERENCE, Comparison, described
 from .intervals import Interval, difference, interval
+from .reading import EDGES, JUDGED, TOP1
 from .score import SCORED
 
 VERSION = 1  # of the JSON
 TASK_SCORES = ("strict", "texture")  # reported for every task
-DECIMALS = {"psnr": 2, "ssim": 4, "lpips": 4}  # that are worth keeping
+READ = (*TASK_SCORES, *JUDGED)  # what is read back of pictures, as far as it is
+DECIMALS = {"psnr": 2, "ssim": 4, "lpips": 4, EDGES: 3}  # that are worth keeping
 
 
 def costs(found: Comparison, variant: str) -> dict[str, Any]:
@@ -70,17 +72,21 @@ def summary(found: Comparison, variant: str, against: str = REFERENCE) -> dict[s
             values[measure] = _plain(interval(own))
             if against != REFERENCE:
                 values[f"{measure}_difference"] = _plain(difference(own, other))
-    if found.tasks is None:
-        return values
-    for measure in SCORED:
-        groups = ["all", *sorted(set(found.tasks))] if measure in TASK_SCORES else ["all"]
+    if variant in found.frechet:
+        values["frechet"] = found.frechet[variant]
+    tasks = found.tasks or ("all",) * len(found.job.captions)
+    for measure in (*SCORED, *JUDGED):
+        if measure not in found.measures[variant]:
+            continue
+        groups = ["all", *sorted(set(tasks) - {"all"})] if measure in TASK_SCORES else ["all"]
         values[measure] = {}
         for task in groups:
-            chosen = np.array([task in ("all", own) for own in found.tasks])
+            chosen = np.array([task in ("all", own) for own in tasks])
             own, other = (found.per_caption(name, measure)[chosen] for name in (variant, against))
-            mean = _plain(interval(own, share=True))
+            share = measure in (*SCORED, TOP1)
+            mean = _plain(interval(own, share=share))
             if mean is not None:
-                pair = difference(own, other, share=True)
+                pair = difference(own, other, share=share)
                 values[measure][task] = {**mean, "difference": _plain(pair)}
     return values
 
@@ -127,8 +133,8 @@ def report(
 def _differences(values: Mapping[str, Any]) -> dict[str, Any]:
     """The differences in a summary alone."""
     found = {key: value for key, value in values.items() if key.endswith("_difference")}
-    for measure in TASK_SCORES:
-        found |= {measure: {task: row["difference"] for task, row in values.get(measure, {}).items()}}
+    for measure in (each for each in READ if each in values):
+        found |= {measure: {task: row["difference"] for task, row in values[measure].items()}}
     return found
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .compare import NEARNESS, REFERENCE
-from .report import DECIMALS, TASK_SCORES
+from .report import DECIMALS, READ, TASK_SCORES
 
 
 def markdown(values: Mapping[str, Any], against: str = REFERENCE) -> str:
@@ -22,21 +22,22 @@ def markdown(values: Mapping[str, Any], against: str = REFERENCE) -> str:
 
 def overview(values: Mapping[str, Any]) -> str:
     """Costs and quality, a row for each variant, as one Markdown table."""
-    variants, scored = values["variants"], values["tasks"] is not None
+    variants = values["variants"]
+    scored = [measure for measure in READ if measure in variants[REFERENCE]]
+    distance = "frechet" in variants[REFERENCE]
     near = [measure for measure in NEARNESS if measure in variants[REFERENCE]]
     header = ["preset", "FLOP ratio", "wall ratio", "tokens", "scales skipped", *(m.upper() for m in near)]
-    if scored:
-        header += ["strict", "minus off", "texture", "minus off"]
+    header += [cell for measure in scored for cell in (measure, "minus off")] + ["Frechet"] * distance
     rows = []
     for name, row in variants.items():
         cells = [name, f"{row['flop_ratio']:.2f}", f"{row['wall_ratio']:.2f}" + " †" * row["one_by_one"]]
         cells += [f"{row['tokens']:.1%}", f"{row['scales_skipped']:g}"]
         cells += ["" if name == REFERENCE else _mean(row[m], DECIMALS[m]) for m in near]
-        for measure in TASK_SCORES if scored else ():
+        for measure in scored:
             total = row[measure].get("all")
             cells.append("" if total is None else f"{total['mean']:.3f}")
             cells.append("" if total is None or name == REFERENCE else _signed(total["difference"], 3))
-        rows.append(cells)
+        rows.append([*cells, f"{row['frechet']:.1f}"] if distance else cells)
     return _table(header, rows)
 
 
@@ -58,7 +59,7 @@ def differences(values: Mapping[str, Any], against: str) -> str:
     """``against`` minus each of the others, paired, as one Markdown table."""
     variants = values["variants"]
     near = [measure for measure in NEARNESS if measure in variants[REFERENCE]]
-    scored = TASK_SCORES if values["tasks"] is not None else ()
+    scored = [measure for measure in READ if measure in variants[REFERENCE]]
     header = [f"{against} minus", *(m.upper() for m in near), *scored]
     rows = []
     for name, row in variants.items():

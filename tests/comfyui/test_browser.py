@@ -456,6 +456,8 @@ def test_vue_pages_keep_the_layout_of_every_workflow(page: Page) -> None:
     [
         *("07_vary_no_download", "08_image_to_image_no_download", "09_scales_strip_no_download"),
         *("12_prompt_per_stage_no_download", "13_regional_prompts_no_download", "14_lora_no_download"),
+        *("30_artwork_no_download", "31_artwork_faster_no_download", "32_artwork_inpaint_no_download"),
+        "33_artwork_draft_pick_finish_no_download",
     ],
 )
 @pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])

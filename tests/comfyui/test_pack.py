@@ -93,4 +93,5 @@ def test_workflow_templates_are_offered(comfy_server: ComfyServer) -> None:
     wanted |= {"19_class_to_image_VAR", "20_faster_VAR", "21_inpaint_VAR"}
     wanted |= {"17_text_to_image_STAR", "18_faster_STAR"}
     wanted |= {"10_inpaint_latent_no_download", "11_outpaint_no_download"}
+    wanted |= {"30_artwork_no_download", "33_artwork_draft_pick_finish_no_download"}
     assert wanted <= set(offered[PACK_NAME])

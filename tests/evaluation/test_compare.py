@@ -17,6 +17,7 @@ from stagevar_core.evaluation import report as compare_report
 from stagevar_core.evaluation import score as evaluate
 from stagevar_core.evaluation import tables as compare_tables
 from stagevar_core.evaluation.compare import Job, compare
+from stagevar_core.pipeline import Pipeline
 from tests.support.tiny_files import command
 
 CAPTIONS = ("a red circle", "a blue square", "two red circles")
@@ -302,11 +303,23 @@ def test_experiments_compare_at_equal_flops(pipeline):
         lab.equal(lambda share: experiments.changed(lab.base, skip=1, keep=0.1 * share))
 
 
-def test_every_experiment_has_variants_of_its_own(pipeline):
+def test_late_scales_cost_no_more_than_asked(pipeline):
     lab = experiments.Lab(pipeline)
+    dense = lab.flops(None)
+    assert dense == pipeline(["a red circle"]).generation.trace.flops
+    staged = [policy for policy in experiments.late(lab).values() if hasattr(policy, "settings")]
+    costs = [dense / lab.flops(policy.settings) for policy in staged if hasattr(policy.settings, "tokens")]
+    assert len(costs) >= 5 and min(costs) >= experiments.RATIO * 0.999
+
+
+@pytest.mark.parametrize("model", experiments.MODELS)
+def test_every_experiment_has_variants_of_its_own(model):
+    lab = experiments.Lab(Pipeline.embedded(model=model, device="cpu"))
     lab.flops = lambda settings: 1.0  # budgets are checked above
-    for key, experiment in experiments.EXPERIMENTS.items():
+    asked = {key: each for key, each in experiments.EXPERIMENTS.items() if model in each.models}
+    assert "h" in asked and len({experiments.stem("h", each) for each in experiments.MODELS}) == 2
+    for key, experiment in asked.items():
         variants = experiment.variants(lab)
         assert len(variants) >= 3, key
         assert len({repr(policy) for policy in variants.values()}) == len(variants), key
-        assert not {"off", experiments.BASE} & set(variants), key
+        assert not {"off", experiment.base} & set(variants), key

@@ -6,7 +6,7 @@ import torch
 from stagevar_core.checkpoints import CheckpointError
 from stagevar_core.checkpoints.header import Header
 from stagevar_core.checkpoints.save import save
-from stagevar_core.evaluation.judge import Judge, JudgeConfig, frechet_distance
+from stagevar_core.evaluation.judge import Judge, JudgeConfig, Moments, frechet_distance
 
 NAMES = ("cat", "dog", "rocket")
 
@@ -50,6 +50,16 @@ def test_other_files_are_refused(judge, tmp_path):
 def test_equal_sets_have_no_distance_and_a_shift_has_its_square():
     torch.manual_seed(0)
     a = torch.randn(400, 6)
-    assert frechet_distance(a, a) == pytest.approx(0.0, abs=1e-6)
-    assert frechet_distance(a, a + 2.0) == pytest.approx(6 * 4.0, rel=1e-3)
-    assert frechet_distance(a, 2 * a) > 1
+    same = Moments.of(a)
+    assert frechet_distance(same, same) == pytest.approx(0.0, abs=1e-6)
+    assert frechet_distance(same, Moments.of(a + 2.0)) == pytest.approx(6 * 4.0, rel=1e-3)
+    assert frechet_distance(same, Moments.of(2 * a)) > 1
+
+
+def test_a_file_says_what_real_pictures_are_like(judge, tmp_path):
+    features = torch.randn(50, judge.head.in_features)
+    assert judge.distance(features) is None  # nobody said it yet
+    found = Judge.load(written(judge, tmp_path / "judge.safetensors", **Moments.of(features).tensors()))
+    assert found.distance(features) == pytest.approx(0.0, abs=1e-3)
+    assert found.distance(features + 1.0) == pytest.approx(judge.head.in_features, rel=1e-3)
+    assert found.distance(features[:1]) is None  # one picture has no spread
