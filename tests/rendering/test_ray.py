@@ -73,8 +73,9 @@ def test_a_cluster_that_is_not_there_is_an_error_of_ours(tmp_path: Path) -> None
 
 
 MEASURES = {
-    "score": ("--prompts", "6", "--batch", "2", "--json"),
-    "calibrate": ("--limit", "3", "--chunks", "2", "--out"),
+    "scenes": ("score", "--prompts", "6", "--batch", "2", "--json"),
+    "classes": ("score", "--model", "artwork", "--prompts", "6", "--batch", "2", "--json"),
+    "stages": ("calibrate", "--limit", "3", "--chunks", "2", "--out"),
 }
 
 
@@ -83,8 +84,22 @@ def test_workers_measure_what_one_process_measures(name: str, tmp_path: Path, ca
     found = []
     for options in ((), ("--ray", "local", "--workers", "2")):
         out = tmp_path / f"{len(found)}.json"
-        assert main([name, *MEASURES[name], str(out), *options, "--threads", "1"]) == 0, capsys.readouterr()
+        assert main([*MEASURES[name], str(out), *options, "--threads", "1"]) == 0, capsys.readouterr()
         found.append(json.loads(out.read_text()))
+    assert found[0] == found[1]
+
+
+def test_workers_compare_classes_as_one_process_does(tmp_path: Path, capsys) -> None:
+    found = []
+    for options in ((), ("--ray", "local", "--workers", "2")):
+        out = tmp_path / str(len(found))
+        command = ["compare", "--model", "artwork", "--presets", "turbo", "--prompts", "4", "--batch", "2"]
+        report = ("--out", str(out), "--json", str(out.with_suffix(".json")))
+        assert main([*command, *report, *options, "--threads", "1"]) == 0, capsys.readouterr()
+        values = json.loads(out.with_suffix(".json").read_text())["variants"]
+        read = ("psnr", "ssim", "top1", "edges", "frechet", "pictures", "notes")
+        found.append({name: {key: row.get(key) for key in read} for name, row in values.items()})
+        assert found[-1]["turbo"]["frechet"] and found[-1]["turbo"]["top1"] and found[-1]["turbo"]["edges"]
     assert found[0] == found[1]
 
 
