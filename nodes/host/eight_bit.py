@@ -55,7 +55,7 @@ class HostEightBit(EightBitLinear):
         rows = rows_of(weight)
         if return_weight:
             return rows
-        self.weight = nn.Parameter(rows, requires_grad=False)
+        self.register_parameter("weight", nn.Parameter(rows, requires_grad=False))
         return None
 
 

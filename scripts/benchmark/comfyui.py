@@ -43,10 +43,10 @@ LABEL = "207"
 
 
 class Asked(NamedTuple):
-    """What is measured, at every preset."""
+    """What is measured, at every preset; ``size``: (height, width)."""
 
     presets: Sequence[str]
-    pixels: int | None
+    size: tuple[int, int]
     batch: int
     repeat: int
 
@@ -85,7 +85,7 @@ def write_models(name: str, folder: Path, dtype: torch.dtype) -> dict[str, Path]
 def workflow(name: str, asked: Asked, chosen: str, dtype: str, seed: int) -> Json:
     """The graph of a shipped workflow, in API format."""
     file = BUILT_IN if name == EMBEDDED else FILE
-    size = {} if asked.pixels is None else {"width": asked.pixels, "height": asked.pixels}
+    size = {"width": asked.size[1], "height": asked.size[0]}
     own = {"cfg": "auto", "temperature": "auto", "top_k": "auto", "top_p": "auto"}
     model = ["accelerate", 0] if chosen != BASE else ["model", 0]
     graph: dict[str, tuple[str, Json]] = {
@@ -123,7 +123,7 @@ def by_core(pipeline: Pipeline, asked: Asked, chosen: str, seed: int, folder: Pa
     """Seconds of the same work as the command line does it: pictures, files, plot."""
     text = PROMPT if pipeline.text_encoder is not None else LABEL
     start = time.perf_counter()
-    size = {"width": asked.pixels, "height": asked.pixels}
+    size = {"width": asked.size[1], "height": asked.size[0]}
     found = pipeline(text, seed=seed, batch=asked.batch, policy=preset(chosen), **size)
     for index, (image, own) in enumerate(zip(found.images.numpy(), found.seeds, strict=True)):
         save(image, folder / f"core_{index}.png", prompt=text, seed=own)
@@ -134,20 +134,21 @@ def by_core(pipeline: Pipeline, asked: Asked, chosen: str, seed: int, folder: Pa
 def measure(arguments: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """Both paths, ``--repeat`` times in turn after one run of each that does not count."""
     chosen = [BASE] if arguments.presets is None else [variant.preset for variant in arguments.presets]
-    asked = Asked(chosen, arguments.pixels, arguments.batch[0], arguments.repeat)
     name = str(dtype).removeprefix("torch.")
     with tempfile.TemporaryDirectory(prefix="stagevar-bench-") as place:
         base = Path(place)
         pipeline = Pipeline.load(
             **write_models(arguments.model, base / "models", dtype), dtype=dtype, device=device
         )
+        size = pipeline.trained.image_size(pipeline.schedule(arguments.pixels, arguments.pixels))
+        asked = Asked(chosen, size, arguments.batch[0], arguments.repeat)
         flags = ["--cpu"] if device.type == "cpu" else default_flags(Path(sys.executable))
         with ComfyServer(Path(sys.executable), arguments.comfyui, base, flags=flags) as server:
             rows = [_row(server, pipeline, arguments.model, asked, each, name) for each in chosen]
     return {
         "model": arguments.model,
         "dtype": name,
-        "pixels": arguments.pixels,
+        "size": list(asked.size[::-1]),
         "batch": asked.batch,
         "repeat": asked.repeat,
         "hardware": hardware(device),

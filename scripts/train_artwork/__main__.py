@@ -16,7 +16,7 @@ from .parallel import run
 PHASES = ("data", "judge", "tokenizer", "tokens", "transformer", "export", "score")
 PICTURES_MEASURED = 168
 EXTRA = ("held-out", "sweep", "sheet")
-PICTURES = 7_200  # that the transformer learns from, about 20 of every drawing
+PICTURES = 9_600  # that the transformer learns from, about 30 of every drawing
 
 
 def run_phase(phase: str, out: Path, count: int) -> None:

@@ -52,20 +52,20 @@ SAMPLING = SamplingSettings(cfg_scale=3.0, temperature=0.6, top_k=0, top_p=0.9)
 class TransformerTraining:
     """Settings of this phase, batches of each process.
 
-    After ``early`` steps, which see early scales alone, two of three steps see windows of the late ones; the
+    After ``early`` steps, which see early scales alone, three of four steps see windows of the late ones; the
     last ``whole`` steps see all tokens.
     """
 
-    steps: int = 1310
+    steps: int = 3200
     early: int = 790
-    whole: int = 20
+    whole: int = 100
     early_batch: int = 16
     window_batch: int = 6
     whole_batch: int = 2
     lr: float = 2.5e-3
     decay: float = 0.5
     label_drop: float = 0.1
-    ema: float = 0.995
+    ema: float = 0.998
     shown: float = 300.0  # seconds between scores
     seed: int = 4
 
@@ -73,7 +73,7 @@ class TransformerTraining:
         """What a step sees."""
         if step >= self.steps - self.whole:
             return "whole"
-        return "window" if step >= self.early and step % 3 else "early"
+        return "window" if step >= self.early and step % 4 else "early"
 
     def size(self, step: int) -> int:
         """Pictures of a step in each process."""

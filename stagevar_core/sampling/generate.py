@@ -76,13 +76,10 @@ def generate(  # noqa: PLR0913 - independent collaborators, each with one owner
     if batch > 1 and (policy.per_image or not given.uniform):
         monitor.restart(batch)
         images = [images[0].image(index) for index in range(batch)]
-    parts, key = [], run_key(model, policy, settings, schedule)
-    turns = _turns(sequential, offload)
+    parts, key, turns = [], run_key(model, policy, settings, schedule), _turns(sequential, offload)
     with Sharing(monitor, torch.device(device or conditioning.device)) as shared:
         for part in images:
-            passage = Passage.of(
-                part.given, part.conditioning, part.seeds, until, key, paused, apart=sequential
-            )
+            passage = Passage.of(*part.begins, until, key, paused, apart=sequential)
             run = Run(model, passage.begins, schedule, settings, attention, device, **turns)
             parts.append(run.generate(part.noise, quantizer, policy, shared, part.given, passage, kept))
     if kept is not None:
@@ -128,6 +125,11 @@ class _Part(NamedTuple):
     def seeds(self) -> tuple[int, ...]:
         """Of the images; what a policy draws needs some without noise, too."""
         return tuple(range(self.conditioning.batch)) if self.noise is None else tuple(self.noise.seeds)
+
+    @property
+    def begins(self) -> tuple[Given, RunConditioning, tuple[int, ...]]:
+        """What a passage begins with."""
+        return self.given, self.conditioning, self.seeds
 
     def image(self, index: int) -> "_Part":
         """The run of one image."""

@@ -10,6 +10,7 @@ from stagevar_core.acceleration.presets import PRESETS, preset
 from stagevar_core.acceleration.stages import kept_scales
 from stagevar_core.models.compiling import CompiledTransformer, Compiler
 from stagevar_core.models.draws import run_costs
+from stagevar_core.network.eight_bit import eight_bit
 from stagevar_core.pipeline import Pipeline
 from stagevar_core.sampling.drafts import draft_grid, reduced
 from stagevar_core.sampling.forecast import forecast
@@ -30,7 +31,12 @@ HALF = Family(
     lambda schedule: tiny_infinity(spread=FAR, dtype=torch.bfloat16),
     encoded_texts,
 )
-BY_NAME = {family.name: family for family in (*FAMILIES, HALF)}
+EIGHT = Family(
+    "infinity in 8 bits",
+    lambda schedule: eight_bit(tiny_infinity(spread=FAR, dtype=torch.bfloat16)),
+    encoded_texts,
+)
+BY_NAME = {family.name: family for family in (*FAMILIES, HALF, EIGHT)}
 PICKED = ["infinity", "infinity in bfloat16", "infinity that edits", "var", "star with its sampler"]
 SEED, BATCH = 11, 3
 
