@@ -6,11 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from stagevar_core.commands.main import main
+from stagevar_core.rendering.cluster import Cluster, OnRay
+from stagevar_core.rendering.work import Load
 
 pytest.importorskip("ray.data", reason="the optional engine ray[data] is not installed")
 pytestmark = pytest.mark.slow
@@ -108,3 +111,15 @@ def test_what_a_worker_cannot_do_is_one_line(tmp_path: Path, capsys) -> None:
     ray = ("--transformer", str(tmp_path / "no.safetensors"), "--out", str(tmp_path / "out"))
     assert main(["compare", *ray, "--ray", "local"]) == 2
     assert "no.safetensors" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_an_error_at_an_item_is_raised_here() -> None:
+    class Numbers:
+        def begin(self, load: Load) -> Callable[[str], int]:
+            return int
+
+    engine = OnRay(Cluster("local", 2), lambda: pytest.fail("no model is needed"))
+    with engine.open():
+        assert sorted(done.result for done in engine.run(Numbers(), ["4", "5"])) == [4, 5]
+        with pytest.raises(ValueError, match="invalid literal"):
+            list(engine.run(Numbers(), ["4", "five"]))
