@@ -24,8 +24,10 @@ _ABOUT = {
     Tensor.size,
     Tensor.is_floating_point,
 }
-_ABOUT |= {Tensor.requires_grad_, Tensor.detach, Tensor.data.__get__}
-_ABOUT |= {getattr(Tensor, name).__get__ for name in ("shape", "dtype", "device", "ndim", "requires_grad")}
+_ABOUT |= {Tensor.requires_grad_, Tensor.detach}
+_ABOUT |= {
+    getattr(Tensor, name).__get__ for name in ("data", "shape", "dtype", "device", "ndim", "requires_grad")
+}
 
 
 class PackedWeight(Tensor):

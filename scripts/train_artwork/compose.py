@@ -14,8 +14,8 @@ from .sources import Artwork, class_names
 
 SIDE = 256
 SMALLEST, LARGEST = 0.60, 0.90  # of the picture's side
-# Of the model's own pictures: few colours and few patterned ones. A pattern lives in the late scales alone, and a
-# large model's late scales repeat what is there already.
+# Of the model's own pictures: few colours and few patterned ones. A pattern lives in the late scales alone,
+# and a large model's late scales repeat what is there already.
 HUES = (0.0, 0.08, 0.14, 0.3, 0.45, 0.55, 0.65, 0.78, 0.9)
 PATTERNS = (*["plain"] * 12, *["gradient"] * 3, "dots", "stripes", "checks", "grid")
 UNSEEN = ("zigzag", "rings")  # on which classifiers are tested alone

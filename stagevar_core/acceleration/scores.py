@@ -69,9 +69,7 @@ def token_scores(
     if name == "distance":
         return (wide - wide.mean(dim=1, keepdim=True)).square().sum(dim=-1)
     if name == "change" and delta is not None:
-        # Contiguous, so that all tokens are summed in the same order: resized maps hold equal tokens, and
-        # rounding that depends on the batch must not settle their order.
-        return delta.float().contiguous().square().sum(dim=-1)
+        return settled(delta.float().contiguous().square().sum(dim=-1))
     if name in ("codes", "entropy") and history.scale is not None:
         seen = getattr(history, name)
         found = resize_tokens(seen, history.scale, scale, "bilinear").squeeze(-1)
@@ -85,6 +83,15 @@ def token_scores(
         draws = [torch.rand(scale.tokens, generator=generator) for generator in generators]
         return torch.stack(draws).to(x.device).repeat(len(x) // images, 1)
     raise ValueError(f"unknown score {name!r}; expected one of {list(SCORES)}")
+
+
+def settled(scores: Tensor) -> Tensor:
+    """Scores with the last 10 of their 23 bits rounded away.
+
+    Tokens that took over the same change score the same, but for rounding, which depends on the batch and
+    must not settle their order.
+    """
+    return (scores.view(torch.int32) + (1 << 9) & -(1 << 10)).view(torch.float32)
 
 
 def spread_order(scale: Scale, device: torch.device) -> Tensor:

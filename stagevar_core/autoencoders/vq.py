@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..network.layers import cast, stacked
+from ..network.layers import cast, row_by_row, stacked
 from ..schedule import Scale, ScaleSchedule
 from .conv import Decoder, Encoder, clamp_image
 
@@ -130,10 +130,13 @@ class VectorQuantizer(nn.Module):
         """
         conv = self.phi[phi_index(schedule, scale, len(self.phi))]
         weight, bias = cast(conv.weight, codes), None if conv.bias is None else cast(conv.bias, codes)
-        if weights is None:
-            convolved = F.conv2d(codes, weight, bias, padding=1)
-        else:
-            convolved = F.conv2d(codes, weight, padding=1)
+
+        def convolve(images: Tensor) -> Tensor:
+            return F.conv2d(images, weight, bias if weights is None else None, padding=1)
+
+        # Image by image and in one order of memory, both of which decide how a convolution rounds.
+        convolved = row_by_row(convolve, codes.contiguous())
+        if weights is not None:
             convolved = convolved if bias is None else convolved + bias.view(-1, 1, 1) * weights
         return codes * (1.0 - PHI_SHARE) + convolved * PHI_SHARE
 

@@ -26,6 +26,7 @@ from ..network.layers import (
     modulated,
     queries_of,
     rms_norm,
+    row_by_row,
     stacked,
     to_lengths,
     with_factors,
@@ -260,7 +261,7 @@ class HART(NoPrefix, nn.Module):
         owned = torch.tensor(counts, device=device)
         places = torch.arange(self.config.context, device=device).minimum(owned[:, None] - 1)
         active = F.silu(tokens.amax(dim=1))
-        head_ada = with_factors(self.head_ada(active).unflatten(-1, (1, 2, -1)))
+        head_ada = with_factors(row_by_row(self.head_ada, active).unflatten(-1, (1, 2, -1)))
         block_ada = [*map(with_factors, self._modulations(tokens, owned))]
         lengths = [block.self_attn.lengths(device) for block in self.blocks]
         return TextState(tokens, places, block_ada, head_ada, lengths)
@@ -331,7 +332,9 @@ class HART(NoPrefix, nn.Module):
             return [(cast(block.ada, mean) + mean[:, None]).unsqueeze(1) for block in self.blocks]
         pooled = mean if config.pooling == "avg" else tokens.amax(dim=1)
         narrow = F.silu(pooled).to(self.compute_dtype)
-        return [block.modulation(narrow).float().unflatten(-1, (1, 6, -1)) for block in self.blocks]
+        return [
+            row_by_row(block.modulation, narrow).float().unflatten(-1, (1, 6, -1)) for block in self.blocks
+        ]
 
 
 def last_weight(cfg_scale: float, scales: int) -> float:

@@ -25,6 +25,7 @@ from ..network.layers import (
     head_lengths,
     merge_heads,
     plain_norm,
+    row_by_row,
     split_heads,
     stacked,
     to_lengths,
@@ -208,7 +209,7 @@ class STAR(NoPrefix, nn.Module):
         padded, mask = pad_rows(texts)
         padded = padded.to(self.compute_dtype)
         return TextState(
-            start=self.text_proj(pooled),
+            start=row_by_row(self.text_proj, pooled),
             sampler_text=None if self.sampler is None else self.sampler.text(pooled),
             keys_values=[block.cross_attn.keys_values(padded) for block in self.blocks],
             lengths=[

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..network.attention import AttentionFn
-from ..network.layers import CosineAttention, FeedForward, cast, merge_heads, plain_norm, stacked
+from ..network.layers import CosineAttention, FeedForward, cast, merge_heads, plain_norm, row_by_row, stacked
 from ..schedule import Scale
 from .contract import Drawing, Drawn, Noise
 from .draws import TokenHead, filter_logits
@@ -92,7 +92,7 @@ class InnerSampler(nn.Module):
 
     def text(self, pooled: Tensor) -> Tensor:
         """The text token (rows, C) of pooled texts (rows, text_width)."""
-        start = self.text_proj(pooled)
+        start = row_by_row(self.text_proj, pooled)
         return start + cast(self.start, start)
 
     def forward(self, ctx: Drawing, text: Tensor, codes: Tensor) -> Tensor:

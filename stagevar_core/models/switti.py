@@ -19,7 +19,7 @@ from ..conditioning.types import TextConditioning, pad_rows, require
 from ..network.attention import AttentionFn
 from ..network.cache import KVCache
 from ..network.context import ScaleContext
-from ..network.layers import cast, modulated_norm, stacked, with_factors
+from ..network.layers import cast, modulated_norm, row_by_row, stacked, with_factors
 from ..network.rotary import normalised_angles
 from ..schedule import Prefix, Scale, ScaleSchedule
 from .contract import Drawing, Drawn
@@ -163,12 +163,12 @@ class Switti(NoPrefix, nn.Module):
             others, theirs = self._checked(against, conditioning.negative_regions, device)
             texts, regions = texts + others, regions + theirs
         sight = Sight.of(texts, regions)
-        start = self.text_proj(self.pooled(texts, sight))
+        start = row_by_row(self.text_proj, self.pooled(texts, sight))
         padded, mask = pad_rows(texts)
         return TextState(
             start=start,
             block_ada=self._modulations(start),
-            head_ada=with_factors(self.head_ada(F.silu(start)).unflatten(-1, (1, 2, -1))),
+            head_ada=with_factors(row_by_row(self.head_ada, F.silu(start)).unflatten(-1, (1, 2, -1))),
             keys_values=[block.cross_attn.keys_values(padded, self.compute_dtype) for block in self.blocks],
             mask=mask,
             regions=sight,
