@@ -17,7 +17,8 @@ from testbed.comfy_server import PACK_NAME, ComfyServer, Json, PromptFailed, Pro
 from .graphs import OURS, Edit, Graphs, applied
 
 HANG = 20.0  # seconds
-OWN_ERRORS = ("ValueError", "CheckpointError", "RuntimeError")
+# Ours, and those that we raise of Python's.
+OWN_ERRORS = ("ValueError", "RuntimeError", "CheckpointError", "NeedsCodeError", "NoTextEncoderError")
 LONGEST = 1500  # characters of a message
 
 

@@ -1,5 +1,6 @@
 """What the soak tries: graphs that fit together, the same for a seed; and how it judges how they end."""
 
+import ast
 import random
 import subprocess
 import sys
@@ -9,9 +10,10 @@ from collections import Counter
 import pytest
 from soak import files_ended
 from soaking.graphs import BETWEEN, Graphs, applied, is_link, reaches
-from soaking.trials import Tally, judged
+from soaking.trials import OWN_ERRORS, Tally, judged
 from soaking.verdict import grown, held, judge_memory, verdict
 from testbed.comfy_server import PACK_NAME, PromptFailed
+from testbed.environment import ROOT
 
 INFO = {
     "StageVARSampler": {
@@ -150,3 +152,13 @@ def test_the_files_that_a_test_tried_are_counted() -> None:
         files_ended(subprocess.Popen(command, stdout=subprocess.PIPE, text=True), tally)
         assert tally.counts["files"] == files
         assert [each["fault"] for each in tally.faults] == ([fault] if fault else [])
+
+
+def test_every_error_of_ours_counts_as_ours() -> None:
+    ours = set()
+    for folder in ("nodes", "stagevar_core"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for found in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(found, ast.ClassDef) and found.name.endswith("Error"):
+                    ours.add(found.name)
+    assert ours and ours <= set(OWN_ERRORS)
