@@ -22,7 +22,9 @@ from .workers import add_worker_options, check_workers, engine_of
 def add_parser(commands: Commands) -> None:
     """Register the command."""
     score = commands.add_parser("score", help="draw unseen captions, or classes, and read them back")
-    score.add_argument("--prompts", type=int, default=500, help="number of captions or classes")
+    score.add_argument(
+        "--prompts", type=int, default=500, help="number of captions, or of pictures of classes"
+    )
     score.add_argument("--batch", type=int, default=20, help="images at once; changes nothing but speed")
     score.add_argument("--scales", type=int, metavar="K", help="run the first K scales only")
     score.add_argument("--grid", type=Path, metavar="FILE", help="contact sheet, framed by right and wrong")
@@ -63,12 +65,7 @@ def run(arguments: argparse.Namespace) -> None:
     engine = engine_of(arguments, models)
     with tqdm(total=len(captions), unit="image") as bar, engine.open():
         result = evaluation.evaluated(engine, task, arguments.batch, bar.update)
-    print(evaluation.table(result.reports))
-    if arguments.grid is not None and result.images is not None:
-        print(save(evaluation.contact_sheet(result.images, result.right), arguments.grid))
-    if arguments.json is not None:
-        report = {"seed": arguments.seed, "prompts": arguments.prompts, "variants": result.reports}
-        arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write(arguments, evaluation.table(result.reports), result)
 
 
 def run_judged(arguments: argparse.Namespace) -> None:
@@ -84,7 +81,12 @@ def run_judged(arguments: argparse.Namespace) -> None:
     engine = engine_of(arguments, models)
     with tqdm(total=len(classes), unit="image") as bar, engine.open():
         result = judged.evaluated(engine, task, arguments.batch, bar.update)
-    print(judged.table(result.reports))
+    write(arguments, judged.table(result.reports), result)
+
+
+def write(arguments: argparse.Namespace, table: str, result: evaluation.Evaluation) -> None:
+    """Print the table, write the files."""
+    print(table)
     if arguments.grid is not None and result.images is not None:
         print(save(evaluation.contact_sheet(result.images, result.right), arguments.grid))
     if arguments.json is not None:

@@ -11,20 +11,12 @@ import torch
 from ..embedded import JUDGE
 from ..pipeline import Pipeline
 from ..rendering.engines import Engine, working
-from ..rendering.work import Load, Task, advanced, in_order, spans
+from ..rendering.work import Load, Task, spans
 from .intervals import interval
 from .judge import Judge
 from .reading import EDGES, FEATURES, TOP1, JudgeReader, judge_of
-from .score import Evaluation, Pictures
+from .score import Evaluation, Pictures, Scored, gathered, reading
 from .store import Part
-
-
-@dataclass(frozen=True)
-class Read:
-    """A batch that was read: values per variant, and pictures of the first one to show."""
-
-    values: dict[str, Part]
-    shown: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -38,20 +30,20 @@ class Judged:
     classes: Sequence[str]
     shown: int = 0
 
-    def begin(self, load: Load) -> Callable[[range], Read]:
+    def begin(self, load: Load) -> Callable[[range], Scored[Part]]:
         """What draws and reads a batch; ``ValueError`` for a model whose classes the judge does not know."""
-        judge, draw = judge_of(load()), self.pictures.begin(load)
+        judge = judge_of(load())
         if judge is None:
-            raise ValueError("the shipped judge knows other classes than this model; get both files again")
+            raise ValueError(
+                "the judge that comes along knows other classes than this model; get both files again"
+            )
         reader = JudgeReader(judge)
-
-        def judged(part: range) -> Read:
-            found, classes = draw(part), self.classes[part.start : part.stop]
-            values = {name: reader.read(classes, torch.from_numpy(images)) for name, images in found.items()}
-            first = next(iter(found.values()))
-            return Read(values, first[: max(0, self.shown - part.start)])
-
-        return judged
+        return reading(
+            self.pictures.begin(load),
+            self.classes,
+            lambda classes, images: reader.read(classes, torch.from_numpy(images)),
+            self.shown,
+        )
 
 
 def evaluated(
@@ -61,20 +53,15 @@ def evaluated(
     advance: Callable[[int], object] = lambda pictures: None,
 ) -> Evaluation:
     """All classes of a task in batches; ``advance`` is called with every batch's size as it is done."""
-    parts, found, shown = spans(len(task.classes), batch), dict[str, list[Part]](), []
-    done = advanced(working(by).run(task, parts), parts, advance)
-    for one in in_order(done):
-        for variant, values in one.result.values.items():
-            found.setdefault(variant, []).append(values)
-        shown.append(one.result.shown)
-    joined = {
-        name: {key: np.concatenate([each[key] for each in several]) for key in several[0]}
-        for name, several in found.items()
+    found, shown = gathered(working(by), task, spans(len(task.classes), batch), advance)
+    values = {
+        variant: {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+        for variant, parts in found.items()
     }
     reader = JudgeReader(Judge.load(JUDGE))
-    reports = {variant: summary(reader, values) for variant, values in joined.items()}
-    right = next(iter(joined.values()))[TOP1] > 0
-    return Evaluation(reports, np.concatenate(shown), right.tolist())
+    reports = {variant: summary(reader, read) for variant, read in values.items()}
+    right = next(iter(values.values()))[TOP1] > 0
+    return Evaluation(reports, shown, right.tolist())
 
 
 def summary(reader: JudgeReader, values: dict[str, np.ndarray]) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import chain
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -80,14 +81,33 @@ class Evaluation:
 
 Pictures = dict[str, np.ndarray]  # of a batch: variant -> (B, H, W, 3) uint8
 Draw = Callable[[range], Pictures]  # the pictures with these numbers
+Values = TypeVar("Values")  # what is read back from a batch of one variant
 
 
 @dataclass(frozen=True)
-class Scored:
-    """A batch that was read back: scores per variant, and pictures of the first one to show."""
+class Scored(Generic[Values]):
+    """A batch that was read back: what was read per variant, and pictures of the first one to show."""
 
-    scores: dict[str, list[Score]]
+    values: dict[str, Values]
     shown: np.ndarray
+
+
+def reading(
+    draw: Draw, texts: Sequence[str], read: Callable[[Sequence[str], np.ndarray], Values], shown: int
+) -> Callable[[range], Scored[Values]]:
+    """What draws a batch and reads it back.
+
+    ``read``: gets captions and pictures (B, H, W, 3) uint8. ``shown``: how many pictures come along, the
+    first ones of all.
+    """
+
+    def judged(part: range) -> Scored[Values]:
+        found, wanted = draw(part), texts[part.start : part.stop]
+        values = {variant: read(wanted, images) for variant, images in found.items()}
+        first = next(iter(found.values()))
+        return Scored(values, first[: max(0, shown - part.start)])
+
+    return judged
 
 
 @dataclass(frozen=True)
@@ -101,20 +121,9 @@ class Judged:
     captions: Sequence[str]
     shown: int = 0
 
-    def begin(self, load: Load) -> Callable[[range], Scored]:
+    def begin(self, load: Load) -> Callable[[range], Scored[list[Score]]]:
         """What draws and scores a batch; ``ValueError`` for pictures that the scorer cannot read."""
-        draw = self.pictures.begin(load)
-
-        def judged(part: range) -> Scored:
-            found = draw(part)
-            scores = {name: read_back(self._texts(part), images) for name, images in found.items()}
-            first = next(iter(found.values()))
-            return Scored(scores, first[: max(0, self.shown - part.start)])
-
-        return judged
-
-    def _texts(self, part: range) -> Sequence[str]:
-        return self.captions[part.start : part.stop]
+        return reading(self.pictures.begin(load), self.captions, read_back, self.shown)
 
 
 def read_back(captions: Sequence[str], images: np.ndarray) -> list[Score]:
@@ -127,6 +136,24 @@ def read_back(captions: Sequence[str], images: np.ndarray) -> list[Score]:
     return [score(text, image) for text, image in zip(captions, images, strict=True)]
 
 
+def gathered(
+    engine: Engine,
+    task: Task[range, Scored[Values]],
+    parts: Sequence[range],
+    advance: Callable[[int], object],
+) -> tuple[dict[str, list[Values]], np.ndarray]:
+    """What a task read per variant, in the order of the parts, and the pictures to show.
+
+    ``advance`` is called with every part's size as it is done.
+    """
+    values, shown = dict[str, list[Values]](), []
+    for one in in_order(advanced(engine.run(task, parts), parts, advance)):
+        for variant, found in one.result.values.items():
+            values.setdefault(variant, []).append(found)
+        shown.append(one.result.shown)
+    return values, np.concatenate(shown)
+
+
 def evaluated(
     by: Engine | Pipeline,
     task: Judged,
@@ -134,15 +161,10 @@ def evaluated(
     advance: Callable[[int], object] = lambda pictures: None,
 ) -> Evaluation:
     """All captions of a task in batches; ``advance`` is called with every batch's size as it is done."""
-    parts, scores, shown = spans(len(task.captions), batch), dict[str, list[Score]](), []
-    done = advanced(working(by).run(task, parts), parts, advance)
-    for one in in_order(done):
-        for variant, found in one.result.scores.items():
-            scores.setdefault(variant, []).extend(found)
-        shown.append(one.result.shown)
-    first = next(iter(scores.values()))
+    values, shown = gathered(working(by), task, spans(len(task.captions), batch), advance)
+    scores = {variant: list(chain.from_iterable(parts)) for variant, parts in values.items()}
     reports = {variant: summarise(found) for variant, found in scores.items()}
-    return Evaluation(reports, np.concatenate(shown), [found.strict for found in first])
+    return Evaluation(reports, shown, [found.strict for found in next(iter(scores.values()))])
 
 
 class _Latents(Monitor):

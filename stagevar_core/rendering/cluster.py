@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..devices import is_out_of_memory
 from .said import collected, repeated
 from .work import Done, Item, Load, Result, Task, Worker
 
 LOCAL, AUTO = "local", "auto"
 PATIENCE = 5.0  # seconds for a machine to answer; Ray itself tries for minutes
 QUEUED = 2  # items that wait at an actor, the one it works on included: more would be unshared at the end
-OWN_ERRORS = (ValueError, OSError, MemoryError, RuntimeError)
+# What a worker may raise is a result like any other: of an error that leaves it, Ray hands on the text alone.
+EXPECTED = (ValueError, OSError, ImportError, MemoryError)
 
 
 @dataclass(frozen=True)
@@ -67,10 +69,21 @@ class OnRay:
             """A worker as Ray Data calls it: rows in, rows out."""
 
             def __init__(self) -> None:
-                with collected() as self.loading:
-                    self.worker = Worker(task, load)
+                self.worker: Worker[Item, Result] | None = None
+                self.loading: list[str] = []
 
             def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+                try:
+                    return self.done(row)
+                except (*EXPECTED, RuntimeError) as error:
+                    if isinstance(error, EXPECTED) or is_out_of_memory(error):
+                        return {"done": error, "said": self.loading}
+                    raise  # a fault of ours: Ray's report has its traceback
+
+            def done(self, row: dict[str, Any]) -> dict[str, Any]:
+                if self.worker is None:
+                    with collected() as self.loading:
+                        self.worker = Worker(task, load)
                 with collected() as said:
                     done = self.worker(int(row["number"]), row["item"])
                 return {"done": done, "said": [*self.loading, *said]}
@@ -86,12 +99,11 @@ class OnRay:
             max_restarts=-1,
             max_task_retries=-1,
         )
-        try:
-            for row in done.iter_rows():
-                repeated(row["said"])
-                yield row["done"]
-        except ray.exceptions.RayError as error:
-            raise _own(error, ray.exceptions.RayError) from error
+        for row in done.iter_rows():
+            repeated(row["said"])
+            if isinstance(row["done"], Exception):
+                raise row["done"]
+            yield row["done"]
 
 
 def reached(address: str, patience: float = PATIENCE) -> None:
@@ -165,14 +177,3 @@ def _absent(address: str, found: str) -> ValueError:
         f"--ray is {address!r}; no cluster of Ray there ({found}). Expected its address such as "
         "ray://head:10001 or head:6379, auto for the one of this machine, or local for workers on it"
     )
-
-
-def _own(error: BaseException, wrapper: type[BaseException]) -> BaseException:
-    """What a worker raised, without what Ray wraps it in."""
-    inner: BaseException | None = error
-    while inner is not None:
-        cause = getattr(inner, "cause", None) or inner.__cause__
-        if isinstance(cause, OWN_ERRORS) and not isinstance(cause, wrapper):
-            return cause
-        inner = cause if isinstance(cause, BaseException) else None
-    return error

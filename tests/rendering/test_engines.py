@@ -1,6 +1,7 @@
 """Engines run the same tasks: what comes out does not depend on who works, nor on the order; and clusters."""
 
 import logging
+import pickle
 import socket
 import threading
 import time
@@ -11,12 +12,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import torch
 
+from stagevar_core.acceleration.policy import FirstScales
 from stagevar_core.acceleration.presets import preset
 from stagevar_core.commands.render import summary
+from stagevar_core.evaluation import judged
 from stagevar_core.evaluation import score as evaluate
 from stagevar_core.evaluation.calibrate import Calibration, Request
-from stagevar_core.evaluation.compare import Job, compare
+from stagevar_core.evaluation.compare import Compared, Job, compare, dense_first
 from stagevar_core.pipeline import Pipeline
 from stagevar_core.rendering.cluster import reached
 from stagevar_core.rendering.engines import Alone, ask
@@ -94,6 +98,25 @@ def test_comparisons_do_not_depend_on_who_works(pipeline: Pipeline, tmp_path: Pa
         for key, values in measures.items():
             assert np.array_equal(values, other.measures[name][key], equal_nan=True)
         assert np.array_equal(alone.work[name]["flops"], other.work[name]["flops"])
+
+
+def test_what_a_judge_reads_does_not_depend_on_who_works() -> None:
+    artwork = Pipeline.embedded(model="artwork", dtype=torch.float32, device="cpu")
+    classes, variants = ("cat", "rocket", "7"), {"first five": FirstScales(5)}
+    engine = Scattered(lambda: artwork)
+    task = judged.Judged(evaluate.Generated(classes, seed=4, scales=5), classes, shown=2)
+    alone, other = judged.evaluated(artwork, task, 2), judged.evaluated(engine, task, 2)
+    assert alone.reports == other.reports and alone.right == other.right
+    assert np.array_equal(alone.images, other.images) and len(alone.images) == 2
+    job = Job(classes, batch=2)
+    about = ask(engine, Compared(dense_first(variants), job).about)
+    sent = pickle.loads(pickle.dumps(about))  # as another process sends it
+    here, there = compare(artwork, variants, job), compare(engine, variants, job, about=sent)
+    assert set(here.frechet) == {"off", "first five"} and here.frechet == there.frechet
+    for name, measures in here.measures.items():
+        assert set(measures) == {"psnr", "ssim", "top1", "edges"} == set(there.measures[name])
+        for key, values in measures.items():
+            assert np.array_equal(values, there.measures[name][key], equal_nan=True)
 
 
 def test_calibrations_do_not_depend_on_who_works(pipeline: Pipeline) -> None:

@@ -6,11 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from stagevar_core.commands.main import main
+from stagevar_core.rendering.cluster import Cluster, OnRay
+from stagevar_core.rendering.work import Load
 
 pytest.importorskip("ray.data", reason="the optional engine ray[data] is not installed")
 pytestmark = pytest.mark.slow
@@ -73,8 +76,9 @@ def test_a_cluster_that_is_not_there_is_an_error_of_ours(tmp_path: Path) -> None
 
 
 MEASURES = {
-    "score": ("--prompts", "6", "--batch", "2", "--json"),
-    "calibrate": ("--limit", "3", "--chunks", "2", "--out"),
+    "scenes": ("score", "--prompts", "6", "--batch", "2", "--json"),
+    "classes": ("score", "--model", "artwork", "--prompts", "6", "--batch", "2", "--json"),
+    "stages": ("calibrate", "--limit", "3", "--chunks", "2", "--out"),
 }
 
 
@@ -83,8 +87,22 @@ def test_workers_measure_what_one_process_measures(name: str, tmp_path: Path, ca
     found = []
     for options in ((), ("--ray", "local", "--workers", "2")):
         out = tmp_path / f"{len(found)}.json"
-        assert main([name, *MEASURES[name], str(out), *options, "--threads", "1"]) == 0, capsys.readouterr()
+        assert main([*MEASURES[name], str(out), *options, "--threads", "1"]) == 0, capsys.readouterr()
         found.append(json.loads(out.read_text()))
+    assert found[0] == found[1]
+
+
+def test_workers_compare_classes_as_one_process_does(tmp_path: Path, capsys) -> None:
+    found = []
+    for options in ((), ("--ray", "local", "--workers", "2")):
+        out = tmp_path / str(len(found))
+        command = ["compare", "--model", "artwork", "--presets", "turbo", "--prompts", "4", "--batch", "2"]
+        report = ("--out", str(out), "--json", str(out.with_suffix(".json")))
+        assert main([*command, *report, *options, "--threads", "1"]) == 0, capsys.readouterr()
+        values = json.loads(out.with_suffix(".json").read_text())["variants"]
+        read = ("psnr", "ssim", "top1", "edges", "frechet", "pictures", "notes")
+        found.append({name: {key: row.get(key) for key in read} for name, row in values.items()})
+        assert found[-1]["turbo"]["frechet"] and found[-1]["turbo"]["top1"] and found[-1]["turbo"]["edges"]
     assert found[0] == found[1]
 
 
@@ -93,3 +111,15 @@ def test_what_a_worker_cannot_do_is_one_line(tmp_path: Path, capsys) -> None:
     ray = ("--transformer", str(tmp_path / "no.safetensors"), "--out", str(tmp_path / "out"))
     assert main(["compare", *ray, "--ray", "local"]) == 2
     assert "no.safetensors" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_an_error_at_an_item_is_raised_here() -> None:
+    class Numbers:
+        def begin(self, load: Load) -> Callable[[str], int]:
+            return int
+
+    engine = OnRay(Cluster("local", 2), lambda: pytest.fail("no model is needed"))
+    with engine.open():
+        assert sorted(done.result for done in engine.run(Numbers(), ["4", "5"])) == [4, 5]
+        with pytest.raises(ValueError, match="invalid literal"):
+            list(engine.run(Numbers(), ["4", "five"]))
