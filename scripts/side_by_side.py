@@ -139,7 +139,7 @@ def pictures(values: Values) -> str:
 
 def placed(text: str, name: str, content: str) -> str:
     """A document with what stands between its comments replaced; ``ValueError`` where they are missing."""
-    begin, end = f"<!-- table {name} -->", f"<!-- end of table {name} -->"
+    begin, end = f"<!-- figures: {name} -->", f"<!-- end of figures: {name} -->"
     before, found, rest = text.partition(begin)
     _, closed, after = rest.partition(end)
     if not found or not closed:

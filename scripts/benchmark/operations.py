@@ -73,7 +73,8 @@ def counted(  # noqa: PLR0913 - a model, what it makes and how
     tokenizer = spec_of("tokenizer", spec.tokenizer or family).module(codes, device="meta")
     conditioning: Any = ClassConditioning((0,), None, torch.device("meta"))
     if config.text_width:
-        text = torch.empty(getattr(config, "context", text_tokens), config.text_width, device="meta")
+        length = getattr(config, "context", min(text_tokens, getattr(config, "null_rows", text_tokens)))
+        text = torch.empty(length, config.text_width, device="meta")
         conditioning = TextConditioning((text,), null=text)
     try:
         quantizer = model.quantizer()

@@ -116,5 +116,5 @@ def test_the_dry_run_has_a_part_of_every_kind(monkeypatch, capsys, tmp_path: Pat
         assert 0 < part["levels"]["mean"] < 0.5 and part["levels"]["max"] <= 4
     dense, fast = (found["parts"]["launches"][name]["scales"] for name in ("off", "balanced"))
     assert len(dense) > len(fast)  # scales that are skipped are not there
-    assert set(found["parts"]["embedded"]["seconds_of"]) == {"off", "balanced"}
+    assert set(found["parts"]["embedded"]["transformer"]) == {"off", "balanced"}
     assert sum(file.stat().st_size for file in tmp_path.iterdir()) < 50_000

@@ -54,9 +54,9 @@ def test_a_rival_saves_as_much_and_is_the_best_that_does():
 
 
 def test_tables_leave_the_text_around_them():
-    text = "Why.\n<!-- table a -->\nold\n<!-- end of table a -->\nSo."
+    text = "Why.\n<!-- figures: a -->\nold\n<!-- end of figures: a -->\nSo."
     found = side_by_side.placed(text, "a", "| new |")
-    assert found == "Why.\n<!-- table a -->\n\n| new |\n\n<!-- end of table a -->\nSo."
+    assert found == "Why.\n<!-- figures: a -->\n\n| new |\n\n<!-- end of figures: a -->\nSo."
     assert side_by_side.placed(found, "a", "| new |") == found
     with pytest.raises(ValueError, match="there is no <!-- table b -->"):
         side_by_side.placed(text, "b", "")
