@@ -271,7 +271,9 @@ class Run:
         if isinstance(scale, Prefix) and not scale.opens:
             return self.every_row(self.model.prefix_tokens(self.conditioning.at(0), scale, self.device))
         if scale.index == 0 or f_hat is None:
-            return self.model.first_tokens(self.rows.conditioned)
+            first = self.model.first_tokens(self.rows.conditioned)
+            # A schedule may begin with more than one token: all of them start alike.
+            return first.expand(-1, scale.tokens, -1) if first.shape[1] == 1 else first
         return self.every_row(self.model.embed(self.quantizer.next_input(f_hat, scale)))
 
     def every_row(self, x: Tensor) -> Tensor:

@@ -58,5 +58,5 @@ def test_tables_leave_the_text_around_them():
     found = side_by_side.placed(text, "a", "| new |")
     assert found == "Why.\n<!-- figures: a -->\n\n| new |\n\n<!-- end of figures: a -->\nSo."
     assert side_by_side.placed(found, "a", "| new |") == found
-    with pytest.raises(ValueError, match="there is no <!-- table b -->"):
+    with pytest.raises(ValueError, match="there is no <!-- figures: b -->"):
         side_by_side.placed(text, "b", "")
