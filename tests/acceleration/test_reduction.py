@@ -11,6 +11,7 @@ from stagevar_core.acceleration.scores import (
     SCORES,
     History,
     detail,
+    settled,
     spread_order,
     token_scores,
 )
