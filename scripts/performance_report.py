@@ -248,11 +248,12 @@ def official(files: Sequence[Found]) -> str:
         if "official" not in found:
             continue
         theirs, ours = found["official"], rows(found)[0]
-        for name, each in (("official", theirs), ("`off`", ours)):
+        plain = {**found, "weights": found["dtype"]}  # it knows no others
+        for about, name, each in ((plain, "official", theirs), (found, "`off`", ours)):
             spent = each["seconds"]
             cells = [seconds(spent[phase]) for phase in ("transformer", "decode", "total")]
             share, peak = percent(each["of_ceiling"]), size(each["bytes"]["peak"])
-            body.append([what(found), name, cells[0], share, *cells[1:], peak, where(found)])
+            body.append([what(about), name, cells[0], share, *cells[1:], peak, where(found)])
         ratio = theirs["ratio"]
         cells = [times(ratio[phase]) for phase in ("transformer", "decode", "total")]
         smaller = theirs["bytes"]["peak"] and times(theirs["bytes"]["peak"] / ours["bytes"]["peak"])
