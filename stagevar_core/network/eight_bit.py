@@ -7,6 +7,7 @@ every product, which saves memory alone.
 """
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import cast
 
@@ -178,12 +179,12 @@ def in_rows(x: Tensor, widest: int, compute: Callable[[Tensor], Tensor], out: in
     return found.view(*x.shape[:-1], out)
 
 
-class Products:
+class Products(ABC):
     """Rows (n, in) times a weight, and its bias; float32 or the dtype of the rows."""
 
+    @abstractmethod
     def __call__(self, x: Tensor) -> Tensor:
         """Of (n, in), (n, out)."""
-        raise NotImplementedError
 
     def of_gelu(self, x: Tensor) -> Tensor:
         """Of the GELU (by tanh) of ``x``, which may be overwritten."""
