@@ -152,8 +152,8 @@ def small_parts(folder: Path, device: torch.device) -> list[Part]:
     return [
         Part("precision", 0, 60, partial(precision, 1, device)),
         Part("launches", 0, 60, partial(counted, EMBEDDED, None, device)),
-        Part("embedded", 0, 60, partial(bench, ["--presets", "balanced"], file, device)),
-        Part("embedded_fp8", 0, 60, partial(bench, refused, file, device)),
+        Part("embedded", 0, 180, partial(bench, ["--presets", "balanced"], file, device)),
+        Part("embedded_fp8", 0, 180, partial(bench, refused, file, device)),
         Part("endless", float("inf"), 0, partial(precision, 1, device)),
     ]
 
