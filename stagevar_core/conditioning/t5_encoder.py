@@ -67,7 +67,7 @@ class T5Encoder(nn.Module):
 
     def __init__(self, config: T5EncoderConfig) -> None:
         super().__init__()
-        self.shared = nn.Embedding(config.vocab_size, config.d_model)
+        self.shared = _table(config.vocab_size, config.d_model)
         self.encoder = _Stack(config)
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -126,9 +126,7 @@ class _Attention(nn.Module):
         self.q, self.k, self.v = (nn.Linear(width, inner, bias=False) for _ in range(3))
         self.o = nn.Linear(inner, width, bias=False)
         if positions:
-            self.relative_attention_bias = nn.Embedding(
-                config.relative_attention_num_buckets, config.num_heads
-            )
+            self.relative_attention_bias = _table(config.relative_attention_num_buckets, config.num_heads)
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
         q, k, v = (
@@ -163,6 +161,11 @@ class _FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         inner = self.activation(self.wi_0(x)) * self.wi_1(x) if self.gated else self.activation(self.wi(x))
         return self.wo(inner)
+
+
+def _table(rows: int, width: int) -> nn.Embedding:
+    """An embedding without values, which on the meta device would import ``torch._dynamo`` to draw none."""
+    return nn.Embedding.from_pretrained(torch.empty(rows, width))
 
 
 class _Norm(nn.Module):
