@@ -5,6 +5,7 @@ from typing import Any
 
 import comfy.model_management as mm
 import torch
+from comfy.model_patcher import LowVramPatch
 from torch import Tensor, nn
 
 from ...stagevar_core.network.eight_bit import (
@@ -17,6 +18,9 @@ from ...stagevar_core.network.eight_bit import (
     rows_of,
     warn_of_plain,
 )
+
+# Older hosts' patches change rows by convert_weight and set_weight; newer ones change what they are given.
+_PATCHES_CONVERT = not hasattr(LowVramPatch, "is_lowvram_patch")
 
 
 class HostEightBit(EightBitLinear):
@@ -34,11 +38,18 @@ class HostEightBit(EightBitLinear):
 
     def rows(self, device: torch.device) -> Tensor:
         """The rows on a device, with the patches of layers that stay where they are."""
-        return _moved(self.weight, device, self.weight_function)
+        rows = mm.cast_to(self.weight, None, device, copy=bool(self.weight_function))
+        if _PATCHES_CONVERT or not self.weight_function:
+            return _changed(rows, self.weight_function)
+        return rows_of(_changed(plain_weight(rows), self.weight_function))
 
     def offset(self, device: torch.device) -> Tensor | None:
         """The bias on a device, likewise."""
-        return None if self.bias is None else _moved(self.bias, device, self.bias_function)
+        if self.bias is None:
+            return None
+        return _changed(
+            mm.cast_to(self.bias, None, device, copy=bool(self.bias_function)), self.bias_function
+        )
 
     def products(self, like: Tensor) -> Products:
         """What multiplies; rows that are patched for every product are not worth packing."""
@@ -68,8 +79,7 @@ def narrow(network: nn.Module, plain: nn.Module, device: torch.device) -> None:
             setattr(network.get_submodule(parent), name, part)
 
 
-def _moved(tensor: Tensor, device: torch.device, functions: list[Callable[[Tensor], Tensor]]) -> Tensor:
-    moved = mm.cast_to(tensor, None, device, copy=bool(functions))
+def _changed(tensor: Tensor, functions: list[Callable[[Tensor], Tensor]]) -> Tensor:
     for function in functions:
-        moved = function(moved)
-    return moved
+        tensor = function(tensor)
+    return tensor

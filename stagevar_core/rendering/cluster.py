@@ -3,6 +3,7 @@
 import importlib
 import logging
 import os
+import pickle
 import re
 import socket
 from collections.abc import Iterator, Sequence
@@ -66,29 +67,30 @@ class OnRay:
         ray, load, cluster = self._ray, self._load, self.cluster
 
         class Actor:
-            """A worker as Ray Data calls it: rows in, rows out."""
+            """A worker as Ray Data calls it: rows in, rows out, all in bytes, which need no conversion."""
 
             def __init__(self) -> None:
                 self.worker: Worker[Item, Result] | None = None
                 self.loading: list[str] = []
 
-            def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+            def __call__(self, row: dict[str, bytes]) -> dict[str, bytes]:
                 try:
-                    return self.done(row)
+                    found = self.done(*pickle.loads(row["numbered"]))
                 except (*EXPECTED, RuntimeError) as error:
-                    if isinstance(error, EXPECTED) or is_out_of_memory(error):
-                        return {"done": error, "said": self.loading}
-                    raise  # a fault of ours: Ray's report has its traceback
+                    if not isinstance(error, EXPECTED) and not is_out_of_memory(error):
+                        raise  # a fault of ours: Ray's report has its traceback
+                    found = error, self.loading
+                return {"found": pickle.dumps(found)}
 
-            def done(self, row: dict[str, Any]) -> dict[str, Any]:
+            def done(self, number: int, item: Item) -> tuple[Done[Result], list[str]]:
                 if self.worker is None:
                     with collected() as self.loading:
                         self.worker = Worker(task, load)
                 with collected() as said:
-                    done = self.worker(int(row["number"]), row["item"])
-                return {"done": done, "said": [*self.loading, *said]}
+                    done = self.worker(number, item)
+                return done, [*self.loading, *said]
 
-        rows = [{"number": number, "item": item} for number, item in enumerate(items)]
+        rows = [{"numbered": pickle.dumps(numbered)} for numbered in enumerate(items)]
         done = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
             Actor,
             compute=ray.data.ActorPoolStrategy(
@@ -100,10 +102,11 @@ class OnRay:
             max_task_retries=-1,
         )
         for row in done.iter_rows():
-            repeated(row["said"])
-            if isinstance(row["done"], Exception):
-                raise row["done"]
-            yield row["done"]
+            found, said = pickle.loads(row["found"])
+            repeated(said)
+            if isinstance(found, Exception):
+                raise found
+            yield found
 
 
 def reached(address: str, patience: float = PATIENCE) -> None:

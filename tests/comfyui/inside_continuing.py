@@ -423,6 +423,7 @@ def check_refusals(have: Set) -> None:
 
 def main() -> None:
     load_pack(PACK, MODELS)
+    import comfy_extras.nodes_post_processing  # noqa: F401 - it and nodes_latent import each other, this first
     import torch
     from pack.nodes.load import Load
 

@@ -136,6 +136,7 @@ def check_memory(model: Any, vae: Any) -> None:
 def check_networks(model: Any, vae: Any) -> None:
     """An upscale model goes first: on the picture where it enlarges, else on the enlarged one."""
     import torch
+    from comfy.model_patcher import ModelPatcher
 
     seen: list[tuple[int, ...]] = []
 
@@ -145,6 +146,7 @@ def check_networks(model: Any, vae: Any) -> None:
         def __init__(self, scale: int) -> None:
             super().__init__()
             self.scale, self.model = scale, torch.nn.Identity()
+            self.patcher = ModelPatcher(self.model, torch.device("cpu"), torch.device("cpu"))  # as loaded
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             seen.append(tuple(x.shape[2:]))
