@@ -185,9 +185,8 @@ def state_of(model: VAR, labels: Tensor) -> ClassState:
     common = model.block_ada(active).float().unflatten(-1, (1, 6, -1))
     ada = [with_factors(common + block.ada) for block in model.blocks]
     head_ada = with_factors(model.head_ada(active).float().unflatten(-1, (1, 2, -1)))
-    return ClassState(
-        start, ada, head_ada, [block.self_attn.lengths(labels.device) for block in model.blocks]
-    )
+    lengths = [block.self_attn.lengths(labels.device) for block in model.blocks]
+    return ClassState(start=start, block_ada=ada, head_ada=head_ada, lengths=lengths)
 
 
 def scale_losses(model: VAR, view: View, labels: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
