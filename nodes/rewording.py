@@ -13,12 +13,12 @@ from .host.conditioning import HostConditioning, conditioning_of
 from .host.edit import Edit
 from .host.pairing import checked_pair
 from .host.pictures import fitted
-from .host.schema import CATEGORY, Node, Schema, StageEditType, VarModel, describe
+from .host.schema import CATEGORY, Schema, StageEditType, VarModel, describe
 from .host.vae import TokenizerVAE
-from .host.values import check_given, checked
+from .host.values import CheckedNode, checked
 
 
-class ChangeWords(Node):
+class ChangeWords(CheckedNode):
     """IMAGE and the prompt that describes it to what StageVAR Sampler keeps of it."""
 
     @classmethod
@@ -42,12 +42,6 @@ class ChangeWords(Node):
                 )
             ],
         )
-
-    @classmethod
-    def validate_inputs(cls, **values: Any) -> bool:
-        """True; raises ``ValueError`` for values that cannot be, before anything is loaded."""
-        check_given(_inputs(), values)
-        return True
 
     @classmethod
     def execute(

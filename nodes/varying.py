@@ -18,15 +18,15 @@ from .host.carried import carried
 from .host.edit import Edit
 from .host.pairing import Pair, checked_pair
 from .host.pictures import fitted
-from .host.schema import CATEGORY, Node, Schema, StageEditType, VarModel, describe
+from .host.schema import CATEGORY, Schema, StageEditType, VarModel, describe
 from .host.vae import TokenizerVAE
-from .host.values import check_given, checked
+from .host.values import CheckedNode, checked
 
 _LOG = logging.getLogger(__name__)
 _VARIATION = 0.5  # keeps the structure stage
 
 
-class Vary(Node):
+class Vary(CheckedNode):
     """IMAGE or LATENT to what StageVAR Sampler keeps of it."""
 
     @classmethod
@@ -57,12 +57,6 @@ class Vary(Node):
                 )
             ],
         )
-
-    @classmethod
-    def validate_inputs(cls, **values: Any) -> bool:
-        """True; raises ``ValueError`` for values that cannot be, before anything is loaded."""
-        check_given(_inputs(), values)
-        return True
 
     @classmethod
     def execute(
