@@ -12,7 +12,7 @@ from .host.attached import Patcher
 from .host.conditioning import HostConditioning, conditioning_of
 from .host.edit import Edit
 from .host.pairing import checked_pair
-from .host.pictures import fitted
+from .host.pictures import FITTED, fitted
 from .host.schema import CATEGORY, Schema, StageEditType, VarModel, describe
 from .host.vae import TokenizerVAE
 from .host.values import CheckedNode, checked
@@ -80,8 +80,7 @@ def _inputs() -> list[io.Input]:
         describe(
             io.Image.Input,
             "image",
-            tooltip="The picture. It is scaled to the nearest size the model was trained on; what sticks out "
-            "of its shape is cut off evenly.",
+            tooltip=f"The picture. {FITTED}",
         ),
         describe(
             io.Conditioning.Input,

@@ -15,10 +15,10 @@ from ..stagevar_core.schedule import ScaleSchedule
 from .host import sockets
 from .host.attached import Patcher
 from .host.carried import carried
-from .host.edit import Edit
+from .host.edit import Edit, edit_output
 from .host.pairing import Pair, checked_pair
-from .host.pictures import fitted
-from .host.schema import CATEGORY, Schema, StageEditType, VarModel, describe
+from .host.pictures import FITTED, fitted
+from .host.schema import CATEGORY, Schema, VarModel, describe
 from .host.vae import TokenizerVAE
 from .host.values import CheckedNode, checked
 
@@ -49,13 +49,7 @@ class Vary(CheckedNode):
                 "remix",
             ],
             inputs=_inputs(),
-            outputs=[
-                describe(
-                    StageEditType.Output,
-                    display_name="edit",
-                    tooltip="For the edit input of StageVAR Sampler, which then makes this size.",
-                )
-            ],
+            outputs=[edit_output()],
         )
 
     @classmethod
@@ -102,8 +96,7 @@ def _inputs() -> list[io.Input]:
             io.Image.Input,
             "image",
             optional=True,
-            tooltip="A picture. It is scaled to the nearest size the model was trained on; what sticks out "
-            "of its shape is cut off evenly.",
+            tooltip=f"A picture. {FITTED}",
         ),
         describe(
             io.Latent.Input,
