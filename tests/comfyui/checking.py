@@ -6,6 +6,18 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
+_CHOSEN = {name: "auto" for name in ("cfg", "temperature", "top_k", "top_p")}
+_CHOSEN |= {"width": 256, "height": 256, "seed": 5, "batch_size": 1}
+
+
+def sample(model: Any, vae: Any, positive: list, **inputs: Any) -> tuple[Any, Any]:
+    """The sampler's latent and report; 256 px unless ``inputs`` say something else."""
+    from pack.nodes.sampling import Sampler
+
+    chosen = {**_CHOSEN, **inputs}
+    latent, report = Sampler.execute(model=model, vae=vae, positive=positive, **chosen).args
+    return latent["samples"][:, : vae.latent_channels], report
+
 
 def refused(action: Callable[[], Any], *words: str) -> str:
     """The one sentence that the action fails with; it has these words."""
