@@ -1,18 +1,16 @@
 """Prompts to features with a T5 encoder, for use without ComfyUI (which runs the same weights as a CLIP)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from .t5_encoder import T5Encoder, T5EncoderConfig
 from .vocabulary import (
     encode_by_length,
     first_vocabulary,
-    known_entries,
     parse_vocabulary,
     strict_weights,
     warn_of_cut,
@@ -22,37 +20,7 @@ from .vocabulary import (
 MAX_TOKENS = 512  # what Flan-T5 and all released Infinity transformers were trained with, end token included
 END_TOKEN = "</s>"
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
-_TIED = "encoder.embed_tokens.weight"
-
-
-@dataclass(frozen=True)
-class T5EncoderConfig:
-    """Shape of a T5 encoder, in the names of its ``config.json``; the defaults are Flan-T5-XL."""
-
-    vocab_size: int = 32128
-    d_model: int = 2048
-    d_ff: int = 5120
-    d_kv: int = 64
-    num_heads: int = 32
-    num_layers: int = 24
-    relative_attention_num_buckets: int = 32
-    relative_attention_max_distance: int = 128
-    feed_forward_proj: str = "gated-gelu"
-    layer_norm_epsilon: float = 1e-6
-
-    @property
-    def width(self) -> int:
-        """Channels of the features."""
-        return self.d_model
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as plain values for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "T5EncoderConfig":
-        """From a ``config.json`` or our metadata; entries that do not shape the encoder are ignored."""
-        return cls(**known_entries(cls, values))
+_TIED = "encoder.embed_tokens.weight"  # the same as shared.weight, in some files
 
 
 def default_text_dtype(device: torch.device | str) -> torch.dtype:
@@ -139,23 +107,16 @@ class T5TextEncoder:
         return encode_by_length(prompts, tokenize, self._features, self.device)
 
     def _features(self, ids: Tensor) -> Tensor:
-        return self.model(input_ids=ids).last_hidden_state
+        return self.model(ids)
 
 
 def _build(
     config: T5EncoderConfig, tensors: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device
-) -> nn.Module:
-    """The ``transformers`` model around ``tensors``; nothing is initialised, so nothing is held twice."""
-    from transformers import T5Config, T5EncoderModel
-
+) -> T5Encoder:
+    """The encoder around ``tensors``; nothing is initialised, so nothing is held twice."""
     with torch.device("meta"):
-        model = T5EncoderModel(T5Config(**config.to_dict(), is_encoder_decoder=False, use_cache=False))
-    expected = {name: tensor for name, tensor in model.state_dict().items() if name != _TIED}
+        model = T5Encoder(config)
     given = {name: tensor for name, tensor in tensors.items() if name != _TIED}
-    weights = strict_weights(expected, given, "T5", dtype=dtype, device=device)
-    model.load_state_dict(weights, strict=False, assign=True)
-    # How the input embedding is tied differs between transformers releases; setting it is the same in all.
-    embedding = nn.Embedding(config.vocab_size, config.d_model, device="meta")
-    embedding.weight = nn.Parameter(weights["shared.weight"], requires_grad=False)
-    model.set_input_embeddings(embedding)
+    weights = strict_weights(model.state_dict(), given, "T5", dtype=dtype, device=device)
+    model.load_state_dict(weights, strict=True, assign=True)
     return model.eval().requires_grad_(False)
