@@ -6,7 +6,7 @@ converted; see ``checkpoints/families_var.py`` for the names.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,7 @@ from ..network.layers import (
     with_factors,
 )
 from ..schedule import SIDES_256, SIDES_512, Prefix, Scale, ScaleSchedule
+from .config import Sizes
 from .draws import TokenHead, refinement
 from .family import OverCodebook, StartToken
 from .guidance import ramped
@@ -35,7 +36,7 @@ from .states import ModulatedState
 
 
 @dataclass(frozen=True)
-class VARConfig:
+class VARConfig(Sizes):
     """Shape of a VAR transformer.
 
     ``sides``: side lengths of the trained scales, which the positions belong to. ``classes``: without the
@@ -43,10 +44,6 @@ class VARConfig:
     one modulation layer for all blocks instead of one in each. ``cosine``: queries and keys are normalised.
     """
 
-    depth: int
-    width: int
-    heads: int
-    hidden: int
     sides: tuple[int, ...]
     classes: int = 1000
     vocab: int = 4096
@@ -62,11 +59,6 @@ class VARConfig:
         """The family of published models: 64 channels per head, as many heads as blocks."""
         width = 64 * depth
         return cls(depth, width, depth, 4 * width, sides, shared=shared)
-
-    @property
-    def head_dim(self) -> int:
-        """Channels of a head."""
-        return self.width // self.heads
 
     @property
     def schedule(self) -> ScaleSchedule:
@@ -87,10 +79,6 @@ class VARConfig:
     def condition_flops(self, rows: int, text_tokens: int) -> float:
         """What is spent on the class once: the modulation of all blocks and of the head."""
         return rows * 2.0 * ((1 if self.shared else self.depth) * 6.0 + 2.0) * self.width**2
-
-    def to_dict(self) -> dict:
-        """The fields as plain values for JSON."""
-        return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict) -> "VARConfig":
