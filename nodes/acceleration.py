@@ -10,13 +10,13 @@ from ..stagevar_core.acceleration.schedule_file import StageSchedule, identity
 from ..stagevar_core.acceleration.settings import GUIDANCE, TOKENS
 from .host import sockets
 from .host.attached import Patcher, attach
-from .host.schema import CATEGORY, Node, Schema, StageScheduleType, VarModel, describe
-from .host.values import OwnNumber, check_given, checked
+from .host.schema import CATEGORY, Schema, StageScheduleType, VarModel, describe
+from .host.values import CheckedNode, OwnNumber, checked
 
 AS_PRESET = "as in the preset"
 
 
-class Accelerate(Node):
+class Accelerate(CheckedNode):
     """VAR_MODEL to the same model with an acceleration policy."""
 
     @classmethod
@@ -43,12 +43,6 @@ class Accelerate(Node):
                 )
             ],
         )
-
-    @classmethod
-    def validate_inputs(cls, **values: Any) -> bool:
-        """True; raises ``ValueError`` for values that cannot be, before anything is loaded."""
-        check_given(_inputs(), values)
-        return True
 
     @classmethod
     def execute(

@@ -16,11 +16,11 @@ from .host.conditioning import HostConditioning, scheduled_of
 from .host.drawing import draw, report_output
 from .host.pairing import checked_pair
 from .host.running import Job, spare
-from .host.schema import CATEGORY, Node, Schema, VarModel, describe
+from .host.schema import CATEGORY, Schema, VarModel, describe
 from .host.steering import Frame
 from .host.stopping import FINISHED, STOPS, begun_elsewhere, paused_in, scales_until, state_in
 from .host.vae import TokenizerVAE
-from .host.values import OwnNumber, check_given, checked
+from .host.values import CheckedNode, OwnNumber, checked
 
 _NAMES = {"cfg": "cfg_scale", "temperature": "temperature", "top_k": "top_k", "top_p": "top_p"}
 _OWN = "auto: as the run was begun"
@@ -29,7 +29,7 @@ _UNMASKED = "the latent's noise mask has no effect here; StageVAR Sampler follow
 _IN_TURN = "the prompts are taken in turn by the pictures of this latent, whichever they were begun with"
 
 
-class Continue(Node):
+class Continue(CheckedNode):
     """LATENT of runs that stopped to LATENT."""
 
     @classmethod
@@ -55,12 +55,6 @@ class Continue(Node):
         )
 
     @classmethod
-    def validate_inputs(cls, **values: Any) -> bool:
-        """True; raises ``ValueError`` for values that cannot be, before anything is loaded."""
-        check_given(_inputs(), values)
-        return True
-
-    @classmethod
     def execute(
         cls,
         model: Patcher,
@@ -78,9 +72,7 @@ class Continue(Node):
         wanted = checked(_inputs(), values)
         pair = checked_pair(model, vae)
         state = state_in("latent", latent, pair)
-        for field, given in (("positive", positive), ("negative", negative)):
-            if field == "positive" or given is not None:
-                sockets.conditioning(field, given)
+        sockets.texts(positive, negative)
         schedule, policy = state.schedule, policy_of(pair.model.model_options)
         until, notes = scales_until(wanted["stop_after"], schedule, policy)
         if until <= state.scales:

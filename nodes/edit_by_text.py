@@ -18,15 +18,15 @@ from .host.drawing import draw, drawing_inputs, report_output, settings_of
 from .host.pairing import Pair, checked_pair
 from .host.pictures import to_bytes
 from .host.running import Job
-from .host.schema import CATEGORY, Node, Schema, VarModel, describe
+from .host.schema import CATEGORY, Schema, VarModel, describe
 from .host.vae import TokenizerVAE
-from .host.values import check_given, checked
+from .host.values import CheckedNode, checked
 
 _MAX_SIDE = 16384  # of a picture; its square takes this times this times three bytes
 _MAX_TRIES = 64
 
 
-class EditByText(Node):
+class EditByText(CheckedNode):
     """IMAGE and CONDITIONING to IMAGE with an editing VAR_MODEL."""
 
     @classmethod
@@ -60,12 +60,6 @@ class EditByText(Node):
         )
 
     @classmethod
-    def validate_inputs(cls, **values: Any) -> bool:
-        """True; raises ``ValueError`` for values that cannot be, before anything is loaded."""
-        check_given(_inputs(), values)
-        return True
-
-    @classmethod
     def execute(
         cls,
         model: Patcher,
@@ -83,9 +77,7 @@ class EditByText(Node):
         wanted = checked(_inputs(), values)
         pair = checked_pair(model, vae, edits=True)
         pictures, notes = _pictures(image)
-        for field, given in (("positive", positive), ("negative", negative)):
-            if field == "positive" or given is not None:
-                sockets.conditioning(field, given)
+        sockets.texts(positive, negative)
         network, tries, side = pair.network, wanted["tries"], side_of(pair.trained)
         schedule = pair.trained.snap(side, side)
         settings = settings_of(network, wanted).on(schedule)

@@ -7,9 +7,11 @@ from torch import Tensor
 
 from .host import sockets
 from .host.attached import Patcher
+from .host.edit import edit_output
 from .host.inpainting import image_edit
 from .host.pairing import checked_pair
-from .host.schema import CATEGORY, Node, Schema, StageEditType, VarModel, describe
+from .host.pictures import FITTED
+from .host.schema import CATEGORY, Node, Schema, VarModel, describe
 from .host.vae import TokenizerVAE
 
 _LOG = logging.getLogger(__name__)
@@ -38,8 +40,7 @@ class EditNode(Node):
                 describe(
                     io.Image.Input,
                     "image",
-                    tooltip="The picture. It is scaled to the nearest size the model was trained on; what "
-                    "sticks out of its shape is cut off evenly.",
+                    tooltip=f"The picture. {FITTED}",
                 ),
                 describe(
                     io.Mask.Input,
@@ -48,13 +49,7 @@ class EditNode(Node):
                     "where the mask covers at least half of it.",
                 ),
             ],
-            outputs=[
-                describe(
-                    StageEditType.Output,
-                    display_name="edit",
-                    tooltip="For the edit input of StageVAR Sampler, which then makes this size.",
-                )
-            ],
+            outputs=[edit_output()],
         )
 
     @classmethod

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from .host import sockets
 from .host.pictures import mask_of, placed, repeated
-from .host.schema import CATEGORY, Node, Schema, describe
-from .host.values import check_given, checked
+from .host.schema import CATEGORY, Schema, describe
+from .host.values import CheckedNode, checked
 
 _MOST = 512  # pixels
 
 
-class PasteBack(Node):
+class PasteBack(CheckedNode):
     """Two IMAGEs and a MASK to an IMAGE."""
 
     @classmethod
@@ -42,12 +42,6 @@ class PasteBack(Node):
                 )
             ],
         )
-
-    @classmethod
-    def validate_inputs(cls, **values: Any) -> bool:
-        """True; raises ``ValueError`` for values that cannot be, before anything runs."""
-        check_given(_inputs(), values)
-        return True
 
     @classmethod
     def execute(cls, original: Tensor, drawn: Tensor, mask: Tensor, **values: Any) -> io.NodeOutput:

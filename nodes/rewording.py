@@ -12,13 +12,13 @@ from .host.attached import Patcher
 from .host.conditioning import HostConditioning, conditioning_of
 from .host.edit import Edit
 from .host.pairing import checked_pair
-from .host.pictures import fitted
-from .host.schema import CATEGORY, Node, Schema, StageEditType, VarModel, describe
+from .host.pictures import FITTED, fitted
+from .host.schema import CATEGORY, Schema, StageEditType, VarModel, describe
 from .host.vae import TokenizerVAE
-from .host.values import check_given, checked
+from .host.values import CheckedNode, checked
 
 
-class ChangeWords(Node):
+class ChangeWords(CheckedNode):
     """IMAGE and the prompt that describes it to what StageVAR Sampler keeps of it."""
 
     @classmethod
@@ -42,12 +42,6 @@ class ChangeWords(Node):
                 )
             ],
         )
-
-    @classmethod
-    def validate_inputs(cls, **values: Any) -> bool:
-        """True; raises ``ValueError`` for values that cannot be, before anything is loaded."""
-        check_given(_inputs(), values)
-        return True
 
     @classmethod
     def execute(
@@ -86,8 +80,7 @@ def _inputs() -> list[io.Input]:
         describe(
             io.Image.Input,
             "image",
-            tooltip="The picture. It is scaled to the nearest size the model was trained on; what sticks out "
-            "of its shape is cut off evenly.",
+            tooltip=f"The picture. {FITTED}",
         ),
         describe(
             io.Conditioning.Input,

@@ -18,11 +18,11 @@ from .host.edit import Edit
 from .host.inpainting import Start, latent_start
 from .host.pairing import Pair, checked_pair
 from .host.running import Job, spare
-from .host.schema import CATEGORY, Node, Schema, StageEditType, VarModel, describe
+from .host.schema import CATEGORY, Schema, StageEditType, VarModel, describe
 from .host.steering import Frame
 from .host.stopping import FINISHED, STOPS, scales_until
 from .host.vae import TokenizerVAE
-from .host.values import check_given, checked
+from .host.values import CheckedNode, checked
 
 _MAX_SIDE = 16384
 _MAX_BATCH = 64
@@ -33,7 +33,7 @@ _EDITED = "the edit keeps its part up to here: StageVAR Continue draws the later
 _STATUS = re.compile(r"\d+x\d+.*, \d+ scales|: (?:as many|[\d.]+x fewer) FLOPs", re.DOTALL)
 
 
-class Sampler(Node):
+class Sampler(CheckedNode):
     """Next-scale sampling of a VAR_MODEL."""
 
     @classmethod
@@ -65,8 +65,7 @@ class Sampler(Node):
     @classmethod
     def validate_inputs(cls, **values: Any) -> bool:
         """True; raises ``ValueError`` for values that cannot be, before anything is loaded."""
-        check_given(_inputs(), _mended(values))
-        return True
+        return super().validate_inputs(**_mended(values))
 
     @classmethod
     def execute(
@@ -87,9 +86,7 @@ class Sampler(Node):
         wanted = checked(_inputs(), _mended(values))
         pair = checked_pair(model, vae)
         network = pair.network
-        for field, given in (("positive", positive), ("negative", negative)):
-            if field == "positive" or given is not None:
-                sockets.conditioning(field, given)
+        sockets.texts(positive, negative)
         start = _start(pair, wanted, edit, latent)
         against = (start.edit.prompt if start.edit else None) or negative
         with inside("latent: its " if latent is not None else ""):

@@ -11,14 +11,14 @@ from ..stagevar_core.checks import inside
 from ..stagevar_core.sampling.state import RunState
 from .host import sockets
 from .host.carried import carried
-from .host.schema import CATEGORY, Node, Schema, describe
+from .host.schema import CATEGORY, Schema, describe
 from .host.vae import TokenizerVAE
-from .host.values import check_given, checked
+from .host.values import CheckedNode, checked
 
 _FAST, _FULL = "fast", "full"
 
 
-class Scales(Node):
+class Scales(CheckedNode):
     """LATENT to the pictures that its run went through."""
 
     @classmethod
@@ -42,12 +42,6 @@ class Scales(Node):
                 )
             ],
         )
-
-    @classmethod
-    def validate_inputs(cls, **values: Any) -> bool:
-        """True; raises ``ValueError`` for values that cannot be, before anything is loaded."""
-        check_given(_inputs(), values)
-        return True
 
     @classmethod
     def execute(cls, latent: dict[str, Any], vae: TokenizerVAE, **values: Any) -> io.NodeOutput:

@@ -8,13 +8,13 @@ from torch import Tensor
 
 from ..stagevar_core.sampling.variety import most_different
 from .host import sockets
-from .host.schema import CATEGORY, Node, Schema, describe
-from .host.values import check_given, checked
+from .host.schema import CATEGORY, Schema, describe
+from .host.values import CheckedNode, checked
 
 _SHOWN = 32  # numbers on the node, which is small
 
 
-class PickDifferent(Node):
+class PickDifferent(CheckedNode):
     """IMAGE and the LATENT behind it to those few of both that differ most."""
 
     @classmethod
@@ -41,12 +41,6 @@ class PickDifferent(Node):
                 ),
             ],
         )
-
-    @classmethod
-    def validate_inputs(cls, **values: Any) -> bool:
-        """True; raises ``ValueError`` for values that cannot be, before anything is loaded."""
-        check_given(_inputs(), values)
-        return True
 
     @classmethod
     def execute(cls, latent: Mapping[str, Any], images: Tensor, **values: Any) -> io.NodeOutput:

@@ -15,18 +15,18 @@ from ..stagevar_core.schedule import ScaleSchedule
 from .host import sockets
 from .host.attached import Patcher
 from .host.carried import carried
-from .host.edit import Edit
+from .host.edit import Edit, edit_output
 from .host.pairing import Pair, checked_pair
-from .host.pictures import fitted
-from .host.schema import CATEGORY, Node, Schema, StageEditType, VarModel, describe
+from .host.pictures import FITTED, fitted
+from .host.schema import CATEGORY, Schema, VarModel, describe
 from .host.vae import TokenizerVAE
-from .host.values import check_given, checked
+from .host.values import CheckedNode, checked
 
 _LOG = logging.getLogger(__name__)
 _VARIATION = 0.5  # keeps the structure stage
 
 
-class Vary(Node):
+class Vary(CheckedNode):
     """IMAGE or LATENT to what StageVAR Sampler keeps of it."""
 
     @classmethod
@@ -49,20 +49,8 @@ class Vary(Node):
                 "remix",
             ],
             inputs=_inputs(),
-            outputs=[
-                describe(
-                    StageEditType.Output,
-                    display_name="edit",
-                    tooltip="For the edit input of StageVAR Sampler, which then makes this size.",
-                )
-            ],
+            outputs=[edit_output()],
         )
-
-    @classmethod
-    def validate_inputs(cls, **values: Any) -> bool:
-        """True; raises ``ValueError`` for values that cannot be, before anything is loaded."""
-        check_given(_inputs(), values)
-        return True
 
     @classmethod
     def execute(
@@ -108,8 +96,7 @@ def _inputs() -> list[io.Input]:
             io.Image.Input,
             "image",
             optional=True,
-            tooltip="A picture. It is scaled to the nearest size the model was trained on; what sticks out "
-            "of its shape is cut off evenly.",
+            tooltip=f"A picture. {FITTED}",
         ),
         describe(
             io.Latent.Input,

@@ -4,23 +4,18 @@ The transformer reads the features of the padding as well, so they stay; how man
 dictionary of the conditioning, ``PADDING``.
 """
 
-import inspect
-import os
 from functools import partial
 from typing import Any, cast
 
 import comfy.text_encoders
 import comfy.text_encoders.llama
-import torch
-from comfy import sd1_clip
 from torch import Tensor
 
-from ...stagevar_core.checkpoints.header import KEY, record
+from ...stagevar_core.checkpoints.header import record
 from ...stagevar_core.checkpoints.load import Checkpoint
 from ...stagevar_core.conditioning.qwen import MAX_TOKENS, PAD_TOKEN, QwenConfig, system_prompt
-from .clip_t5 import StoredVocabulary
-from .conditioning import PADDING, Cut, Encoded, length_of
-from .schema import Folders
+from .clip_parts import MaskedEncoder, StoredVocabulary, WholeTokenizer, check_vocabulary
+from .conditioning import PADDING, Cut, Encoded
 
 NAME = "qwen2"
 _HEAD = 128  # channels of a head in ComfyUI's class
@@ -42,91 +37,34 @@ class QwenVocabulary(StoredVocabulary):
     special = {"pad_token": PAD_TOKEN}
 
 
-class QwenTokenizer(sd1_clip.SDTokenizer):
-    """ComfyUI's weighted tokenization, one chunk, cut and padded to the length of training."""
+class QwenTokenizer(WholeTokenizer):
+    """One that fills every text to the length of training."""
 
-    def __init__(
-        self,
-        embedding_directory: Folders = None,
-        tokenizer_data: dict[str, Any] | None = None,
-        *,
-        width: int,
-        tokenizer_json: str | None = None,
-        header: Tensor | None = None,
-    ) -> None:
-        if tokenizer_json is None:
-            from transformers import Qwen2Tokenizer
+    stored, shipped = QwenVocabulary, ("qwen25_tokenizer", "Qwen2Tokenizer")
 
-            folder = os.path.dirname(os.path.realpath(inspect.getfile(comfy.text_encoders.llama)))
-            path, kind = os.path.join(folder, "qwen25_tokenizer"), cast(type[Any], Qwen2Tokenizer)
-        else:
-            path, kind = tokenizer_json, cast(type[Any], QwenVocabulary)
+    def __init__(self, *, tokenizer_json: str | None, **given: Any) -> None:
         super().__init__(
-            path,
-            embedding_directory=embedding_directory,
-            pad_with_end=False,
-            embedding_size=width,
-            embedding_key=NAME,
-            tokenizer_class=kind,
-            has_start_token=False,
-            has_end_token=False,
-            pad_to_max_length=False,
-            max_length=10**8,  # cut below: core would split into chunks
-            min_length=1,
-            pad_token=_PAD,
-            tokenizer_data=tokenizer_data or {},
+            name=NAME, tokenizer_json=tokenizer_json, has_end_token=False, pad_token=_PAD, **given
         )
-        self.tokenizer.model_max_length = 10**8
-        self.pad_token = _PAD if tokenizer_json is None else self.tokenizer.pad_token_id
+        if tokenizer_json is not None:
+            self.pad_token = self.tokenizer.pad_token_id
         self.before = [(token, 1.0) for token in self.tokenizer(system_prompt())["input_ids"][:MAX_TOKENS]]
-        self.header = header
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """What CLIPSave writes beside the weights: our header, vocabulary included."""
-        return {} if self.header is None else {f"{NAME}.{KEY}": self.header}
-
-    def tokenize_with_weights(
-        self,
-        text: str,
-        return_word_ids: bool = False,
-        tokenizer_options: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> list[list]:
-        """One list of (token, weight): the fixed text, the prompt, padding."""
-        (tokens,) = super().tokenize_with_weights(
-            text, return_word_ids, tokenizer_options=tokenizer_options or {}, **kwargs
-        )
+    def cut(self, chunks: list[list], word: tuple[int, ...]) -> Cut:
+        """The fixed text, the prompt, padding."""
+        (tokens,) = chunks
         if [token for token, *_ in tokens] == [self.pad_token]:  # core pads what is empty to one token
             tokens = []
-        word = (0,) if return_word_ids else ()
         filler = [(self.pad_token, 1.0, *word)] * (MAX_TOKENS - len(tokens))
         before = [(*each, *word) for each in self.before]
-        return [_Tokens(before, [*tokens[:MAX_TOKENS], *filler], len(tokens))]
+        return _Tokens(before, [*tokens[:MAX_TOKENS], *filler], len(tokens))
 
 
-class QwenEncoder(sd1_clip.SDClipModel):
-    """The last hidden states of one Qwen2 behind the fixed text, which ComfyUI computes in float32."""
+class QwenEncoder(MaskedEncoder):
+    """The last hidden states of one Qwen2 behind the fixed text."""
 
-    def __init__(
-        self,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype | None = None,
-        model_options: dict[str, Any] | None = None,
-        *,
-        shape: dict[str, Any],
-        pad: int,
-    ) -> None:
-        super().__init__(
-            device=cast(Any, device),  # the host takes both, its default says text
-            dtype=dtype,
-            textmodel_json_config=dict(shape),
-            special_tokens={"pad": pad},
-            layer_norm_hidden_state=False,
-            model_class=cast(type[Any], comfy.text_encoders.llama.Qwen25_3B),
-            enable_attention_masks=True,
-            return_attention_masks=True,
-            model_options=model_options or {},
-        )
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
         self._before: list = []
 
     def encode_token_weights(self, token_weight_pairs: list[list]) -> Encoded:
@@ -134,11 +72,10 @@ class QwenEncoder(sd1_clip.SDClipModel):
         chunk = token_weight_pairs[0]
         before = chunk.before if isinstance(chunk, _Tokens) else 0
         self._before = [token for token, *_ in chunk[:before]]
-        features, pooled, extra = cast(Encoded, super().encode_token_weights(token_weight_pairs))
+        features, pooled, extra = super().encode_token_weights(token_weight_pairs)
         mask = extra["attention_mask"][:, before:]
         padding = {PADDING: int(mask.shape[1] - mask.sum())}
-        found = {**extra, "attention_mask": mask, **padding, **length_of(token_weight_pairs)}
-        return features[:, before:], pooled, found
+        return features[:, before:], pooled, {**extra, "attention_mask": mask, **padding}
 
     def gen_empty_tokens(self, special_tokens: dict[str, int], length: int) -> list:
         """What weights in a prompt are measured against: the fixed text alone."""
@@ -165,12 +102,14 @@ def parts(checkpoint: Checkpoint) -> tuple[partial, partial]:
     pad = _PAD
     if checkpoint.tokenizer_json is not None:
         pad = cast(int, QwenVocabulary.from_pretrained(checkpoint.tokenizer_json).pad_token_id)
-    elif config.vocab_size < _VOCABULARY:
-        raise ValueError(
-            f"text_encoder_name: {checkpoint.source} has {config.vocab_size} tokens and no vocabulary of its "
-            f"own; ComfyUI's Qwen2 tokenizer has {_VOCABULARY}. Use a file that holds its vocabulary, as "
-            "scripts/convert_checkpoint.py writes it"
-        )
-    names = {"width": config.width, "tokenizer_json": checkpoint.tokenizer_json}
-    header = {"header": record(checkpoint.header())}
-    return partial(QwenEncoder, shape=config.to_dict(), pad=pad), partial(QwenTokenizer, **names, **header)
+    check_vocabulary(checkpoint, "Qwen2", _VOCABULARY)
+    encoder = partial(
+        QwenEncoder,
+        shape=config.to_dict(),
+        special={"pad": pad},
+        layer_norm_hidden_state=False,
+        model_class=comfy.text_encoders.llama.Qwen25_3B,
+        enable_attention_masks=True,
+    )
+    vocabulary = {"width": config.width, "tokenizer_json": checkpoint.tokenizer_json}
+    return encoder, partial(QwenTokenizer, header=record(checkpoint.header()), **vocabulary)

@@ -12,11 +12,11 @@ import torch
 from comfy import sd1_clip
 from torch import Tensor
 
-from ...stagevar_core.checkpoints.header import KEY, record
+from ...stagevar_core.checkpoints.header import record
 from ...stagevar_core.checkpoints.load import Checkpoint
 from ...stagevar_core.conditioning.clip import CLIPEncoderConfig
-from .conditioning import NULL_TEXT, Cut, Encoded, length_of
-from .schema import Folders
+from .clip_parts import CutTokenizer, MaskedEncoder
+from .conditioning import NULL_TEXT, Cut, Encoded
 
 NAME = "clip_h"
 _VOCABULARY = 49408  # of the tokenizer that comes with ComfyUI
@@ -24,45 +24,12 @@ _SPECIAL = {"start": 49406, "end": 49407, "pad": 0}
 _PROJECTION = "text_projection.weight"
 
 
-class CLIPTokenizer(sd1_clip.SDTokenizer):
-    """ComfyUI's weighted tokenization, one chunk: what is longer is cut off, as in training."""
+class CLIPTokenizer(CutTokenizer):
+    """One chunk: what is longer is cut off, as in training."""
 
-    def __init__(
-        self,
-        embedding_directory: Folders = None,
-        tokenizer_data: dict[str, Any] | None = None,
-        *,
-        width: int,
-        length: int,
-        header: Tensor | None = None,
-        name: str = NAME,
-    ) -> None:
-        super().__init__(
-            max_length=length,
-            pad_with_end=False,
-            embedding_directory=embedding_directory,
-            embedding_size=width,
-            embedding_key=name,
-            tokenizer_data=tokenizer_data or {},
-        )
-        self.header, self.name = header, name
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """What CLIPSave writes beside the weights: our header."""
-        return {} if self.header is None else {f"{self.name}.{KEY}": self.header}
-
-    def tokenize_with_weights(
-        self,
-        text: str,
-        return_word_ids: bool = False,
-        tokenizer_options: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> list[list]:
-        """One list of (token, weight): start, text, end, padding."""
-        chunks = super().tokenize_with_weights(
-            text, return_word_ids, tokenizer_options=tokenizer_options or {}, **kwargs
-        )
-        return [Cut(chunks[0], 2 + sum(map(_words, chunks)))]
+    def cut(self, chunks: list[list], word: tuple[int, ...]) -> Cut:
+        """Start, text, end, padding."""
+        return Cut(chunks[0], 2 + sum(map(_words, chunks)))
 
 
 def _words(chunk: list) -> int:
@@ -75,26 +42,8 @@ def _words(chunk: list) -> int:
     return next(ends, len(chunk)) - 1
 
 
-class CLIPEncoder(sd1_clip.SDClipModel):
-    """The last hidden states of one CLIP, which ComfyUI computes in float32."""
-
-    def __init__(
-        self,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype | None = None,
-        model_options: dict[str, Any] | None = None,
-        *,
-        shape: dict[str, Any],
-    ) -> None:
-        super().__init__(
-            device=cast(Any, device),  # the host takes both, its default says text
-            dtype=dtype,
-            max_length=shape["max_position_embeddings"],
-            textmodel_json_config=dict(shape),
-            special_tokens=dict(_SPECIAL),
-            return_attention_masks=True,
-            model_options=model_options or {},
-        )
+class CLIPEncoder(MaskedEncoder):
+    """The last hidden states of one CLIP."""
 
     def encode_token_weights(self, token_weight_pairs: list[list]) -> Encoded:
         """Features, ComfyUI's pooled output, and what the models need beside them.
@@ -102,7 +51,7 @@ class CLIPEncoder(sd1_clip.SDClipModel):
         Rows of padding are 0, by which they are known after nodes that mix or join features and keep the mask
         of one of them.
         """
-        features, pooled, extra = cast(Encoded, super().encode_token_weights(token_weight_pairs))
+        features, pooled, extra = super().encode_token_weights(token_weight_pairs)
         features = torch.where(
             extra["attention_mask"].bool().unsqueeze(-1).to(features.device), features, 0.0
         )
@@ -110,7 +59,7 @@ class CLIPEncoder(sd1_clip.SDClipModel):
         empty = cast(Tensor, self.encode([tokens])[0])
         # Nothing before the end token has seen what follows it.
         empty = empty[:, :2].to(features.device)
-        return features, pooled, {**extra, NULL_TEXT: empty, **length_of(token_weight_pairs)}
+        return features, pooled, {**extra, NULL_TEXT: empty}
 
     def load_sd(self, sd: dict[str, Tensor]) -> Any:
         """The projection of the pooled output, which no model reads and files lack, stays out of it."""
@@ -127,10 +76,6 @@ def parts(checkpoint: Checkpoint, name: str = NAME) -> tuple[partial, partial]:
             f"{_VOCABULARY}. Use the text encoder that the model was trained with"
         )
     shape = {**config.to_dict(), "eos_token_id": _SPECIAL["end"]}
-    size = {
-        "width": config.width,
-        "length": config.max_position_embeddings,
-        "header": record(checkpoint.header()),
-        "name": name,
-    }
-    return partial(CLIPEncoder, shape=shape), partial(CLIPTokenizer, **size)
+    length, header = {"max_length": config.max_position_embeddings}, record(checkpoint.header())
+    encoder = partial(CLIPEncoder, shape=shape, special=_SPECIAL, **length)
+    return encoder, partial(CLIPTokenizer, name=name, width=config.width, header=header, **length)

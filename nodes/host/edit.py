@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from comfy_api.latest import io
 from torch import Tensor
 
 from ...stagevar_core.sampling.state import RunState
 from ...stagevar_core.sampling.word_edit import WordEdit
 from ...stagevar_core.schedule import AspectTable, ScaleSchedule
 from .conditioning import HostConditioning
+from .schema import StageEditType, describe
 
 
 @dataclass(frozen=True)
@@ -80,3 +82,12 @@ class Edit:
     def _maker(self) -> str:
         """The node that makes it."""
         return "Inpaint" if self.codes else "Vary" if self.words is None else "Change Words"
+
+
+def edit_output() -> io.Output:
+    """The edit of pictures that say which size is made."""
+    return describe(
+        StageEditType.Output,
+        display_name="edit",
+        tooltip="For the edit input of StageVAR Sampler, which then makes this size.",
+    )

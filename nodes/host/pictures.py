@@ -9,6 +9,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+FITTED = (
+    "It is scaled to the nearest size the model was trained on; what sticks out of its shape is cut off "
+    "evenly."
+)
+"""What ``fitted`` does, for the tooltips of inputs."""
+
 
 def to_image(picture: Image.Image) -> Tensor:
     """(1, height, width, 3) in 0..1."""

@@ -66,6 +66,13 @@ def conditioning(name: str, value: object) -> HostConditioning:
     refuse(name, value, "a conditioning", "CLIP Text Encode, or Class Label for VAR models")
 
 
+def texts(positive: object, negative: object) -> None:
+    """Refuse a ``positive`` that is no conditioning, and a ``negative`` that is connected and none."""
+    conditioning("positive", positive)
+    if negative is not None:
+        conditioning("negative", negative)
+
+
 def latent(name: str, value: object) -> Mapping[str, Any]:
     """A latent: a dictionary with ``samples`` (B, C, h, w)."""
     if isinstance(value, Mapping) and isinstance(value.get("samples"), Tensor):

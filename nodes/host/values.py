@@ -7,7 +7,7 @@ from comfy_api.latest import io
 
 from ...stagevar_core.acceleration.stages import STAGES
 from ...stagevar_core.checks import number, one_of, refuse, whole
-from .schema import describe
+from .schema import Node, describe
 
 AUTO = "auto"
 """What stands for the model's or the preset's own number."""
@@ -73,12 +73,18 @@ def checked(inputs: list[io.Input], values: Mapping[str, Any]) -> dict[str, Any]
     return {each.id: _checked(each, values.get(each.id, each.default)) for each in _widgets(inputs)}
 
 
-def check_given(inputs: list[io.Input], values: Mapping[str, Any]) -> None:
-    """Refuse as ``checked`` does, before anything runs; None is taken for what is linked and not known yet.
+class CheckedNode(Node):
+    """A node whose widgets are refused as ``checked`` does before anything is loaded.
 
-    For ``validate_inputs``: the host repeats a message that is returned for every input, and an error once.
+    None is taken for what is linked and not known yet.
     """
-    checked(inputs, {name: value for name, value in values.items() if value is not None})
+
+    @classmethod
+    def validate_inputs(cls, **values: Any) -> bool:
+        """True; raises ``ValueError``: the host repeats a message that is returned, and an error once."""
+        given = {name: value for name, value in values.items() if value is not None}
+        checked(cls.define_schema().inputs, given)
+        return True
 
 
 def _widgets(inputs: list[io.Input]) -> list[Any]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stagevar_core.evaluation.judge import Judge, JudgeConfig
 
-from ..train_embedded.common import Log, load_checkpoint, save_checkpoint
+from ..train_embedded.common import Log, averaged, resume, save_checkpoint
 from ..train_embedded.optim import EMA, Optimizer, split_parameters
 from .compose import Composer, to_tensor
 from .parallel import Workers
@@ -51,12 +51,8 @@ def roughened(pictures: Tensor, generator: torch.Generator) -> Tensor:
 
 def loaded_judge(out: Path, name: str = "judge") -> Judge:
     """The averaged weights of a trained judge."""
-    state = load_checkpoint(out / f"{name}.pt")
-    if state is None:
-        raise FileNotFoundError(f"{out / name}.pt is missing; run --phase judge first")
     judge = Judge(JudgeConfig(classes=len(class_names())), class_names())
-    judge.load_state_dict(state["ema"])
-    return judge.eval().requires_grad_(False)
+    return averaged(out / f"{name}.pt", judge, "judge")
 
 
 def accuracy(judge: Judge, composer: Composer, count: int, seed: int) -> float:
@@ -80,12 +76,8 @@ def train_judge(out: Path, s: JudgeTraining | None = None, *, workers: Workers) 
     composer = Composer(artwork, HALF, "any")
     judge = Judge(JudgeConfig(classes=len(class_names())))
     optimizer = Optimizer(*split_parameters(judge, ("stem", "head")), s.lr, s.steps, decay=0.6)
-    ema, first = EMA(judge, 0.995), 0
-    if state := load_checkpoint(path):
-        first = state["step"]
-        judge.load_state_dict(state["model"])
-        ema.module.load_state_dict(state["ema"])
-        optimizer.load_state_dict(state["optimizer"])
+    ema = EMA(judge, 0.995)
+    first = resume(path, model=judge, ema=ema.module, optimizer=optimizer)
     began = time.time()
     for step in range(first, s.steps):
         rng = np.random.default_rng([s.seed, step, workers.rank])

@@ -14,7 +14,7 @@ from torch import Tensor
 from stagevar_core.autoencoders.vq import VQTokenizer, VQTokenizerConfig
 from stagevar_core.schedule import SIDES_512, ScaleSchedule
 
-from ..train_embedded.common import Log, load_checkpoint, save_checkpoint
+from ..train_embedded.common import Log, averaged, resume, save_checkpoint
 from ..train_embedded.optim import EMA, Optimizer, split_parameters
 from .codebook import Codebook, kmeans
 from .compose import Composer, to_tensor
@@ -195,13 +195,8 @@ def train_tokenizer(out: Path, s: TokenizerTraining | None = None, *, workers: W
     codebook = Codebook(model.quantize, workers)
     matrices, others = split_parameters(model, ("conv_in", "conv_out", "quantize", "quant_conv"))
     optimizer = Optimizer(matrices, [p for p in others if p.requires_grad], s.lr, s.steps, decay=0.4)
-    ema, first = EMA(model, s.ema), 0
-    if state := load_checkpoint(path):
-        first = state["step"]
-        model.load_state_dict(state["model"])
-        ema.module.load_state_dict(state["ema"])
-        optimizer.load_state_dict(state["optimizer"])
-        codebook.load_state_dict(state["codebook"])
+    ema = EMA(model, s.ema)
+    first = resume(path, model=model, ema=ema.module, optimizer=optimizer, codebook=codebook)
     began, seen = time.time(), 0
     for step in range(first, s.steps):
         rng = np.random.default_rng([s.seed, step, workers.rank])
@@ -247,9 +242,5 @@ def train_tokenizer(out: Path, s: TokenizerTraining | None = None, *, workers: W
 
 def loaded_tokenizer(out: Path) -> VQTokenizer:
     """The averaged weights of the trained tokenizer."""
-    state = load_checkpoint(out / "tokenizer.pt")
-    if state is None:
-        raise FileNotFoundError(f"{out / 'tokenizer.pt'} is missing; run --phase tokenizer first")
     model = VQTokenizer(CONFIG).to(memory_format=torch.channels_last)
-    model.load_state_dict(state["ema"])
-    return model.eval().requires_grad_(False)
+    return averaged(out / "tokenizer.pt", model)

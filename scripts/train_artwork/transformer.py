@@ -25,7 +25,7 @@ from stagevar_core.sampling.noise import SeededNoise
 from stagevar_core.sampling.settings import SamplingSettings
 from stagevar_core.schedule import SIDES_512
 
-from ..train_embedded.common import Log, load_checkpoint, save_checkpoint
+from ..train_embedded.common import Log, averaged, resume, save_checkpoint, start_linears
 from ..train_embedded.optim import EMA, Optimizer, split_parameters
 from .judging import loaded_judge
 from .parallel import Workers
@@ -158,10 +158,7 @@ def positions_2d(width: int) -> Tensor:
 def initialise(model: VAR) -> None:
     """Weights of a new model; the residual branches start small."""
     depth = model.config.depth
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=module.in_features**-0.5)
-            nn.init.zeros_(module.bias)
+    start_linears(model)
     with torch.no_grad():
         model.class_embed.normal_()
         model.start.normal_(std=0.1)
@@ -185,9 +182,8 @@ def state_of(model: VAR, labels: Tensor) -> ClassState:
     common = model.block_ada(active).float().unflatten(-1, (1, 6, -1))
     ada = [with_factors(common + block.ada) for block in model.blocks]
     head_ada = with_factors(model.head_ada(active).float().unflatten(-1, (1, 2, -1)))
-    return ClassState(
-        start, ada, head_ada, [block.self_attn.lengths(labels.device) for block in model.blocks]
-    )
+    lengths = [block.self_attn.lengths(labels.device) for block in model.blocks]
+    return ClassState(start=start, block_ada=ada, head_ada=head_ada, lengths=lengths)
 
 
 def scale_losses(model: VAR, view: View, labels: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
@@ -274,12 +270,7 @@ def score(
 
 def loaded_transformer(out: Path, name: str = "transformer") -> VAR:
     """The averaged weights of the last checkpoint."""
-    state = load_checkpoint(out / f"{name}.pt")
-    if state is None:
-        raise FileNotFoundError(f"{out / name}.pt is missing; run --phase transformer first")
-    model = VAR(CONFIG)
-    model.load_state_dict(state["ema"])
-    return model.eval().requires_grad_(False)
+    return averaged(out / f"{name}.pt", VAR(CONFIG), "transformer")
 
 
 def train_transformer(out: Path, s: TransformerTraining | None = None, *, workers: Workers) -> None:
@@ -292,12 +283,8 @@ def train_transformer(out: Path, s: TransformerTraining | None = None, *, worker
     initialise(model)
     excluded = ("class_embed", "position_embed", "level_embed", "word_embed", "head.", "ada")
     optimizer = Optimizer(*split_parameters(model, excluded), s.lr, s.steps, s.decay)
-    ema, first = EMA(model, s.ema), 0
-    if state := load_checkpoint(path):
-        first = state["step"]
-        model.load_state_dict(state["model"])
-        ema.module.load_state_dict(state["ema"])
-        optimizer.load_state_dict(state["optimizer"])
+    ema = EMA(model, s.ema)
+    first = resume(path, model=model, ema=ema.module, optimizer=optimizer)
     began, shown, seen = time.time(), time.time(), 0
     for step in range(first, s.steps):
         view, *batch = batches(step)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import Log, load_checkpoint, save_checkpoint
+from common import Log, averaged, load_checkpoint, resume, save_checkpoint
 from data import to_tensor
 from latents import noisy_bits
 from optim import EMA, Optimizer, split_parameters
@@ -248,12 +248,7 @@ def score_edits(model: Infinity, models: Models, count: int) -> dict[str, float]
 
 def trained_model(out: Path) -> Infinity:
     """The averaged weights of the last checkpoint."""
-    state = load_checkpoint(out / "editing.pt")
-    if state is None:
-        raise FileNotFoundError(f"{out / 'editing.pt'} is missing; run --phase editing first")
-    model = Infinity(EDITING)
-    model.load_state_dict(state["ema"])
-    return model.eval().requires_grad_(False)
+    return averaged(out / "editing.pt", Infinity(EDITING))
 
 
 # ---- training -------------------------------------------------------------------------------------------
@@ -268,12 +263,8 @@ def train_editing(out: Path, s: EditTraining | None = None) -> None:
     model.load_state_dict(models.generating)
     excluded = ("null_text", "text_pool.query", "level_embed", "word_embed", "head.", "ada")
     optimizer = Optimizer(*split_parameters(model, excluded), s.lr, s.steps, s.decay)
-    ema, first = EMA(model, s.ema), 0
-    if state := load_checkpoint(path):
-        first = state["step"]
-        model.load_state_dict(state["model"])
-        ema.module.load_state_dict(state["ema"])
-        optimizer.load_state_dict(state["optimizer"])
+    ema = EMA(model, s.ema)
+    first = resume(path, model=model, ema=ema.module, optimizer=optimizer)
     saved = shown = time.time()
     for step in range(first, s.steps):
         schedule = SCHEDULE if s.is_long(step) else SCHEDULE.prefix(FLAT_SCALES)

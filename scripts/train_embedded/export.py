@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from common import Log, load_checkpoint
+from common import Log, finished
 from editing import SAMPLING as EDIT_SAMPLING
 from editing import trained_model
 from text import load_text
@@ -21,14 +21,6 @@ ASSETS = Path(__file__).resolve().parents[2] / "stagevar_core" / "assets"
 TITLE = "StageVAR-scenes"
 TIED = "encoder.embed_tokens.weight"  # the same tensor as shared.weight
 LIMIT = 25 * 2**20
-
-
-def averaged(out: Path, name: str) -> dict[str, torch.Tensor]:
-    """The averaged weights of a finished phase."""
-    state = load_checkpoint(out / f"{name}.pt")
-    if state is None:
-        raise FileNotFoundError(f"{out / name}.pt is missing; run --phase {name} first")
-    return state["ema"]
 
 
 def export(out: Path, assets: Path = ASSETS) -> None:
@@ -48,8 +40,8 @@ def export(out: Path, assets: Path = ASSETS) -> None:
     model = Header("transformer", "infinity", CONFIG.to_dict(), trained=table, defaults=defaults, title=TITLE)
     text = Header("text_encoder", "t5", text_config.to_dict(), tokenizer_json=tokenizer.to_str(), title=TITLE)
     files = {
-        "tokenizer": (averaged(out, "tokenizer"), image),
-        "transformer": (averaged(out, "transformer"), model),
+        "tokenizer": (finished(out / "tokenizer.pt")["ema"], image),
+        "transformer": (finished(out / "transformer.pt")["ema"], model),
         "text_encoder": (text_weights, text),
     }
     log, total = Log(out / "export.jsonl"), 0

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import Log, load_checkpoint, save_checkpoint
+from common import Log, finished, resume, save_checkpoint
 from optim import Optimizer, split_parameters
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
@@ -192,9 +192,7 @@ def accuracy(
 
 def load_text(out: Path) -> tuple[T5EncoderModel, Tokenizer]:
     """The trained encoder (frozen, float32) and its tokenizer."""
-    state = load_checkpoint(out / "text.pt")
-    if state is None:
-        raise FileNotFoundError(f"{out / 'text.pt'} is missing; run --phase text first")
+    state = finished(out / "text.pt")
     encoder = T5EncoderModel(encoder_config())
     encoder.load_state_dict(state["encoder"])
     return encoder.eval().requires_grad_(False), Tokenizer.from_str(state["tokenizer"])
@@ -210,12 +208,8 @@ def train_text(out: Path, s: TextTraining | None = None) -> None:
     parameters = [*encoder.parameters(), *heads.parameters()]
     matrices, others = split_parameters(encoder, excluded=("shared", "embed", "relative"))
     optimizer = Optimizer(matrices, [*others, *heads.parameters()], s.lr, s.steps)
-    first, last_time = 0, time.time()
-    if state := load_checkpoint(path):
-        first = state["step"]
-        encoder.load_state_dict(state["encoder"])
-        heads.load_state_dict(state["heads"])
-        optimizer.load_state_dict(state["optimizer"])
+    last_time = time.time()
+    first = resume(path, encoder=encoder, heads=heads, optimizer=optimizer)
     for step in range(first, s.steps):
         texts, targets, marks = caption_batch(s, step, s.batch, "train", s.corrupt)
         ids, mask = encode_texts(tokenizer, texts)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from common import Log, load_checkpoint, save_checkpoint
+from common import Log, resume, save_checkpoint
 from data import scene_batch, scene_tensors, to_uint8
 from optim import EMA, Optimizer, split_parameters
 from torch import Tensor, nn
@@ -169,13 +169,8 @@ def train_tokenizer(out: Path, s: TokenizerTraining | None = None) -> BSQTokeniz
     head = ShapeHead(CONFIG.dim)
     matrices, others = split_parameters(model, excluded=("conv_in", "conv_out"))
     optimizer = Optimizer(matrices, others + list(head.parameters()), s.lr, s.steps)
-    ema, first = EMA(model, s.ema), 0
-    if state := load_checkpoint(path):
-        first = state["step"]
-        model.load_state_dict(state["model"])
-        head.load_state_dict(state["head"])
-        ema.module.load_state_dict(state["ema"])
-        optimizer.load_state_dict(state["optimizer"])
+    ema = EMA(model, s.ema)
+    first = resume(path, model=model, head=head, ema=ema.module, optimizer=optimizer)
     last_time = time.time()
     for step in range(first, s.steps):
         loss, parts = training_loss(model, head, s, step)

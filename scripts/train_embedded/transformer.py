@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import Log, load_checkpoint, save_checkpoint
+from common import Log, averaged, resume, save_checkpoint, start_linears
 from data import to_uint8
 from latents import LatentStore, cache_latents, noisy_bits
 from optim import EMA, Optimizer, split_parameters
@@ -86,10 +86,7 @@ def plain_attention(
 def initialise(model: Infinity) -> None:
     """Weights of a new model; the residual branches start small."""
     depth = model.config.depth
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=module.in_features**-0.5)
-            nn.init.zeros_(module.bias)
+    start_linears(model)
     with torch.no_grad():
         model.null_text.normal_()
         model.text_norm.fill_(1.0)
@@ -217,12 +214,8 @@ def evaluate(
 
 def load_tokenizer(out: Path) -> BSQTokenizer:
     """The averaged weights of the finished tokenizer."""
-    state = load_checkpoint(out / "tokenizer.pt")
-    if state is None:
-        raise FileNotFoundError(f"{out / 'tokenizer.pt'} is missing; run --phase tokenizer first")
     model = BSQTokenizer(TOKENIZER_CONFIG).to(memory_format=torch.channels_last)
-    model.load_state_dict(state["ema"])
-    return model.eval().requires_grad_(False)
+    return averaged(out / "tokenizer.pt", model)
 
 
 def train_transformer(out: Path, s: TransformerTraining | None = None) -> None:
@@ -236,12 +229,8 @@ def train_transformer(out: Path, s: TransformerTraining | None = None) -> None:
     initialise(model)
     excluded = ("null_text", "text_pool.query", "level_embed", "word_embed", "head.", "ada")
     optimizer = Optimizer(*split_parameters(model, excluded), s.lr, s.steps, s.decay)
-    ema, first = EMA(model, s.ema), 0
-    if state := load_checkpoint(path):
-        first = state["step"]
-        model.load_state_dict(state["model"])
-        ema.module.load_state_dict(state["ema"])
-        optimizer.load_state_dict(state["optimizer"])
+    ema = EMA(model, s.ema)
+    first = resume(path, model=model, ema=ema.module, optimizer=optimizer)
     last_time, seen, shown = time.time(), 0, time.time()
     for step in range(first, s.steps):
         schedule = SCHEDULE if s.is_long(step) else SCHEDULE.prefix(FLAT_SCALES)

@@ -5,7 +5,6 @@ Arithmetic of infinity/models/bsq_vae/{vae,multiscale_bsq}.py: a latent pixel is
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -13,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..schedule import Scale, ScaleSchedule
+from .accumulate import Accumulating
 from .conv import Decoder, Encoder, clamp_image
 
 
@@ -27,7 +27,7 @@ def resize_latent(latent: Tensor, grid: tuple[int, int]) -> Tensor:
     return F.interpolate(latent.unsqueeze(2), size=(1, *grid), mode="trilinear").squeeze(2)
 
 
-class BitwiseQuantizer:
+class BitwiseQuantizer(Accumulating):
     """Bits, codes and the accumulated latent of a bitwise tokenizer; it has no weights.
 
     ``dim``: bits per latent pixel. ``patch``: latent pixels per token side (2 for the patchified 8B layout,
@@ -116,21 +116,6 @@ class BitwiseQuantizer:
         whole = grid == tuple(residual.shape[-2:])
         pooled = residual if whole else F.interpolate(residual, size=grid, mode="area")
         return (F.normalize(pooled, dim=1) > 0).to(torch.uint8)
-
-    def accumulate(self, bits: Sequence[Tensor], schedule: ScaleSchedule) -> Tensor:
-        """The accumulated latent of known bits per scale (a prefix of the schedule is allowed)."""
-        f_hat = self.empty(bits[0].shape[0], schedule, bits[0].device)
-        for level, scale in zip(bits, schedule, strict=False):
-            f_hat = self.add(f_hat, self.codes(level), schedule, scale)
-        return f_hat
-
-    def teacher_inputs(self, bits: Sequence[Tensor], schedule: ScaleSchedule) -> Tensor:
-        """Transformer inputs of scales 1.. for known bits, concatenated to (B, L - L0, bits)."""
-        f_hat, inputs = self.empty(bits[0].shape[0], schedule, bits[0].device), []
-        for level, scale, following in zip(bits[:-1], schedule, schedule.scales[1:], strict=False):
-            f_hat = self.add(f_hat, self.codes(level), schedule, scale)
-            inputs.append(self.next_input(f_hat, following))
-        return torch.cat(inputs, dim=1)
 
 
 @dataclass(frozen=True)

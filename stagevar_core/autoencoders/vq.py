@@ -4,7 +4,6 @@ Arithmetic of models/{vqvae,quant,basic_vae}.py of FoundationVision/VAR: a token
 scale after scale quantizes what the coarser ones left over.
 """
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from ..network.layers import cast, row_by_row, stacked
 from ..schedule import Scale, ScaleSchedule
+from .accumulate import Accumulating
 from .conv import Decoder, Encoder, clamp_image
 
 PHI_SHARE = 0.5  # of the convolution in phi, in all released tokenizers
@@ -69,7 +69,7 @@ def phi_index(schedule: ScaleSchedule, scale: Scale, phis: int) -> int:
     return min(range(phis), key=lambda index: abs(ticks[index] - place))
 
 
-class VectorQuantizer(nn.Module):
+class VectorQuantizer(Accumulating, nn.Module):
     """Token ids, codes and the accumulated latent of a VQ tokenizer; all of it runs in float32.
 
     Ids are whole numbers on the token grid, (B, h, w); a token covers one latent pixel.
@@ -188,21 +188,6 @@ class VectorQuantizer(nn.Module):
         """The ids (B, h, w) of one scale for what the sum of codes still lacks, (B, dim, H, W)."""
         whole = scale.grid == tuple(residual.shape[-2:])
         return self.nearest(residual if whole else F.interpolate(residual, size=scale.grid, mode="area"))
-
-    def accumulate(self, ids: Sequence[Tensor], schedule: ScaleSchedule) -> Tensor:
-        """The accumulated latent of known ids per scale (a prefix of the schedule is allowed)."""
-        f_hat = self.empty(ids[0].shape[0], schedule, ids[0].device)
-        for level, scale in zip(ids, schedule, strict=False):
-            f_hat = self.add(f_hat, self.codes(level), schedule, scale)
-        return f_hat
-
-    def teacher_inputs(self, ids: Sequence[Tensor], schedule: ScaleSchedule) -> Tensor:
-        """Transformer inputs of scales 1.. for known ids, concatenated to (B, L - L0, dim)."""
-        f_hat, inputs = self.empty(ids[0].shape[0], schedule, ids[0].device), []
-        for level, scale, following in zip(ids[:-1], schedule, schedule.scales[1:], strict=False):
-            f_hat = self.add(f_hat, self.codes(level), schedule, scale)
-            inputs.append(self.next_input(f_hat, following))
-        return torch.cat(inputs, dim=1)
 
     def _contribution(
         self, codes: Tensor, schedule: ScaleSchedule, scale: Scale, weights: Tensor | None = None

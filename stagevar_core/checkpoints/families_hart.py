@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 from ..autoencoders.hybrid import HybridTokenizer
@@ -13,7 +14,8 @@ from ..models.hart_config import MODULATIONS, POOLINGS, HARTConfig
 from ..models.residual_diffusion import TRAINED_STEPS, spaced
 from ..schedule import SIDES_1024, AspectTable, SquareTable, possible_sides
 from .convert import BLOCK, Fold, Ignore, KeyMap, Rename
-from .families_var import VQ_KEYS, vq_config
+from .families_var import TOKENIZER as VQ_TOKENIZER
+from .families_var import VQ_KEYS
 from .spec import CODEBOOK, FamilySpec, Shape, Shapes, module_shapes
 
 _LEVELS = "lvl_1L"  # the scale of every token, which gives the schedule and the length of texts away
@@ -172,24 +174,15 @@ TRANSFORMER = FamilySpec(
     ),
     pairs=CODEBOOK,
 )
-TOKENIZER = FamilySpec(
+TOKENIZER = replace(
+    VQ_TOKENIZER,
     name="hart",
-    kind="tokenizer",
     title="HART image tokenizer",
     within="vae.",
     example="vae.quantize.embedding.weight",
-    keys_required=(
-        r"quantize\.embedding\.weight",
-        r"quantize\.quant_resi\.(?:qresi_ls\.0|qresi|0)\.weight",
-        r"encoder\.down\.0\.block\.0\.norm1\.weight",
-        r"decoder\.up\.0\.block\.0\.norm1\.weight",
-    ),
-    config_type=VQTokenizerConfig,
-    config_from=vq_config,
     expected=module_shapes(HybridTokenizer),
     key_map=TOKENIZER_KEYS,
     module=HybridTokenizer,
-    unseen=("groups",),
     sizes=tokenizer_sizes,
 )
 

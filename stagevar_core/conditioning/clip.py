@@ -7,19 +7,17 @@ transformer takes the pooled text from the features, see ``models/star.py``.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .encoder import EncoderConfig, FrozenEncoder
 from .vocabulary import (
     encode_by_length,
     first_vocabulary,
-    known_entries,
-    parse_vocabulary,
     strict_weights,
     warn_of_cut,
     without_surrogates,
@@ -35,7 +33,7 @@ _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
 @dataclass(frozen=True)
-class CLIPEncoderConfig:
+class CLIPEncoderConfig(EncoderConfig):
     """Shape of a CLIP text encoder, in the names of its ``config.json``; the defaults are SD 2.1's."""
 
     vocab_size: int = 49408
@@ -51,15 +49,6 @@ class CLIPEncoderConfig:
     def width(self) -> int:
         """Channels of the features."""
         return self.hidden_size
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as plain values for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "CLIPEncoderConfig":
-        """From a ``config.json`` or our metadata; entries that do not shape the encoder are ignored."""
-        return cls(**known_entries(cls, values))
 
 
 def read_tokenizer(path: Path) -> str:
@@ -108,40 +97,35 @@ def _from_byte_pairs(folder: Path) -> str:
     return tokenizer.to_str()
 
 
-class CLIPTextEncoder:
-    """A frozen CLIP text encoder with its vocabulary: prompts to one (tokens, width) float32 tensor each.
+class CLIPTextEncoder(FrozenEncoder[CLIPEncoderConfig]):
+    """A frozen CLIP text encoder with its vocabulary, see :class:`FrozenEncoder`.
 
     The features run from the start token to the end token; padding, which the official code masks away, is
-    left out. ``tensors`` carry the names of the Hugging Face files, ``tokenizer_json`` is the format of the
-    ``tokenizers`` library. Raises ``ValueError`` for missing, unknown or misshapen tensors.
+    left out.
     """
 
     family = "clip"
+    names = (START_TOKEN, END_TOKEN)
+    lacks = f"lacks {START_TOKEN} or {END_TOKEN}; expected one of CLIP"
 
-    def __init__(
-        self,
-        config: CLIPEncoderConfig,
-        tensors: Mapping[str, Tensor],
-        tokenizer_json: str,
-        *,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        self.config = config
-        self.device = torch.device(device)
-        self.dtype = dtype or torch.float32  # as the official code, which keeps it out of autocast
-        self.model = _build(config, tensors, self.dtype, self.device)
-        self._tokenizer = parse_vocabulary(tokenizer_json, config.vocab_size)
-        self._start, self._end = (self._tokenizer.token_to_id(name) for name in (START_TOKEN, END_TOKEN))
-        if self._start is None or self._end is None:
-            raise ValueError(
-                f"the text encoder's vocabulary lacks {START_TOKEN} or {END_TOKEN}; expected one of CLIP"
-            )
+    def usual_dtype(self) -> torch.dtype:
+        """float32, as the official code, which keeps it out of autocast."""
+        return torch.float32
 
-    @property
-    def width(self) -> int:
-        """Channels of the features."""
-        return self.config.width
+    def build(self, tensors: Mapping[str, Tensor]) -> nn.Module:
+        """The ``transformers`` model around ``tensors``; nothing is initialised, so nothing is held twice."""
+        from transformers import CLIPTextConfig, CLIPTextModel
+
+        with torch.device("meta"):
+            model = CLIPTextModel(CLIPTextConfig(**self.config.to_dict()))
+        # Releases of the library differ in whether the module has the stem that the files have.
+        own = {name.removeprefix(_STEM): name for name in model.state_dict()}
+        expected = {name.removeprefix(_STEM): tensor for name, tensor in model.state_dict().items()}
+        given = {name.removeprefix(_STEM): tensor for name, tensor in tensors.items()}
+        weights = strict_weights(expected, given, "CLIP text", dtype=self.dtype, device=self.device)
+        named = {own[name]: tensor for name, tensor in weights.items()}
+        model.load_state_dict(named, strict=True, assign=True)
+        return model.eval().requires_grad_(False)
 
     def tokenize(self, prompt: str, max_tokens: int = MAX_TOKENS) -> list[int]:
         """Start token, the text, end token; what is too long is cut with a warning."""
@@ -149,7 +133,8 @@ class CLIPTextEncoder:
         limit = min(max_tokens, self.config.max_position_embeddings)
         if len(ids) + 2 > limit:
             warn_of_cut(len(ids) + 2, limit)
-        return [self._start, *ids[: limit - 2], self._end]
+        start, end = self.special
+        return [start, *ids[: limit - 2], end]
 
     @torch.inference_mode()
     def encode(self, prompts: Sequence[str], max_tokens: int = MAX_TOKENS) -> tuple[Tensor, ...]:
@@ -160,20 +145,3 @@ class CLIPTextEncoder:
     def _features(self, ids: Tensor) -> Tensor:
         places = torch.arange(ids.shape[1], device=self.device)[None]
         return self.model(input_ids=ids, position_ids=places).last_hidden_state
-
-
-def _build(
-    config: CLIPEncoderConfig, tensors: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device
-) -> nn.Module:
-    """The ``transformers`` model around ``tensors``; nothing is initialised, so nothing is held twice."""
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    with torch.device("meta"):
-        model = CLIPTextModel(CLIPTextConfig(**config.to_dict()))
-    # Releases of the library differ in whether the module has the stem that the files have.
-    own = {name.removeprefix(_STEM): name for name in model.state_dict()}
-    expected = {name.removeprefix(_STEM): tensor for name, tensor in model.state_dict().items()}
-    given = {name.removeprefix(_STEM): tensor for name, tensor in tensors.items()}
-    weights = strict_weights(expected, given, "CLIP text", dtype=dtype, device=device)
-    model.load_state_dict({own[name]: tensor for name, tensor in weights.items()}, strict=True, assign=True)
-    return model.eval().requires_grad_(False)

@@ -7,18 +7,16 @@ them, since the transformer reads these as well.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .t5 import default_text_dtype
+from .encoder import EncoderConfig, FrozenEncoder
 from .vocabulary import (
     first_vocabulary,
-    known_entries,
-    parse_vocabulary,
     strict_weights,
     warn_of_cut,
     without_surrogates,
@@ -36,7 +34,7 @@ def system_prompt() -> str:
 
 
 @dataclass(frozen=True)
-class QwenConfig:
+class QwenConfig(EncoderConfig):
     """Shape of a Qwen2 language model, in the names of its ``config.json``; the defaults are HART's."""
 
     vocab_size: int = 151936
@@ -53,15 +51,6 @@ class QwenConfig:
         """Channels of the features."""
         return self.hidden_size
 
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as plain values for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "QwenConfig":
-        """From a ``config.json`` or our metadata; entries that do not shape the model are ignored."""
-        return cls(**known_entries(cls, values))
-
 
 def read_tokenizer(path: Path) -> str:
     """The ``tokenizers`` JSON beside the model file or in the directory ``path``; ``ValueError`` without."""
@@ -75,38 +64,31 @@ def read_tokenizer(path: Path) -> str:
     return found
 
 
-class QwenTextEncoder:
-    """A frozen Qwen2 with its vocabulary: prompts to one (tokens, width) float32 tensor each, all as long.
-
-    ``tensors`` carry the names of the Hugging Face files, ``tokenizer_json`` is the format of the
-    ``tokenizers`` library. Raises ``ValueError`` for missing, unknown or misshapen tensors.
-    """
+class QwenTextEncoder(FrozenEncoder[QwenConfig]):
+    """A frozen Qwen2 with its vocabulary, see :class:`FrozenEncoder`; all features are as long."""
 
     family = "qwen2"
+    names = (PAD_TOKEN,)
+    lacks = f"lacks {PAD_TOKEN}; expected one of Qwen2"
 
-    def __init__(
-        self,
-        config: QwenConfig,
-        tensors: Mapping[str, Tensor],
-        tokenizer_json: str,
-        *,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        self.config = config
-        self.device = torch.device(device)
-        self.dtype = dtype or default_text_dtype(self.device)
-        self.model = _build(config, tensors, self.dtype, self.device)
-        self._tokenizer = parse_vocabulary(tokenizer_json, config.vocab_size)
-        self._pad = self._tokenizer.token_to_id(PAD_TOKEN)
-        if self._pad is None:
-            raise ValueError(f"the text encoder's vocabulary lacks {PAD_TOKEN}; expected one of Qwen2")
-        self._before = self._tokenizer.encode(system_prompt()).ids[:MAX_TOKENS]
+    def build(self, tensors: Mapping[str, Tensor]) -> nn.Module:
+        """The ``transformers`` model around ``tensors``; nothing is initialised, so nothing is held twice."""
+        from transformers import Qwen2Config, Qwen2Model
 
-    @property
-    def width(self) -> int:
-        """Channels of the features."""
-        return self.config.width
+        shape = Qwen2Config(**self.config.to_dict(), use_cache=False)
+        with torch.device("meta"):
+            model = Qwen2Model(shape)
+        given = {name.removeprefix(_STEM): tensor for name, tensor in tensors.items()}
+        weights = strict_weights(model.state_dict(), given, "Qwen2", dtype=self.dtype, device=self.device)
+        model.load_state_dict(weights, strict=True, assign=True)
+        # What it works out from its configuration is no weight, and was without storage until here.
+        model.rotary_emb = type(model.rotary_emb)(shape, device=self.device)
+        return model.eval().requires_grad_(False)
+
+    @cached_property
+    def before(self) -> list[int]:
+        """Token ids of the fixed text."""
+        return self._tokenizer.encode(system_prompt()).ids[:MAX_TOKENS]
 
     def tokenize(self, prompt: str, max_tokens: int = MAX_TOKENS) -> list[int]:
         """Token ids without padding; what is too long is cut with a warning."""
@@ -123,30 +105,13 @@ class QwenTextEncoder:
     @torch.inference_mode()
     def encode(self, prompts: Sequence[str], max_tokens: int = MAX_TOKENS) -> tuple[Tensor, ...]:
         """Features of each prompt, (max_tokens, width) in float32 on the encoder's device."""
-        known: dict[str, Tensor] = {}
+        (pad,), known = self.special, dict[str, Tensor]()
         for prompt in dict.fromkeys(prompts):
             ids = self.tokenize(prompt, max_tokens)
             missing = max_tokens - len(ids)
-            tokens = torch.tensor([[*self._before, *ids, *[self._pad] * missing]], device=self.device)
+            tokens = torch.tensor([[*self.before, *ids, *[pad] * missing]], device=self.device)
             mask = torch.ones_like(tokens)
             mask[:, tokens.shape[1] - missing :] = 0
             states = self.model(input_ids=tokens, attention_mask=mask).last_hidden_state
-            known[prompt] = states[0, len(self._before) :].float()
+            known[prompt] = states[0, len(self.before) :].float()
         return tuple(known[prompt] for prompt in prompts)
-
-
-def _build(
-    config: QwenConfig, tensors: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device
-) -> nn.Module:
-    """The ``transformers`` model around ``tensors``; nothing is initialised, so nothing is held twice."""
-    from transformers import Qwen2Config, Qwen2Model
-
-    shape = Qwen2Config(**config.to_dict(), use_cache=False)
-    with torch.device("meta"):
-        model = Qwen2Model(shape)
-    given = {name.removeprefix(_STEM): tensor for name, tensor in tensors.items()}
-    weights = strict_weights(model.state_dict(), given, "Qwen2", dtype=dtype, device=device)
-    model.load_state_dict(weights, strict=True, assign=True)
-    # What it works out from its configuration is no weight, and was without storage until here.
-    model.rotary_emb = type(model.rotary_emb)(shape, device=device)
-    return model.eval().requires_grad_(False)

@@ -5,19 +5,18 @@ package two seconds, all of it for the import.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .vocabulary import known_entries
+from .encoder import EncoderConfig
 
 
 @dataclass(frozen=True)
-class T5EncoderConfig:
+class T5EncoderConfig(EncoderConfig):
     """Shape of a T5 encoder, in the names of its ``config.json``; the defaults are Flan-T5-XL."""
 
     vocab_size: int = 32128
@@ -35,15 +34,6 @@ class T5EncoderConfig:
     def width(self) -> int:
         """Channels of the features."""
         return self.d_model
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as plain values for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "T5EncoderConfig":
-        """From a ``config.json`` or our metadata; entries that do not shape the encoder are ignored."""
-        return cls(**known_entries(cls, values))
 
 
 def _gelu(x: Tensor) -> Tensor:

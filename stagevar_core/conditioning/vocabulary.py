@@ -2,9 +2,8 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,12 +12,6 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 _LOG = logging.getLogger(__name__)
-
-
-def known_entries(config_type: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of a ``config.json`` or of our metadata that are fields of ``config_type``."""
-    known = {field.name for field in fields(config_type)}
-    return {name: value for name, value in values.items() if name in known}
 
 
 def first_vocabulary(

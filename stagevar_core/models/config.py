@@ -1,5 +1,6 @@
 """What is asked of the sizes of a transformer, whatever its family."""
 
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from ..costs import UnitCosts
@@ -21,6 +22,8 @@ class Config(Protocol):
     @property
     def hidden(self) -> int: ...
     @property
+    def head_dim(self) -> int: ...
+    @property
     def patch(self) -> int: ...
     @property
     def dim(self) -> int: ...
@@ -38,3 +41,22 @@ class Config(Protocol):
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values for JSON."""
         ...
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the configurations of all families begin with."""
+
+    depth: int
+    width: int
+    heads: int
+    hidden: int
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of a head."""
+        return self.width // self.heads
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values for JSON."""
+        return asdict(self)

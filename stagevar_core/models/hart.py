@@ -13,10 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..autoencoders.vq import VectorQuantizer
 from ..conditioning.types import Conditioning, TextConditioning, check_task, require
 from ..network.attention import Attend, AttentionFn
-from ..network.cache import KVCache
 from ..network.context import ScaleContext
 from ..network.layers import (
     GatedFeedForward,
@@ -36,40 +34,26 @@ from ..network.rotary import grid_turns, line_turns, turn_halves
 from ..network.tokens import in_parts
 from ..schedule import Prefix, Scale, ScaleSchedule
 from .draws import TokenHead, refinement
+from .family import NextScale, OverCodebook
 from .guidance import ramped
 from .hart_config import HARTConfig
-from .prefix import NoPrefix
 from .residual_diffusion import MODES, Embedder, ResidualDiffusion, ResidualHead
+from .states import ModulatedState
 
 
-@dataclass
-class TextState:
-    """What the blocks need of the texts, computed once per run; rows are conditional, then unconditional."""
+@dataclass(kw_only=True)
+class TextState(ModulatedState):
+    """What the blocks need of the texts, which precede the scales; without modulation no ``block_ada``."""
 
-    start: Tensor  # (rows, T, C), the texts, which precede the scales
-    places: Tensor  # (rows, T), their rotary positions
-    block_ada: list[Tensor]  # per block (rows, 1, 6, C), see with_factors; empty without modulation
-    head_ada: Tensor  # (rows, 1, 2, C), the same
+    places: Tensor  # (rows, T), the rotary positions of their tokens
     lengths: list[Tensor]  # per block what queries and keys are brought to
-
-    def seen(self, scale: Scale) -> None:
-        """None: the text is part of what self-attention sees."""
-
-    def narrow(self, rows: slice) -> "TextState":
-        """Only these rows."""
-        return self._of(rows)
-
-    def pick(self, images: Sequence[int], rows: Tensor) -> "TextState":
-        """That of other images."""
-        return self._of(rows)
 
     def placed(self, like: "TextState") -> "TextState":
         """The same at the positions of the rows of another state."""
         return replace(self, places=like.places)
 
     def _of(self, rows: slice | Tensor) -> "TextState":
-        block_ada = [ada[rows] for ada in self.block_ada]
-        return TextState(self.start[rows], self.places[rows], block_ada, self.head_ada[rows], self.lengths)
+        return replace(super()._of(rows), places=self.places[rows])
 
 
 class Attention(nn.Module):
@@ -159,7 +143,7 @@ class Block(nn.Module):
         return modulated(normed, factor, shift, dtype)
 
 
-class HART(NoPrefix, nn.Module):
+class HART(OverCodebook, NextScale[HARTConfig]):
     """The transformer: blocks in ``dtype``, everything around them (embeddings, head) in float32.
 
     ``operations`` supplies Linear (``torch.nn`` or the host's), ``compute_dtype`` the dtype of the matrix
@@ -167,6 +151,7 @@ class HART(NoPrefix, nn.Module):
     """
 
     family = "hart"
+    title = "HART"
     text_family = "qwen2"
     learned_null = True
     classes = None
@@ -175,9 +160,7 @@ class HART(NoPrefix, nn.Module):
     def __init__(
         self, config: HARTConfig, *, operations=nn, dtype=None, device=None, compute_dtype=None
     ) -> None:
-        super().__init__()
-        self.config = config
-        self.compute_dtype = compute_dtype or dtype or torch.float32
+        super().__init__(config, compute_dtype or dtype)
         width, precise = config.width, {"dtype": torch.float32, "device": device}
         factory = {"operations": operations, "dtype": dtype, "device": device}
         if config.context_norm:
@@ -226,17 +209,6 @@ class HART(NoPrefix, nn.Module):
         network = None if way is None else self.diffusion
         return ResidualHead(plain, self.config, network, self.word_embed, self.residual_norm)
 
-    def quantizer(self) -> VectorQuantizer:
-        """Raises: the codebook is part of the tokenizer."""
-        raise ValueError("HART needs the codebook of its tokenizer; pass quantizer=tokenizer.quantizer()")
-
-    def new_cache(self, rows: int, device: torch.device) -> KVCache:
-        """An empty cache for ``rows`` rows."""
-        config = self.config
-        return KVCache(
-            config.depth, rows, config.heads, config.head_dim, dtype=self.compute_dtype, device=device
-        )
-
     def condition(
         self, conditioning: TextConditioning, guided: bool, device: torch.device, attention: AttentionFn
     ) -> TextState:
@@ -244,7 +216,7 @@ class HART(NoPrefix, nn.Module):
 
         The counterpart of a prompt is a text of zeros with one token, or the negative text.
         """
-        require(conditioning, TextConditioning, "HART")
+        require(conditioning, TextConditioning, self.title)
         texts, counts = self._texts(conditioning.features, conditioning.padding, device)
         if guided and conditioning.negative is not None:
             others = self._texts(conditioning.negative, conditioning.negative_padding, device)
@@ -264,11 +236,11 @@ class HART(NoPrefix, nn.Module):
         head_ada = with_factors(row_by_row(self.head_ada, active).unflatten(-1, (1, 2, -1)))
         block_ada = [*map(with_factors, self._modulations(tokens, owned))]
         lengths = [block.self_attn.lengths(device) for block in self.blocks]
-        return TextState(tokens, places, block_ada, head_ada, lengths)
+        return TextState(start=tokens, block_ada=block_ada, head_ada=head_ada, places=places, lengths=lengths)
 
     def prefix(self, conditioning: Conditioning, schedule: ScaleSchedule) -> Prefix:
         """The text, whose last token the first scale is drawn from; ``ValueError`` for a picture to edit."""
-        require(conditioning, TextConditioning, "HART")
+        require(conditioning, TextConditioning, self.title)
         check_task(conditioning, edits=False, family="HART")
         return Prefix(0, 1, self.config.context, opens=True)
 
@@ -280,10 +252,6 @@ class HART(NoPrefix, nn.Module):
     def first_tokens(self, state: TextState) -> Tensor:
         """The texts, (rows, T, C), without level embedding."""
         return state.start
-
-    def embed(self, inputs: Tensor) -> Tensor:
-        """Accumulated latent at a scale (B, L, dim) to hidden states (B, L, C), without level embedding."""
-        return self.word_embed(inputs)
 
     def forward(self, x: Tensor, ctx: ScaleContext) -> Tensor:
         """All blocks over the tokens of one scale, (rows, L, C)."""

@@ -1,16 +1,17 @@
 """Shape of a HART transformer and of its residual-diffusion head."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from ..costs import UnitCosts
 from ..schedule import SIDES_1024
+from .config import Sizes
 
 MODULATIONS = ("none", "own", "shared")
 POOLINGS = ("max", "avg")
 
 
 @dataclass(frozen=True)
-class HARTConfig:
+class HARTConfig(Sizes):
     """Shape of a HART transformer.
 
     ``sides``: side lengths of the scales. ``context``: tokens of every text, padding among them. ``vocab``,
@@ -21,10 +22,6 @@ class HARTConfig:
     ``diff_steps``: of the network that draws what the last scale's codes lack, and how often it runs.
     """
 
-    depth: int
-    width: int
-    heads: int
-    hidden: int
     sides: tuple[int, ...] = SIDES_1024
     context: int = 300
     text_width: int = 1536
@@ -40,11 +37,6 @@ class HARTConfig:
     diff_steps: int = 8
 
     patch = 1  # latent pixels per token side
-
-    @property
-    def head_dim(self) -> int:
-        """Channels of a head."""
-        return self.width // self.heads
 
     @property
     def unit_costs(self) -> UnitCosts:
@@ -69,10 +61,6 @@ class HARTConfig:
         layers = self.depth if self.modulation == "own" else 0
         modulation = 2.0 * (6.0 * layers + 2.0) * self.width**2
         return rows * (2.0 * self.context * self.text_width * self.width + modulation)
-
-    def to_dict(self) -> dict:
-        """The fields as plain values for JSON."""
-        return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict) -> "HARTConfig":

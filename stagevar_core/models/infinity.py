@@ -6,7 +6,7 @@ when a checkpoint is converted; see ``checkpoints/families_infinity.py`` for the
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,6 @@ from ..autoencoders.bsq import BitwiseQuantizer
 from ..conditioning.regions import Sight
 from ..conditioning.types import TextConditioning, check_task, pad_rows, require
 from ..network.attention import AttentionFn
-from ..network.cache import KVCache
 from ..network.context import ScaleContext
 from ..network.layers import (
     CosineAttention,
@@ -32,45 +31,18 @@ from ..network.layers import (
 )
 from ..network.rotary import prefixed_angles, rotary_angles
 from ..schedule import Prefix, Scale, ScaleSchedule
+from . import states
 from .draws import BitHead, refinement
+from .family import StartToken
 from .guidance import per_scale
 from .infinity_config import InfinityConfig
 
 
-@dataclass
-class TextState:
+@dataclass(kw_only=True)
+class TextState(states.TextState):
     """What the blocks need of the text, computed once per run; rows are conditional, then unconditional."""
 
-    start: Tensor  # (rows, C), the pooled text: start token and source of all modulation
-    block_ada: list[Tensor]  # per block (rows, 1, 6, C), scales as 1 + scale, see with_factors
-    head_ada: Tensor  # (rows, 1, 2, C), the same
-    keys_values: list[tuple[Tensor, Tensor]]  # per block (rows, heads, T, head_dim)
     lengths: list[Tensor]  # per block those of queries and keys, (2, 2 * heads, 1)
-    mask: Tensor | None  # (rows, 1, 1, T), True = a token of the row's text; None when all texts are as long
-    regions: Sight | None = None  # where the prompts hold that the texts are made of
-
-    def seen(self, scale: Scale) -> Tensor | None:
-        """What is added to the scores of the text at a scale, (rows, 1, L, T); None: all see it all."""
-        return None if self.regions is None else self.regions.at(scale, self.keys_values[0][0])
-
-    def narrow(self, rows: slice) -> "TextState":
-        """Only these rows."""
-        return self._of(rows)
-
-    def pick(self, images: Sequence[int], rows: Tensor) -> "TextState":
-        """That of other images."""
-        return self._of(rows)
-
-    def _of(self, rows: slice | Tensor) -> "TextState":
-        return replace(
-            self,
-            start=self.start[rows],
-            block_ada=[ada[rows] for ada in self.block_ada],
-            head_ada=self.head_ada[rows],
-            keys_values=[(k[rows], v[rows]) for k, v in self.keys_values],
-            mask=None if self.mask is None else self.mask[rows],
-            regions=None if self.regions is None else self.regions.narrow(rows),
-        )
 
 
 class CrossAttention(nn.Module):
@@ -151,7 +123,7 @@ class TextPool(nn.Module):
         return row_by_row(self.proj, merge_heads(attention(q, k, v, mask=mask)).squeeze(1))
 
 
-class Infinity(nn.Module):
+class Infinity(StartToken[InfinityConfig]):
     """The transformer: blocks in ``dtype``, everything around them (text, modulation, head) in float32.
 
     ``operations`` supplies Linear and LayerNorm (``torch.nn`` or the host's), ``compute_dtype`` the dtype of
@@ -167,9 +139,7 @@ class Infinity(nn.Module):
     def __init__(
         self, config: InfinityConfig, *, operations=nn, dtype=None, device=None, compute_dtype=None
     ) -> None:
-        super().__init__()
-        self.config = config
-        self.compute_dtype = compute_dtype or dtype or torch.float32
+        super().__init__(config, compute_dtype or dtype)
         width, precise = config.width, {"dtype": torch.float32, "device": device}
         self.null_text = nn.Parameter(torch.empty(config.null_rows, config.text_width, **precise))
         self.text_norm = nn.Parameter(torch.empty(config.text_width, **precise))
@@ -217,13 +187,6 @@ class Infinity(nn.Module):
     def quantizer(self) -> BitwiseQuantizer:
         """The quantizer whose bits this transformer predicts."""
         return BitwiseQuantizer(self.config.dim, self.config.patch)
-
-    def new_cache(self, rows: int, device: torch.device) -> KVCache:
-        """An empty cache for ``rows`` rows."""
-        config = self.config
-        return KVCache(
-            config.depth, rows, config.heads, config.head_dim, dtype=self.compute_dtype, device=device
-        )
 
     def condition(
         self, conditioning: TextConditioning, guided: bool, device: torch.device, attention: AttentionFn
@@ -304,14 +267,6 @@ class Infinity(nn.Module):
             return rotary_angles(schedule, scale, self.config.head_dim, device=device)
         head_dim, moved = self.config.head_dim, self.config.moved_source
         return prefixed_angles(schedule, scale, prefix, head_dim, moved=moved, device=device)
-
-    def first_tokens(self, state: TextState) -> Tensor:
-        """The start token of every row, (rows, 1, C), without level embedding."""
-        return (state.start + cast(self.start, state.start)).unsqueeze(1)
-
-    def embed(self, inputs: Tensor) -> Tensor:
-        """Accumulated latent at a scale (B, L, bits) to hidden states (B, L, C), without level embedding."""
-        return self.word_embed(inputs)
 
     def forward(self, x: Tensor, ctx: ScaleContext) -> Tensor:
         """All blocks over the tokens of one scale, (rows, L, C)."""

@@ -3,10 +3,11 @@
 from dataclasses import asdict, dataclass
 
 from ..costs import UnitCosts
+from .config import Sizes
 
 
 @dataclass(frozen=True)
-class InfinityConfig:
+class InfinityConfig(Sizes):
     """Shape of an Infinity transformer.
 
     ``bits``: bits per token (``dim * patch ** 2``). ``hidden``: width of the feed-forward. ``null_rows``:
@@ -16,10 +17,6 @@ class InfinityConfig:
     ``restores``: the weights make a poor picture better (VARestorer), in a pass of their own.
     """
 
-    depth: int
-    width: int
-    heads: int
-    hidden: int
     bits: int
     patch: int = 1
     text_width: int = 2048
@@ -29,11 +26,6 @@ class InfinityConfig:
     edits: bool = False
     moved_source: bool = False
     restores: bool = False
-
-    @property
-    def head_dim(self) -> int:
-        """Channels of a head."""
-        return self.width // self.heads
 
     @property
     def dim(self) -> int:

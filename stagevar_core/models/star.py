@@ -12,11 +12,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from ..autoencoders.vq import VectorQuantizer
 from ..conditioning.regions import Sight
 from ..conditioning.types import TextConditioning, pad_rows, require
 from ..network.attention import AttentionFn
-from ..network.cache import KVCache
 from ..network.context import ScaleContext
 from ..network.layers import (
     CosineAttention,
@@ -31,11 +29,10 @@ from ..network.layers import (
     to_lengths,
     unit,
 )
-from ..network.rotary import normalised_angles
-from ..schedule import Prefix, Scale, ScaleSchedule
+from ..schedule import Scale, ScaleSchedule
 from .draws import TokenHead, refinement
+from .family import ClipText
 from .guidance import ramped
-from .prefix import NoPrefix
 from .star_config import STARConfig
 from .star_sampler import MODES, InnerSampler, SamplerHead
 
@@ -142,7 +139,7 @@ class Block(nn.Module):
         return ctx.residual(x, feed_forward, layer, "ffn")
 
 
-class STAR(NoPrefix, nn.Module):
+class STAR(ClipText[STARConfig]):
     """The transformer: blocks in ``dtype``, everything around them (text, embeddings, head) in float32.
 
     ``operations`` supplies Linear (``torch.nn`` or the host's), ``compute_dtype`` the dtype of the blocks'
@@ -151,16 +148,12 @@ class STAR(NoPrefix, nn.Module):
 
     family = "star"
     text_family = "clip"
-    learned_null = False
-    classes = None
-    longest_text = None
+    title = "STAR"
 
     def __init__(
         self, config: STARConfig, *, operations=nn, dtype=None, device=None, compute_dtype=None
     ) -> None:
-        super().__init__()
-        self.config = config
-        self.compute_dtype = compute_dtype or dtype or torch.float32
+        super().__init__(config, compute_dtype or dtype)
         width, precise = config.width, {"dtype": torch.float32, "device": device}
         self.start = nn.Parameter(torch.empty(width, **precise))
         self.level_embed = nn.Parameter(torch.empty(config.levels, width, **precise))
@@ -180,17 +173,6 @@ class STAR(NoPrefix, nn.Module):
         """The weight ``w`` of ``w * c + (1 - w) * u`` at every scale; 1 is unguided."""
         return ramped(cfg_scale, schedule)
 
-    def quantizer(self) -> VectorQuantizer:
-        """Raises: the codebook is part of the tokenizer."""
-        raise ValueError("STAR needs the codebook of its tokenizer; pass quantizer=tokenizer.quantizer()")
-
-    def new_cache(self, rows: int, device: torch.device) -> KVCache:
-        """An empty cache for ``rows`` rows."""
-        config = self.config
-        return KVCache(
-            config.depth, rows, config.heads, config.head_dim, dtype=self.compute_dtype, device=device
-        )
-
     def condition(
         self, conditioning: TextConditioning, guided: bool, device: torch.device, attention: AttentionFn
     ) -> TextState:
@@ -198,12 +180,12 @@ class STAR(NoPrefix, nn.Module):
 
         The counterpart of a prompt is the encoded empty prompt, or the negative text.
         """
-        require(conditioning, TextConditioning, "STAR")
+        require(conditioning, TextConditioning, self.title)
         texts = self._checked(conditioning.features, device)
         sight = Sight.of(texts, conditioning.regions or (None,) * len(texts))
         pooled = self.pooled(texts, sight)
         if guided:
-            against = self._checked(self._counterparts(conditioning), device)
+            against = self._checked(self.counterparts(conditioning), device)
             regions = conditioning.negative_regions or (None,) * len(against)
             pooled = torch.cat((pooled, self.pooled(against, Sight.of(against, regions))))
         padded, mask = pad_rows(texts)
@@ -229,21 +211,6 @@ class STAR(NoPrefix, nn.Module):
             return torch.stack([text[-1] for text in texts])
         return sight.pooled(torch.stack([prompt[-1] for prompt in sight.prompts(texts)]))
 
-    def positions(
-        self, schedule: ScaleSchedule, scale: Scale, device: torch.device, prefix: Prefix | None = None
-    ) -> Tensor:
-        """Rotary angles of one scale."""
-        config = self.config
-        return normalised_angles(scale, config.head_dim, config.rope_norm, config.rope_base, device)
-
-    def first_tokens(self, state: TextState) -> Tensor:
-        """The start token of every row, (rows, 1, C), without level embedding."""
-        return (state.start + cast(self.start, state.start)).unsqueeze(1)
-
-    def embed(self, inputs: Tensor) -> Tensor:
-        """Accumulated latent at a scale (B, L, dim) to hidden states (B, L, C), without level embedding."""
-        return self.word_embed(inputs)
-
     def forward(self, x: Tensor, ctx: ScaleContext) -> Tensor:
         """All blocks over the tokens of one scale, (rows, L, C)."""
         return ctx.run(self.blocks, x + ctx.levels(cast(self.level_embed, x)))
@@ -257,14 +224,6 @@ class STAR(NoPrefix, nn.Module):
         """Ways in which the inner sampler network can draw the fine scales; none without it."""
         return () if self.sampler is None else MODES
 
-    def check(self, schedule: ScaleSchedule) -> None:
-        """Raise ``ValueError`` for more scales than the model has levels of."""
-        if len(schedule) > self.config.levels:
-            raise ValueError(
-                f"the schedule has {len(schedule)} scales; this model was trained on {self.config.levels}. "
-                "Choose the size that it was trained on"
-            )
-
     def drawing_head(self, refine: str = "auto") -> TokenHead | SamplerHead:
         """Draws tokens, unfiltered where smooth; fine scales by the sampler network where there is one."""
         plain = TokenHead(self.config.vocab, smooth_filters=False, smooth_draws=1)
@@ -272,15 +231,6 @@ class STAR(NoPrefix, nn.Module):
         if way is None or self.sampler is None:
             return plain
         return SamplerHead(plain, self.sampler, self.config, way)
-
-    def _counterparts(self, conditioning: TextConditioning) -> Sequence[Tensor]:
-        if conditioning.negative is not None:
-            return conditioning.negative
-        if conditioning.null is None:
-            raise ValueError(
-                "STAR has no null text of its own and got none; encode the empty prompt and pass it as `null`"
-            )
-        return [conditioning.null] * conditioning.batch
 
     def _checked(self, texts: Sequence[Tensor], device: torch.device) -> list[Tensor]:
         for text in texts:

@@ -4,10 +4,11 @@ from dataclasses import asdict, dataclass
 
 from ..costs import UnitCosts
 from ..schedule import SIDES_256, SIDES_512, SIDES_1024
+from .config import Sizes
 
 
 @dataclass(frozen=True)
-class STARConfig:
+class STARConfig(Sizes):
     """Shape of a STAR transformer.
 
     ``vocab``, ``dim``: of the tokenizer's codebook. ``hidden``: width of the feed-forward. ``levels``: scales
@@ -16,10 +17,6 @@ class STARConfig:
     ``rope_norm``, ``rope_base``: reach and base of the rotary positions.
     """
 
-    depth: int
-    width: int
-    heads: int
-    hidden: int
     levels: int
     vocab: int = 4096
     dim: int = 32
@@ -36,11 +33,6 @@ class STARConfig:
         """The family of published models: 64 channels per head, as many heads as blocks."""
         width = 64 * depth
         return cls(depth, width, depth, 4 * width, len(sides), sampler_depth=3 if sampler else 0, sides=sides)
-
-    @property
-    def head_dim(self) -> int:
-        """Channels of a head."""
-        return self.width // self.heads
 
     @property
     def unit_costs(self) -> UnitCosts:

@@ -6,66 +6,29 @@ through the accumulated latent, so that nothing is cached.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..autoencoders.vq import VectorQuantizer
 from ..conditioning.clip import MAX_TOKENS
 from ..conditioning.regions import Regions, Sight
 from ..conditioning.types import TextConditioning, pad_rows, require
 from ..network.attention import AttentionFn
-from ..network.cache import KVCache
 from ..network.context import ScaleContext
 from ..network.layers import cast, modulated_norm, row_by_row, stacked, with_factors
-from ..network.rotary import normalised_angles
-from ..schedule import Prefix, Scale, ScaleSchedule
+from ..schedule import ScaleSchedule
 from .contract import Drawing, Drawn
 from .draws import TokenHead, refinement
+from .family import ClipText
 from .guidance import ramped
-from .prefix import NoPrefix
+from .states import TextState
 from .switti_blocks import Block, Crop
 from .switti_config import SwittiConfig
 
 CROP = (512.0, 512.0, 0.0, 0.0)  # height and width of the picture, top and left of its part: all of it
 SMOOTH_FROM = 2  # first scale with mixtures of codes where these are asked for
-
-
-@dataclass
-class TextState:
-    """What the blocks need of the text, computed once per run; rows are conditional, then unconditional."""
-
-    start: Tensor  # (rows, C), the text as one vector: start token and source of all modulation
-    block_ada: list[Tensor]  # per block (rows, 1, 6, C), scales as 1 + scale, see with_factors
-    head_ada: Tensor  # (rows, 1, 2, C), the same
-    keys_values: list[tuple[Tensor, Tensor]]  # per block (rows, heads, T, head_dim)
-    mask: Tensor | None  # (rows, 1, 1, T), True = a token of the row's text; None when all texts are as long
-    regions: Sight | None = None  # where the prompts hold that the texts are made of
-
-    def seen(self, scale: Scale) -> Tensor | None:
-        """What is added to the scores of the text at a scale, (rows, 1, L, T); None: all see it all."""
-        return None if self.regions is None else self.regions.at(scale, self.keys_values[0][0])
-
-    def narrow(self, rows: slice) -> "TextState":
-        """Only these rows."""
-        return self._of(rows)
-
-    def pick(self, images: Sequence[int], rows: Tensor) -> "TextState":
-        """That of other images."""
-        return self._of(rows)
-
-    def _of(self, rows: slice | Tensor) -> "TextState":
-        return replace(
-            self,
-            start=self.start[rows],
-            block_ada=[ada[rows] for ada in self.block_ada],
-            head_ada=self.head_ada[rows],
-            keys_values=[(k[rows], v[rows]) for k, v in self.keys_values],
-            mask=None if self.mask is None else self.mask[rows],
-            regions=None if self.regions is None else self.regions.narrow(rows),
-        )
 
 
 class SwittiHead(TokenHead):
@@ -81,7 +44,7 @@ class SwittiHead(TokenHead):
         return super().draw(replace(drawing, smooth=smooth))
 
 
-class Switti(NoPrefix, nn.Module):
+class Switti(ClipText[SwittiConfig]):
     """The transformer: blocks in ``dtype``, everything around them (text, embeddings, head) in float32.
 
     ``operations`` supplies Linear (``torch.nn`` or the host's), ``compute_dtype`` the dtype of the blocks'
@@ -90,17 +53,13 @@ class Switti(NoPrefix, nn.Module):
 
     family = "switti"
     text_family = "clip pair"
-    learned_null = False
-    classes = None
-    longest_text = None
+    title = "Switti"
     refinements = ()
 
     def __init__(
         self, config: SwittiConfig, *, operations=nn, dtype=None, device=None, compute_dtype=None
     ) -> None:
-        super().__init__()
-        self.config = config
-        self.compute_dtype = compute_dtype or dtype or torch.float32
+        super().__init__(config, compute_dtype or dtype)
         width, precise = config.width, {"dtype": torch.float32, "device": device}
         self.start = nn.Parameter(torch.empty(width, **precise))
         self.level_embed = nn.Parameter(torch.empty(config.levels, width, **precise))
@@ -125,29 +84,10 @@ class Switti(NoPrefix, nn.Module):
             return weights
         return tuple(weight if place < self.config.guided else 1.0 for place, weight in enumerate(weights))
 
-    def check(self, schedule: ScaleSchedule) -> None:
-        """Raise ``ValueError`` for more scales than the model has levels of."""
-        if len(schedule) > self.config.levels:
-            raise ValueError(
-                f"the schedule has {len(schedule)} scales; this model was trained on {self.config.levels}. "
-                "Choose the size that it was trained on"
-            )
-
     def drawing_head(self, refine: str = "auto") -> "SwittiHead":
         """Draws tokens."""
         refinement(self.family, self.refinements, refine)
         return SwittiHead(self.config.vocab)
-
-    def quantizer(self) -> VectorQuantizer:
-        """Raises: the codebook is part of the tokenizer."""
-        raise ValueError("Switti needs the codebook of its tokenizer; pass quantizer=tokenizer.quantizer()")
-
-    def new_cache(self, rows: int, device: torch.device) -> KVCache:
-        """An empty cache for ``rows`` rows."""
-        config = self.config
-        return KVCache(
-            config.depth, rows, config.heads, config.head_dim, dtype=self.compute_dtype, device=device
-        )
 
     def condition(
         self, conditioning: TextConditioning, guided: bool, device: torch.device, attention: AttentionFn
@@ -156,10 +96,10 @@ class Switti(NoPrefix, nn.Module):
 
         The counterpart of a prompt is the encoded empty prompt, or the negative text.
         """
-        require(conditioning, TextConditioning, "Switti")
+        require(conditioning, TextConditioning, self.title)
         texts, regions = self._checked(conditioning.features, conditioning.regions, device)
         if guided:
-            against = self._counterparts(conditioning)
+            against = self.counterparts(conditioning)
             others, theirs = self._checked(against, conditioning.negative_regions, device)
             texts, regions = texts + others, regions + theirs
         sight = Sight.of(texts, regions)
@@ -187,21 +127,6 @@ class Switti(NoPrefix, nn.Module):
         """What the model is told of the part that it draws, (rows, 4): the whole picture."""
         return torch.tensor([CROP], device=device).expand(rows, -1)
 
-    def positions(
-        self, schedule: ScaleSchedule, scale: Scale, device: torch.device, prefix: Prefix | None = None
-    ) -> Tensor:
-        """Rotary angles of one scale."""
-        config = self.config
-        return normalised_angles(scale, config.head_dim, config.rope_norm, config.rope_base, device)
-
-    def first_tokens(self, state: TextState) -> Tensor:
-        """The start token of every row, (rows, 1, C), without level embedding."""
-        return (state.start + cast(self.start, state.start)).unsqueeze(1)
-
-    def embed(self, inputs: Tensor) -> Tensor:
-        """Accumulated latent at a scale (B, L, dim) to hidden states (B, L, C), without level embedding."""
-        return self.word_embed(inputs)
-
     def forward(self, x: Tensor, ctx: ScaleContext) -> Tensor:
         """All blocks over the tokens of one scale, (rows, L, C)."""
         return ctx.run(self.blocks, x + ctx.levels(cast(self.level_embed, x)))
@@ -223,16 +148,6 @@ class Switti(NoPrefix, nn.Module):
             active = F.silu(told).to(self.compute_dtype)
             found.append(with_factors(block.modulation(active).float().unflatten(-1, (1, 6, -1))))
         return found
-
-    def _counterparts(self, conditioning: TextConditioning) -> Sequence[Tensor]:
-        if conditioning.negative is not None:
-            return conditioning.negative
-        if conditioning.null is None:
-            raise ValueError(
-                "Switti has no null text of its own and got none; encode the empty prompt and pass it as "
-                "`null`"
-            )
-        return [conditioning.null] * conditioning.batch
 
     def _checked(
         self, texts: Sequence[Tensor], regions: Sequence[Regions | None], device: torch.device

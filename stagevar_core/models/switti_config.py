@@ -1,15 +1,16 @@
 """Shape of a Switti transformer."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from ..costs import UnitCosts
 from ..schedule import SIDES_512, SIDES_1024
+from .config import Sizes
 
 GUIDED = 10  # scales with guidance unless a list says otherwise: all at 512 px, ten of fourteen at 1024 px
 
 
 @dataclass(frozen=True)
-class SwittiConfig:
+class SwittiConfig(Sizes):
     """Shape of a Switti transformer.
 
     ``ar``: tokens see the scales before theirs; without it each scale sees itself alone. ``sides``: side
@@ -20,10 +21,6 @@ class SwittiConfig:
     of the rotary positions.
     """
 
-    depth: int
-    width: int
-    heads: int
-    hidden: int
     levels: int
     ar: bool
     sides: tuple[int, ...] = ()
@@ -45,11 +42,6 @@ class SwittiConfig:
         return cls(depth, width, depth, 8 * width // 3, len(sides), ar, sides)
 
     @property
-    def head_dim(self) -> int:
-        """Channels of a head."""
-        return self.width // self.heads
-
-    @property
     def unit_costs(self) -> UnitCosts:
         """FLOPs per token and per query-key pair; the feed-forward has three matrices."""
         square = 2.0 * self.width**2
@@ -68,10 +60,6 @@ class SwittiConfig:
         squares = 6.0 * self.depth + 2.0 + (1.0 if self.crop else 0.0)
         texts = self.pooled_width + 2.0 * self.text_width * text_tokens * self.depth
         return rows * 2.0 * self.width * (squares * self.width + texts)
-
-    def to_dict(self) -> dict:
-        """The fields as plain values for JSON."""
-        return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict) -> "SwittiConfig":

@@ -6,17 +6,15 @@ converted; see ``checkpoints/families_var.py`` for the names.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..autoencoders.vq import VectorQuantizer
 from ..conditioning.types import ClassConditioning, require
 from ..costs import UnitCosts
 from ..network.attention import Attend, AttentionFn
-from ..network.cache import KVCache
 from ..network.context import ScaleContext
 from ..network.layers import (
     CosineAttention,
@@ -30,13 +28,15 @@ from ..network.layers import (
     with_factors,
 )
 from ..schedule import SIDES_256, SIDES_512, Prefix, Scale, ScaleSchedule
+from .config import Sizes
 from .draws import TokenHead, refinement
+from .family import OverCodebook, StartToken
 from .guidance import ramped
-from .prefix import NoPrefix
+from .states import ModulatedState
 
 
 @dataclass(frozen=True)
-class VARConfig:
+class VARConfig(Sizes):
     """Shape of a VAR transformer.
 
     ``sides``: side lengths of the trained scales, which the positions belong to. ``classes``: without the
@@ -44,10 +44,6 @@ class VARConfig:
     one modulation layer for all blocks instead of one in each. ``cosine``: queries and keys are normalised.
     """
 
-    depth: int
-    width: int
-    heads: int
-    hidden: int
     sides: tuple[int, ...]
     classes: int = 1000
     vocab: int = 4096
@@ -63,11 +59,6 @@ class VARConfig:
         """The family of published models: 64 channels per head, as many heads as blocks."""
         width = 64 * depth
         return cls(depth, width, depth, 4 * width, sides, shared=shared)
-
-    @property
-    def head_dim(self) -> int:
-        """Channels of a head."""
-        return self.width // self.heads
 
     @property
     def schedule(self) -> ScaleSchedule:
@@ -89,10 +80,6 @@ class VARConfig:
         """What is spent on the class once: the modulation of all blocks and of the head."""
         return rows * 2.0 * ((1 if self.shared else self.depth) * 6.0 + 2.0) * self.width**2
 
-    def to_dict(self) -> dict:
-        """The fields as plain values for JSON."""
-        return asdict(self)
-
     @classmethod
     def from_dict(cls, values: dict) -> "VARConfig":
         """The inverse of :meth:`to_dict`."""
@@ -106,29 +93,11 @@ VAR_D30 = VARConfig.released(30, SIDES_256)
 VAR_D36 = VARConfig.released(36, SIDES_512, shared=True)
 
 
-@dataclass
-class ClassState:
-    """What the blocks need of the labels, computed once per run; rows are conditional, then unconditional."""
+@dataclass(kw_only=True)
+class ClassState(ModulatedState):
+    """What the blocks need of the labels, computed once per run; ``start``: the class embedding."""
 
-    start: Tensor  # (rows, C), the class embedding: start token and source of all modulation
-    block_ada: list[Tensor]  # per block (rows, 1, 6, C), scales as 1 + scale, see with_factors
-    head_ada: Tensor  # (rows, 1, 2, C), the same
     lengths: list[Tensor | None]  # per block those of queries and keys, (2, 2 * heads, 1)
-
-    def seen(self, scale: Scale) -> None:
-        """None: a class is no text."""
-
-    def narrow(self, rows: slice) -> "ClassState":
-        """Only these rows."""
-        return self._of(rows)
-
-    def pick(self, images: Sequence[int], rows: Tensor) -> "ClassState":
-        """That of other images."""
-        return self._of(rows)
-
-    def _of(self, rows: slice | Tensor) -> "ClassState":
-        block_ada = [ada[rows] for ada in self.block_ada]
-        return ClassState(self.start[rows], block_ada, self.head_ada[rows], self.lengths)
 
 
 class PlainAttention(nn.Module):
@@ -195,7 +164,7 @@ class Block(nn.Module):
         return ctx.residual(x, feed_forward, layer, "ffn", gate2)
 
 
-class VAR(NoPrefix, nn.Module):
+class VAR(OverCodebook, StartToken[VARConfig]):
     """The transformer: blocks in ``dtype``, everything around them (embeddings, head) in float32.
 
     ``operations`` supplies Linear (``torch.nn`` or the host's), ``compute_dtype`` the dtype of the blocks'
@@ -203,6 +172,7 @@ class VAR(NoPrefix, nn.Module):
     """
 
     family = "var"
+    title = "VAR"
     text_family = None
     learned_null = True
     longest_text = None
@@ -211,11 +181,9 @@ class VAR(NoPrefix, nn.Module):
     def __init__(
         self, config: VARConfig, *, operations=nn, dtype=None, device=None, compute_dtype=None
     ) -> None:
-        super().__init__()
         if not config.sides:
             raise ValueError("the side lengths of its scales are not known")
-        self.config = config
-        self.compute_dtype = compute_dtype or dtype or torch.float32
+        super().__init__(config, compute_dtype or dtype)
         width, precise = config.width, {"dtype": torch.float32, "device": device}
         self.class_embed = nn.Parameter(torch.empty(config.classes + 1, width, **precise))
         self.start = nn.Parameter(torch.empty(width, **precise))
@@ -256,17 +224,6 @@ class VAR(NoPrefix, nn.Module):
         refinement(self.family, self.refinements, refine)
         return TokenHead(self.config.vocab, smooth_filters=True, smooth_draws=2)
 
-    def quantizer(self) -> VectorQuantizer:
-        """Raises: the codebook is part of the tokenizer."""
-        raise ValueError("VAR needs the codebook of its tokenizer; pass quantizer=tokenizer.quantizer()")
-
-    def new_cache(self, rows: int, device: torch.device) -> KVCache:
-        """An empty cache for ``rows`` rows."""
-        config = self.config
-        return KVCache(
-            config.depth, rows, config.heads, config.head_dim, dtype=self.compute_dtype, device=device
-        )
-
     def condition(
         self, conditioning: ClassConditioning, guided: bool, device: torch.device, attention: AttentionFn
     ) -> ClassState:
@@ -274,7 +231,7 @@ class VAR(NoPrefix, nn.Module):
 
         The counterpart of a label is the unconditional row, or the negative label.
         """
-        require(conditioning, ClassConditioning, "VAR")
+        require(conditioning, ClassConditioning, self.title)
         labels = list(conditioning.labels)
         if guided:
             labels += conditioning.negative or [-1] * conditioning.batch
@@ -282,20 +239,13 @@ class VAR(NoPrefix, nn.Module):
         active = F.silu(start)
         head_ada = with_factors(row_by_row(self.head_ada, active).unflatten(-1, (1, 2, -1)))
         lengths = [block.self_attn.lengths(device) for block in self.blocks]
-        return ClassState(start, [*map(with_factors, self._modulations(active))], head_ada, lengths)
+        block_ada = [*map(with_factors, self._modulations(active))]
+        return ClassState(start=start, block_ada=block_ada, head_ada=head_ada, lengths=lengths)
 
     def positions(
         self, schedule: ScaleSchedule, scale: Scale, device: torch.device, prefix: Prefix | None = None
     ) -> None:
         """None: positions are learned and added to the tokens."""
-
-    def first_tokens(self, state: ClassState) -> Tensor:
-        """The start token of every row, (rows, 1, C), without level and position."""
-        return (state.start + cast(self.start, state.start)).unsqueeze(1)
-
-    def embed(self, inputs: Tensor) -> Tensor:
-        """Accumulated latent at a scale (B, L, dim) to hidden states (B, L, C), without its place."""
-        return self.word_embed(inputs)
 
     def forward(self, x: Tensor, ctx: ScaleContext) -> Tensor:
         """All blocks over the tokens of one scale, (rows, L, C)."""

@@ -353,8 +353,8 @@ def check_joined() -> None:
     from types import SimpleNamespace as Namespace
 
     import torch
-    from pack.nodes.host import clip_sd2, files
-    from pack.nodes.host.conditioning import NULL_TEXT, conditioning_of
+    from pack.nodes.host import files
+    from pack.nodes.host.conditioning import NULL_TEXT, conditioning_of, length_of
     from pack.nodes.loaders import LoadTextEncoder
 
     import nodes as core
@@ -398,7 +398,7 @@ def check_joined() -> None:
         assert torch.equal(read(star, one), one[0][0][0, : rows[0]])
         foreign = [[torch.randn(1, 9, 6), {"attention_mask": one[0][1]["attention_mask"]}]]
         assert len(read(Namespace(**{**vars(star), "learned_null": True}), foreign)) == rows[0]
-    assert clip_sd2.length_of([[(1, 1.0)]]) == {}
+    assert length_of([[(1, 1.0)]]) == {}
 
 
 def tokenizer(vae: Any) -> Any:

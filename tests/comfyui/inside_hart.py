@@ -6,9 +6,9 @@ python inside_hart.py COMFYUI PACK MODELS      prints one line per check that pa
 from __future__ import annotations
 
 import sys
-from types import SimpleNamespace
 from typing import Any
 
+from checking import refused, sample
 from pack_loader import load_pack
 
 COMFYUI, PACK, MODELS = sys.argv[1:4]
@@ -16,30 +16,7 @@ sys.argv = [sys.argv[0], "--cpu"]
 sys.path.insert(0, COMFYUI)
 HART_FILE, CODES_FILE, QWEN_FILE = "tiny_hart.bin", "tiny_hart_vae.bin", "tiny_qwen.safetensors"
 VAR_FILE, VQ_FILE = "tiny_var.safetensors", "tiny_vq.safetensors"
-CHOSEN = {"cfg": -1.0, "temperature": -1.0, "top_k": -1, "top_p": -1.0, "width": 256, "height": 256}
 PROMPT = "a red circle"
-
-
-def sample(model: Any, vae: Any, positive: list, **inputs: Any) -> tuple[Any, Any]:
-    """The sampler's latent and report."""
-    from pack.nodes.sampling import Sampler
-
-    class Node(Sampler):
-        hidden = SimpleNamespace(unique_id=None)
-
-    settings = {**CHOSEN, "seed": 5, "batch_size": 1, **inputs}
-    latent, report = Node.execute(model=model, vae=vae, positive=positive, **settings).args
-    return latent["samples"][:, : vae.latent_channels], report
-
-
-def refused(action: Any, *words: str) -> None:
-    """The action fails with a message that has these words."""
-    try:
-        action()
-    except ValueError as error:
-        assert all(word in str(error) for word in words), error
-        return
-    raise AssertionError(f"nothing was refused, expected {words}")
 
 
 def check_text(model: Any, clip: Any) -> None:

@@ -8,8 +8,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from checking import refused, run_checks
-from pack_loader import load_pack
+from checking import refused, run_with
 
 COMFYUI, PACK, MODELS = sys.argv[1:4]
 sys.argv = [sys.argv[0], "--cpu"]
@@ -112,13 +111,4 @@ def check_refusals(bench: Bench) -> None:
     refused(lambda: bench.sample(bench.after, edit=bench.edit(), cfg="1"), "cfg is 1")
 
 
-def main() -> None:
-    load_pack(PACK, MODELS)
-    import torch
-
-    with torch.inference_mode():
-        bench = Bench()
-        run_checks(globals(), bench)
-
-
-main()
+run_with(Bench, globals(), PACK, MODELS)

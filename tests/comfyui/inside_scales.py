@@ -8,8 +8,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from checking import refused, run_checks
-from pack_loader import load_pack
+from checking import refused, run_with
 
 COMFYUI, PACK, MODELS = sys.argv[1:4]
 sys.argv = [sys.argv[0], "--cpu"]
@@ -169,13 +168,4 @@ def broken(pictures: Any) -> Any:
     raise ValueError("vae: the encoder gave NaN")
 
 
-def main() -> None:
-    load_pack(PACK, MODELS)
-    import torch
-
-    with torch.inference_mode():
-        bench = Bench()
-        run_checks(globals(), bench)
-
-
-main()
+run_with(Bench, globals(), PACK, MODELS)

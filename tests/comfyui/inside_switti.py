@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
+from checking import refused, sample
 from pack_loader import load_pack
 
 COMFYUI, PACK, MODELS = sys.argv[1:4]
@@ -17,30 +17,7 @@ sys.argv = [sys.argv[0], "--cpu"]
 sys.path.insert(0, COMFYUI)
 FILES = {"Switti": "tiny_switti.safetensors", "Switti-AR": "tiny_switti_ar.safetensors"}
 SMALL, LARGE = "tiny_clip_l.safetensors", "tiny_clip_g.safetensors"
-CHOSEN = {"cfg": "auto", "temperature": "auto", "top_k": "auto", "top_p": "auto", "width": 256, "height": 256}
 PROMPT = "a red circle"
-
-
-def sample(model: Any, vae: Any, positive: list, **inputs: Any) -> tuple[Any, Any]:
-    """The sampler's latent and report."""
-    from pack.nodes.sampling import Sampler
-
-    class Node(Sampler):
-        hidden = SimpleNamespace(unique_id=None)
-
-    settings = {**CHOSEN, "seed": 5, "batch_size": 1, **inputs}
-    latent, report = Node.execute(model=model, vae=vae, positive=positive, **settings).args
-    return latent["samples"][:, : vae.latent_channels], report
-
-
-def refused(action: Any, *words: str) -> None:
-    """The action fails with a message that has these words."""
-    try:
-        action()
-    except ValueError as error:
-        assert all(word in str(error) for word in words), error
-        return
-    raise AssertionError(f"nothing was refused, expected {words}")
 
 
 def encoded(clip: Any, text: str) -> list:

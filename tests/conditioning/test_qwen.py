@@ -34,7 +34,7 @@ def test_features_are_those_behind_that_text_with_padding(encoder: QwenTextEncod
     assert all(text.shape == (12, 128) and text.dtype == torch.float32 for text in found)
     assert found[0] is found[3]
     before = encoder._tokenizer.encode(system_prompt()).ids
-    ids = [*before, *encoder.tokenize(PROMPTS[0]), *[encoder._pad] * 9]
+    ids = [*before, *encoder.tokenize(PROMPTS[0]), *encoder.special * 9]
     mask = torch.tensor([[1] * (len(before) + 3) + [0] * 9])
     with torch.inference_mode():
         states = tiny_qwen()(torch.tensor([ids]), attention_mask=mask, output_hidden_states=True)

@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers import T5Config, T5EncoderModel
 
-from stagevar_core.conditioning.t5 import T5EncoderConfig, T5TextEncoder, default_text_dtype, read_tokenizer
+from stagevar_core.conditioning.encoder import default_text_dtype
+from stagevar_core.conditioning.t5 import T5EncoderConfig, T5TextEncoder, read_tokenizer
 from stagevar_core.conditioning.t5_encoder import ACTIVATIONS, T5Encoder
 from tests.support.tiny_files import TEXT as CONFIG
 from tests.support.tiny_files import WORDS, tiny_t5, vocabulary
