@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stagevar_core.conditioning.t5 import T5EncoderConfig
-from stagevar_core.conditioning.t5_encoder import T5Encoder
 from stagevar_core.devices import synchronise
 
 from .machine import give_back, memory_of
@@ -60,7 +59,7 @@ class EncodedText(RandomText):
         memory.reset()
         started = time.perf_counter()
         with torch.inference_mode():
-            self.features = encoder(ids)[0].float()
+            self.features = encoder(input_ids=ids).last_hidden_state[0].float()
         synchronise(device)
         self.seconds = time.perf_counter() - started
         self.bytes, self.peak = weight_bytes(encoder), memory.peak()
@@ -70,8 +69,11 @@ class EncodedText(RandomText):
 
 def _t5(config: T5EncoderConfig, device: torch.device, weights: torch.dtype) -> nn.Module:
     """An encoder that computes in bfloat16, its linear layers stored as ``weights``."""
+    from transformers import T5Config, T5EncoderModel
+
     with torch.device("meta"):
-        encoder = T5Encoder(config).to(torch.bfloat16)
+        encoder = T5EncoderModel(T5Config(**config.to_dict(), is_encoder_decoder=False, use_cache=False))
+    encoder.to(torch.bfloat16)
     for block in encoder.encoder.block:  # one after the other, so that the wide weights are never all there
         fill(block, device)
         for part in list(block.modules()) if weights == FP8 else ():
@@ -79,5 +81,6 @@ def _t5(config: T5EncoderConfig, device: torch.device, weights: torch.dtype) -> 
                 if type(child) is nn.Linear:
                     setattr(part, name, StoredLinear(child))
     fill(encoder.encoder.final_layer_norm, device)
-    fill(encoder.shared, device)
+    embedding = fill(nn.Embedding(config.vocab_size, config.d_model, dtype=torch.bfloat16), device)
+    encoder.set_input_embeddings(embedding)
     return encoder.eval()

@@ -6,7 +6,6 @@ from typing import Any
 from ..autoencoders.bsq import BSQTokenizer, BSQTokenizerConfig
 from ..checks import one_of
 from ..conditioning.t5 import T5EncoderConfig, T5TextEncoder, read_tokenizer
-from ..conditioning.t5_encoder import ACTIVATIONS
 from ..models.infinity import Infinity, InfinityConfig
 from ..schedule import AspectTable, infinity_aspect_table
 from .convert import BLOCK, Fold, Ignore, KeyMap, Rename, self_attention
@@ -14,6 +13,7 @@ from .lora import merged_lora
 from .spec import FamilySpec, Shape, Shapes, conv_sizes, module_shapes
 
 _LORA = r".*\.sa\.mat_qkv\.(?:linear|lora_down|lora_up)\.weight"  # of VARestorer, as published
+T5_ACTIVATIONS = ("gated-gelu", "gated-silu", "relu", "gelu", "gelu_new", "silu")
 _T5_BLOCK = "encoder.block.{}.layer."
 _T5_POSITIONS = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
 
@@ -163,7 +163,7 @@ def check_t5(config: T5EncoderConfig) -> None:
             f"{config.relative_attention_num_buckets} buckets of positions that reach "
             f"{config.relative_attention_max_distance} tokens"
         )
-    one_of("feed_forward_proj", config.feed_forward_proj, ACTIVATIONS)
+    one_of("feed_forward_proj", config.feed_forward_proj, T5_ACTIVATIONS)
 
 
 def infinity_sizes(config: InfinityConfig | BSQTokenizerConfig) -> AspectTable:

@@ -1,14 +1,14 @@
 """Prompts to features with a T5 encoder, for use without ComfyUI (which runs the same weights as a CLIP)."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .encoder import FrozenEncoder
-from .t5_encoder import T5Encoder, T5EncoderConfig
+from .encoder import EncoderConfig, FrozenEncoder
 from .vocabulary import (
     encode_by_length,
     first_vocabulary,
@@ -21,6 +21,27 @@ MAX_TOKENS = 512  # what Flan-T5 and all released Infinity transformers were tra
 END_TOKEN = "</s>"
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
 _TIED = "encoder.embed_tokens.weight"  # the same as shared.weight, in some files
+
+
+@dataclass(frozen=True)
+class T5EncoderConfig(EncoderConfig):
+    """Shape of a T5 encoder, in the names of its ``config.json``; the defaults are Flan-T5-XL."""
+
+    vocab_size: int = 32128
+    d_model: int = 2048
+    d_ff: int = 5120
+    d_kv: int = 64
+    num_heads: int = 32
+    num_layers: int = 24
+    relative_attention_num_buckets: int = 32
+    relative_attention_max_distance: int = 128
+    feed_forward_proj: str = "gated-gelu"
+    layer_norm_epsilon: float = 1e-6
+
+    @property
+    def width(self) -> int:
+        """Channels of the features."""
+        return self.d_model
 
 
 def read_tokenizer(path: Path) -> str:
@@ -58,13 +79,21 @@ class T5TextEncoder(FrozenEncoder[T5EncoderConfig]):
     names = (END_TOKEN,)
     lacks = f"has no end token {END_TOKEN}; expected one of T5"
 
-    def build(self, tensors: Mapping[str, Tensor]) -> T5Encoder:
-        """The encoder around ``tensors``; nothing is initialised, so nothing is held twice."""
+    def build(self, tensors: Mapping[str, Tensor]) -> nn.Module:
+        """The ``transformers`` model around ``tensors``; nothing is initialised, so nothing is held twice."""
+        from transformers import T5Config, T5EncoderModel
+
+        shape = T5Config(**self.config.to_dict(), is_encoder_decoder=False, use_cache=False)
         with torch.device("meta"):
-            model = T5Encoder(self.config)
+            model = T5EncoderModel(shape)
+        expected = {name: tensor for name, tensor in model.state_dict().items() if name != _TIED}
         given = {name: tensor for name, tensor in tensors.items() if name != _TIED}
-        weights = strict_weights(model.state_dict(), given, "T5", dtype=self.dtype, device=self.device)
-        model.load_state_dict(weights, strict=True, assign=True)
+        weights = strict_weights(expected, given, "T5", dtype=self.dtype, device=self.device)
+        model.load_state_dict(weights, strict=False, assign=True)
+        # How the input embedding is tied differs between transformers releases; set, it is the same.
+        embedding = nn.Embedding(self.config.vocab_size, self.config.d_model, device="meta")
+        embedding.weight = nn.Parameter(weights["shared.weight"], requires_grad=False)
+        model.set_input_embeddings(embedding)
         return model.eval().requires_grad_(False)
 
     def tokenize(self, prompt: str, max_tokens: int = MAX_TOKENS) -> list[int]:
@@ -84,4 +113,4 @@ class T5TextEncoder(FrozenEncoder[T5EncoderConfig]):
         return encode_by_length(prompts, tokenize, self._features, self.device)
 
     def _features(self, ids: Tensor) -> Tensor:
-        return self.model(ids)
+        return self.model(input_ids=ids).last_hidden_state
