@@ -4,13 +4,15 @@ One set of choices serves our presets and the paper's; see :class:`~.settings.St
 """
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ..network.tokens import Site, TokenMap
 from ..schedule import Scale
+from .changes import changed
 from .policy import RunInfo, ScalePlan, Seen, Selection
 from .reduction import Memory, Reduction, best, random_projection, watch
 from .scores import History, evened, token_scores
@@ -38,6 +40,7 @@ def chunks(depth: int, count: int) -> tuple[range, ...]:
 class StagedPolicy:
     """:class:`StageSettings` under a name.
 
+    ``uncorrected``: those of models that were not trained to correct themselves; None is the same for all.
     ``raster_positions``: mixtures of tokens have the rotary positions of the first tokens of the scale, as in
     StageVAR's public code for Infinity; else of those that they stand for, as in that for HART.
     """
@@ -45,11 +48,21 @@ class StagedPolicy:
     name: str
     settings: StageSettings
     raster_positions: bool = True
+    uncorrected: StageSettings | None = None
     per_image = False
+
+    def of(self, corrects: bool) -> StageSettings:
+        """The settings of models that were trained to correct themselves, or of the others."""
+        return self.settings if corrects or self.uncorrected is None else self.uncorrected
+
+    def changed(self, name: str, changes: Mapping[str, object]) -> "StagedPolicy":
+        """Another policy, with some values of all its settings replaced; see :func:`~.changes.changed`."""
+        others = None if self.uncorrected is None else changed(self.uncorrected, **changes)
+        return replace(self, name=name, settings=changed(self.settings, **changes), uncorrected=others)
 
     def start(self, info: RunInfo) -> "StagedRun":
         """Fresh state; every schedule can be run, one without a fidelity stage dense."""
-        return StagedRun(self.settings, info, raster_positions=self.raster_positions)
+        return StagedRun(self.of(info.corrects), info, raster_positions=self.raster_positions)
 
 
 class StagedRun:

@@ -171,6 +171,7 @@ class HART(NoPrefix, nn.Module):
     learned_null = True
     classes = None
     refinements = MODES
+    corrects = False
 
     def __init__(
         self, config: HARTConfig, *, operations=nn, dtype=None, device=None, compute_dtype=None

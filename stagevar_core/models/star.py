@@ -154,6 +154,7 @@ class STAR(NoPrefix, nn.Module):
     learned_null = False
     classes = None
     longest_text = None
+    corrects = False
 
     def __init__(
         self, config: STARConfig, *, operations=nn, dtype=None, device=None, compute_dtype=None

@@ -94,6 +94,7 @@ class Switti(NoPrefix, nn.Module):
     classes = None
     longest_text = None
     refinements = ()
+    corrects = False
 
     def __init__(
         self, config: SwittiConfig, *, operations=nn, dtype=None, device=None, compute_dtype=None

@@ -207,6 +207,7 @@ class VAR(NoPrefix, nn.Module):
     learned_null = True
     longest_text = None
     refinements = ()
+    corrects = False
 
     def __init__(
         self, config: VARConfig, *, operations=nn, dtype=None, device=None, compute_dtype=None

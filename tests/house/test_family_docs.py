@@ -42,7 +42,7 @@ def test_the_table_has_the_counted_work(name: str) -> None:
     if getattr(config, "sampler_depth", 0):
         units = replace(units, refine=tuple(refine_flops(config, scale, "mixed") for scale in schedule))
     guided = min(getattr(config, "guided", len(schedule)), len(schedule))
-    info = RunInfo(schedule, config.depth, 1, True, False, (0,), guided_until=guided)
+    info = RunInfo(schedule, config.depth, 1, True, False, (0,), guided_until=guided, corrects=False)
     work = [sum(forecast(PRESETS[preset], info, units, 20).flops) for preset in COLUMNS]
     row = next(line for line in PAGE.splitlines() if line.startswith(f"| {name} |"))
     found = [float(number) for number in re.findall(r"\| (\d+\.\d+)(?: TFLOP)? (?=\|)", row)]

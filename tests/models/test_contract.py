@@ -71,7 +71,7 @@ def refused(model, schedule=SCHEDULE, settings=SETTINGS, **options) -> str:
 
 def test_a_model_that_lacks_members_is_refused_by_their_names() -> None:
     said = refused(NoFamily())
-    assert said.startswith("NoFamily lacks check, classes, compute_dtype, condition, drawing_head, edits")
+    assert said.startswith("NoFamily lacks check, classes, compute_dtype, condition, corrects, drawing_head, edits")
     assert "models/contract.py" in said
     assert signed(toy()).family == "toy"
 
