@@ -213,6 +213,18 @@ class StagedRun:
         rows = "conditional" if reusing else guidance.mode
         return rows, guidance.reuse**nth if reusing else 0.0
 
+    def scores(self, x: Tensor, site: Site) -> Tensor:
+        """Scores (rows, L) of the tokens ``x`` (rows, L, C) that enter a region, the highest run."""
+        settings = self.settings.tokens
+        return token_scores(
+            settings.score,
+            x,
+            site,
+            delta=self.memory.get(site) if settings.restoration == "delta" else None,
+            history=self.history,
+            generators=self._generators,
+        )
+
     def _reduces(self, scale: Scale) -> bool:
         """Whether a scale runs on fewer tokens."""
         return self.stage(scale) == "fidelity" and min(self.budgets(scale)) < scale.tokens
@@ -241,15 +253,7 @@ class StagedRun:
                 return random_projection(x, budget, self._generators, raster_positions=raster)
             # The same tokens in every span that runs as many: they then have a state of their own.
             if self._chosen is None or self._chosen.count != budget:
-                delta = self.memory.get(site) if settings.restoration == "delta" else None
-                scores = token_scores(
-                    settings.score,
-                    x,
-                    site,
-                    delta=delta,
-                    history=self.history,
-                    generators=self._generators,
-                )
+                scores = self.scores(x, site)
                 if settings.evenness:
                     scores = evened(scores, scale, settings.evenness)
                 self._chosen = TokenMap(best(scores, budget, self.info.batch))
