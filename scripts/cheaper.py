@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from stagevar_core.acceleration.changes import changed
-from stagevar_core.acceleration.policy import RunInfo, ScalePlan, Seen
+from stagevar_core.acceleration.policy import RunInfo, Seen
 from stagevar_core.acceleration.settings import StageSettings
 from stagevar_core.acceleration.staged import StagedRun
 from stagevar_core.network.tokens import Site, resize_tokens
 from stagevar_core.schedule import Scale
+
+MASSES = tuple(count / 40 for count in range(8, 40))  # shares of the entropy, from .2 on
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,9 @@ class _DisagreementRun(StagedRun):
 
 @dataclass(frozen=True)
 class ByMass:
-    """A budget for every picture: as many tokens of the last scale as hold ``mass`` of all change.
+    """A budget for every picture: as many tokens of the last scale as hold ``mass`` of the entropy.
 
-    Change is what the scale before added to the latent, squared. ``steepness``: its power, above 1 tells
-    pictures more apart.
+    By the entropy of the last structure scale, in shares of its tokens; the tokens are chosen as otherwise.
     """
 
     name: str
@@ -77,14 +77,34 @@ class _MassRun(StagedRun):
         share = mass_share(seen, self.mass)
         self.settings = changed(self.settings, keep=((0.75, 0.0), (0.9, share)))
 
-    def plan(self, scale: Scale) -> ScalePlan:
-        """As settings say now."""
-        return super().plan(scale)
+
+@dataclass
+class Entropies:
+    """A policy that leaves in ``shares`` what every one of :data:`MASSES` would take of a picture."""
+
+    name: str
+    settings: StageSettings
+    shares: list[float] = field(default_factory=list)
+    per_image = True
+
+    def start(self, info: RunInfo) -> StagedRun:
+        """Fresh state of one picture."""
+        return _EntropyRun(self.settings, info, self.shares)
+
+
+class _EntropyRun(StagedRun):
+    def __init__(self, settings: StageSettings, info: RunInfo, shares: list[float]) -> None:
+        super().__init__(settings, info)
+        self.shares = shares
+
+    def observe(self, seen: Seen) -> None:
+        """Those of the last scale that is seen."""
+        super().observe(seen)
+        self.shares[:] = [mass_share(seen, mass) for mass in MASSES]
 
 
 def mass_share(seen: Seen, mass: float) -> float:
-    """The share of a scale's places that hold ``mass`` of the entropy of what was drawn there."""
+    """The share of a scale's tokens that hold ``mass`` of the entropy of what was drawn there."""
     values = seen.entropy(seen.guided)[0].float().sort(descending=True).values
     reached = values.cumsum(0) / values.sum().clamp_min(1e-12)
-    count = int((reached < mass).sum()) + 1
-    return min(1.0, count / len(values)) if math.isfinite(mass) else 1.0
+    return min(1.0, (int((reached < mass).sum()) + 1) / len(values))
