@@ -96,7 +96,9 @@ def _preset_inputs() -> list[io.Input]:
             default=DEFAULT,
             tooltip="off: nothing is left out. quality: all tokens, but one guidance branch after the "
             "structure stage. balanced: fewer of the last tokens, too. fast, turbo: fewer still, which costs "
-            "detail. auto: as balanced, with stages found for every picture. paper, paper-released, fastvar, "
+            "detail. For VAR, STAR, HART and Switti these four keep both branches to the end and leave out "
+            "the last tokens or scales instead; the model tells. auto: as balanced of Infinity, with stages "
+            "found for every picture. paper, paper-released, fastvar, "
             "skipvar, sparsevar, faster-hart: published methods, for comparison. The help page has the "
             "counted work of each.",
         ),

@@ -6,10 +6,11 @@
     python scripts/experiments.py --model artwork    what is asked of the artwork model, 84 classes
 
 Experiments a to e start from the plain design, a quarter of the tokens at every fidelity scale; f starts from
-`balanced`, which is what a to e led to; h asks both models. Where a change would also change the amount of
-work, the share of tokens is set so that the counted FLOPs are equal again. Results so far are kept in --out,
-the same command continues there. The prompts are not those of `compare`: settings are chosen on these and
-judged on those. The tables in docs/experiments.md are replaced, the text around them stays.
+`balanced`, which is what a to e led to; h asks both models, and what `balanced` is on the artwork model came
+of it; i starts from `fast`. Where a change would also change the amount of work, the share of tokens is set
+so that the counted FLOPs are equal again. Results so far are kept in --out, the same command continues there.
+The prompts are not those of `compare`: settings are chosen on these and judged on those. The tables in
+docs/experiments.md are replaced, the text around them stays.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+
+from cheaper import MASSES, ByDisagreement, ByMass, Entropies  # noqa: E402
 
 from stagevar_core.acceleration.changes import changed  # noqa: E402
 from stagevar_core.acceleration.policy import AccelerationPolicy, DensePolicy, FirstScales  # noqa: E402
@@ -47,6 +50,7 @@ from stagevar_core.sampling.noise import SeededNoise  # noqa: E402
 from stagevar_core.schedule import Scale  # noqa: E402
 
 BASE = "a quarter"
+CORRECTED = "balanced of Infinity"  # for models that were trained to correct themselves, on any model
 SCENES, ARTWORK = MODELS
 PICTURES, BATCHES = {SCENES: 300, ARTWORK: 84}, {SCENES: 20, ARTWORK: 7}
 RATIO = 3.25  # by which h's variants cost less than `off`; what `balanced` saves on the scenes model
@@ -213,7 +217,7 @@ def late(lab: Lab) -> Variants:
         return ((0.75, 0.0), (0.9, x))
 
     found = named(
-        balanced__as_much=lab.at_most(lambda x: changed(BALANCED.settings, keep=last(x))),
+        balanced_of_Infinity__as_much=lab.at_most(lambda x: changed(BALANCED.settings, keep=last(x))),
         guided_until_the_last_two__all_at_the_last=lab.at_most(lambda x: changed(own, keep=last(x))),
         guided_until_the_last_two__the_last_skipped=lab.at_most(lambda x: changed(own, keep=x, skip=1)),
         guided_to_the_end__all_at_the_last=lab.at_most(lambda x: changed(guided, keep=last(x))),
@@ -222,6 +226,52 @@ def late(lab: Lab) -> Variants:
     scales = len(lab.schedule)
     skips = {f"without the last {count}": FirstScales(scales - count) for count in (1, 2)}
     return {**found, "skipvar": PRESETS["skipvar"], "fastvar": PRESETS["fastvar"], **skips}
+
+
+def cheaper(lab: Lab) -> Variants:
+    """(i) What else could be had for `fast`'s FLOPs: the share of the last scale is set for equal work."""
+    fast = FAST.settings
+    target = lab.flops(None) / lab.flops(fast)
+
+    def equal(before: tuple = (), **changes: object) -> StageSettings:
+        own = changed(fast, **changes)
+        return lab.at_most(lambda x: changed(own, keep=(*before, (0.75, 0.0), (0.9, x))), target)
+
+    def deep(early: float, late: float) -> StageSettings:
+        halves = changed(fast, spans=2)
+        return lab.at_most(
+            lambda x: changed(halves, keep=((0.75, 0.0), (0.9, (min(1.0, early * x), min(1.0, late * x))))),
+            target,
+        )
+
+    found = named(
+        by_codes=changed(fast, score="codes"),
+        by_entropy=changed(fast, score="entropy"),
+        guidance_until_4x4=equal(guidance_end=0.1),
+        the_8x8_skipped=equal(structure_end=0.15),
+        the_8x8_skipped__guidance_until_4x4=equal(structure_end=0.15, guidance_end=0.1),
+        other_codes_count_a_half=equal(code_weight=0.5),
+        half_of_the_8x8=equal(((0.26, 0.5), (0.3, 0.0)), structure_end=0.15),
+        more_tokens_in_early_blocks=deep(1.4, 0.6),
+        more_tokens_in_late_blocks=deep(0.6, 1.4),
+    )
+    name = "by disagreement of the rows"
+    return {**found, name: ByDisagreement(name, fast), "a budget for every picture": by_mass(lab, fast)}
+
+
+def by_mass(lab: Lab, settings: StageSettings) -> ByMass:
+    """The mass of entropy whose share of tokens is the preset's on average, of the first of the prompts."""
+    captions = [caption for _, caption in held_out(40, SEED)]
+    end = lab.fidelity[0].index
+    found: list[list[float]] = []
+    for index, caption in enumerate(captions):
+        entropies = Entropies("entropies", settings)
+        lab.pipeline(caption, seed=SEED + index, policy=entropies, until=end)
+        found.append(entropies.shares)
+    share = share_at(settings.tokens.keep, 1.0, 0.5)
+    means = [sum(column) / len(found) for column in zip(*found, strict=True)]
+    nearest = min(range(len(means)), key=lambda index: abs(means[index] - share))
+    return ByMass("a budget for every picture", settings, MASSES[nearest])
 
 
 @dataclass(frozen=True)
@@ -242,7 +292,8 @@ EXPERIMENTS = {
     "d": Experiment("code_weight", "How much untouched tokens' codes count", code_weight),
     "e": Experiment("budget", "Where the budget goes", budget),
     "f": Experiment("score", "Which tokens run", score),
-    "h": Experiment("late", "What the last scales get", late, BALANCED.name, (SCENES, ARTWORK)),
+    "h": Experiment("late", "What the last scales get", late, CORRECTED, (SCENES, ARTWORK)),
+    "i": Experiment("cheaper", "What else could be had for the same", cheaper, FAST.name),
 }
 
 
@@ -254,7 +305,8 @@ def stem(key: str, model: str) -> str:
 def run(key: str, model: str, lab: Lab, job: Job, out: Path) -> dict[str, Any]:
     """Measure one experiment on a model; everything as plain values."""
     experiment = EXPERIMENTS[key]
-    base = StagedPolicy(BASE, lab.base) if experiment.base == BASE else PRESETS[experiment.base]
+    bases = {BASE: lab.base, CORRECTED: BALANCED.settings, FAST.name: FAST.settings}
+    base = StagedPolicy(experiment.base, bases[experiment.base])
     policies: Variants = {experiment.base: base, **experiment.variants(lab)}
     print(f"({key}) {experiment.question}: {len(policies)} variants", file=sys.stderr)
     found = measure(lab.pipeline, policies, job, out / stem(key, model))

@@ -27,7 +27,7 @@ from stagevar_core.evaluation.tables import overview  # noqa: E402
 MEASUREMENTS = ROOT / "docs" / "measurements"
 README, ARTWORK = ROOT / "README.md", ROOT / "docs" / "artwork-model.md"
 OURS = ("quality", "balanced", "fast", "turbo", "auto")
-PUBLISHED = ("paper", "paper-released", "fastvar", "skipvar", "sparsevar")
+PUBLISHED = ("paper", "paper-released", "fastvar", "skipvar", "sparsevar", "faster-hart")
 SHORTER = ("without the last 1", "without the last 2", "without the last 3")
 EQUAL = 0.97  # of the FLOP ratio: methods that save as much, or nearly
 Values = dict[str, Any]

@@ -111,6 +111,7 @@ class Job:
             self.seeds[:images],
             self.network.prefix(self.conditioning.at(0), self.schedule),
             guided_until(self.weights, self.network.config.unit_costs),
+            self.network.corrects,
         )
         units = run_costs(self.network, self.schedule, self.network.drawing_head(self.settings.refine))
         rows = {"sequential": sequential, "offload": self.offload is not None}

@@ -50,7 +50,8 @@ class Shape(NamedTuple):
         guided = any(weight != 1.0 for weight in weights)
         depth, seeds = self.transformer.config.depth, tuple(range(images))
         ends = guided_until(weights, self.transformer.config.unit_costs)
-        info = RunInfo(self.schedule, depth, images, guided, False, seeds, guided_until=ends)
+        corrects = self.transformer.corrects
+        info = RunInfo(self.schedule, depth, images, guided, False, seeds, None, ends, corrects)
         units = run_costs(self.transformer, self.schedule, self.transformer.drawing_head())
         return forecast(policy, info, units, self.text_tokens).flops
 

@@ -26,7 +26,8 @@ class RunInfo:
     ``depth``: number of blocks. ``guided``: there are unconditional rows. ``negative``: those rows follow a
     negative prompt, not the null text. ``seeds``: one per image, for whatever the policy draws.
     ``prefix``: what runs before the scales, in which a policy has no say. ``guided_until``: scales after
-    which nothing is guided any more, so that the conditional rows run alone; None is never.
+    which nothing is guided any more, so that the conditional rows run alone; None is never. ``corrects``:
+    the model was trained to correct itself, see the contract of the families.
     """
 
     schedule: ScaleSchedule
@@ -37,6 +38,7 @@ class RunInfo:
     seeds: tuple[int, ...]
     prefix: Prefix | None = None
     guided_until: int | None = None
+    corrects: bool = True
 
     @property
     def guides(self) -> int:

@@ -4,13 +4,15 @@ One set of choices serves our presets and the paper's; see :class:`~.settings.St
 """
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ..network.tokens import Site, TokenMap
 from ..schedule import Scale
+from .changes import changed
 from .policy import RunInfo, ScalePlan, Seen, Selection
 from .reduction import Memory, Reduction, best, random_projection, watch
 from .scores import History, evened, token_scores
@@ -38,6 +40,7 @@ def chunks(depth: int, count: int) -> tuple[range, ...]:
 class StagedPolicy:
     """:class:`StageSettings` under a name.
 
+    ``uncorrected``: those of models that were not trained to correct themselves; None is the same for all.
     ``raster_positions``: mixtures of tokens have the rotary positions of the first tokens of the scale, as in
     StageVAR's public code for Infinity; else of those that they stand for, as in that for HART.
     """
@@ -45,11 +48,21 @@ class StagedPolicy:
     name: str
     settings: StageSettings
     raster_positions: bool = True
+    uncorrected: StageSettings | None = None
     per_image = False
+
+    def of(self, corrects: bool) -> StageSettings:
+        """The settings of models that were trained to correct themselves, or of the others."""
+        return self.settings if corrects or self.uncorrected is None else self.uncorrected
+
+    def changed(self, name: str, changes: Mapping[str, object]) -> "StagedPolicy":
+        """Another policy, with some values of all its settings replaced; see :func:`~.changes.changed`."""
+        others = None if self.uncorrected is None else changed(self.uncorrected, **changes)
+        return replace(self, name=name, settings=changed(self.settings, **changes), uncorrected=others)
 
     def start(self, info: RunInfo) -> "StagedRun":
         """Fresh state; every schedule can be run, one without a fidelity stage dense."""
-        return StagedRun(self.settings, info, raster_positions=self.raster_positions)
+        return StagedRun(self.of(info.corrects), info, raster_positions=self.raster_positions)
 
 
 class StagedRun:
@@ -200,6 +213,18 @@ class StagedRun:
         rows = "conditional" if reusing else guidance.mode
         return rows, guidance.reuse**nth if reusing else 0.0
 
+    def scores(self, x: Tensor, site: Site) -> Tensor:
+        """Scores (rows, L) of the tokens ``x`` (rows, L, C) that enter a region, the highest run."""
+        settings = self.settings.tokens
+        return token_scores(
+            settings.score,
+            x,
+            site,
+            delta=self.memory.get(site) if settings.restoration == "delta" else None,
+            history=self.history,
+            generators=self._generators,
+        )
+
     def _reduces(self, scale: Scale) -> bool:
         """Whether a scale runs on fewer tokens."""
         return self.stage(scale) == "fidelity" and min(self.budgets(scale)) < scale.tokens
@@ -228,15 +253,7 @@ class StagedRun:
                 return random_projection(x, budget, self._generators, raster_positions=raster)
             # The same tokens in every span that runs as many: they then have a state of their own.
             if self._chosen is None or self._chosen.count != budget:
-                delta = self.memory.get(site) if settings.restoration == "delta" else None
-                scores = token_scores(
-                    settings.score,
-                    x,
-                    site,
-                    delta=delta,
-                    history=self.history,
-                    generators=self._generators,
-                )
+                scores = self.scores(x, site)
                 if settings.evenness:
                     scores = evened(scores, scale, settings.evenness)
                 self._chosen = TokenMap(best(scores, budget, self.info.batch))

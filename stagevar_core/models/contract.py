@@ -232,6 +232,8 @@ class Transformer(Protocol):
     ``learned_null``: it has an unconditional text or class; else the encoded empty prompt stands for it.
     ``refinements``: ways in which a network of its own can draw the fine scales, the usual one first.
     ``edits``: it was trained to change a picture, whose tokens precede the scales.
+    ``corrects``: it was trained on codes with errors in them, which the next scales are to make up for
+    (Infinity's bitwise self-correction); the others know only codes as the tokenizer gives them.
     ``compute_dtype``: of the blocks' matrix products.
     """
 
@@ -253,6 +255,8 @@ class Transformer(Protocol):
     def refinements(self) -> tuple[str, ...]: ...
     @property
     def edits(self) -> bool: ...
+    @property
+    def corrects(self) -> bool: ...
 
     def check(self, schedule: ScaleSchedule) -> None:
         """``ValueError`` for a schedule that the model cannot run, before its first scale."""

@@ -156,6 +156,7 @@ class HART(OverCodebook, NextScale[HARTConfig]):
     learned_null = True
     classes = None
     refinements = MODES
+    corrects = False
 
     def __init__(
         self, config: HARTConfig, *, operations=nn, dtype=None, device=None, compute_dtype=None

@@ -135,6 +135,7 @@ class Infinity(StartToken[InfinityConfig]):
     learned_null = True
     classes = None
     refinements = ()
+    corrects = True
 
     def __init__(
         self, config: InfinityConfig, *, operations=nn, dtype=None, device=None, compute_dtype=None

@@ -149,6 +149,7 @@ class STAR(ClipText[STARConfig]):
     family = "star"
     text_family = "clip"
     title = "STAR"
+    corrects = False
 
     def __init__(
         self, config: STARConfig, *, operations=nn, dtype=None, device=None, compute_dtype=None

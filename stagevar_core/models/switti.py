@@ -55,6 +55,7 @@ class Switti(ClipText[SwittiConfig]):
     text_family = "clip pair"
     title = "Switti"
     refinements = ()
+    corrects = False
 
     def __init__(
         self, config: SwittiConfig, *, operations=nn, dtype=None, device=None, compute_dtype=None

@@ -177,6 +177,7 @@ class VAR(OverCodebook, StartToken[VARConfig]):
     learned_null = True
     longest_text = None
     refinements = ()
+    corrects = False
 
     def __init__(
         self, config: VARConfig, *, operations=nn, dtype=None, device=None, compute_dtype=None

@@ -87,7 +87,7 @@ class Run:
         kept: KeptPrefix | None = None,
     ) -> Generation:
         """What every scale adds, up to where the run stops, and the latent that they add up to."""
-        info = passage.info(self.schedule, self.model.config.depth, self.prefix, self.guide)
+        info = passage.info(self.schedule, self.model, self.prefix, self.guide)
         policy_run = policy.start(info)
         for note in policy_run.notes:
             _LOG.warning("%s: %s", policy.name, note)

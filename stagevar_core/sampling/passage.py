@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from ..acceleration.policy import RunInfo
 from ..conditioning.changing import RunConditioning
+from ..models.contract import Transformer
 from ..schedule import Prefix, ScaleSchedule
 from .editing import Given
 from .guidance import Guide
@@ -73,13 +74,16 @@ class Passage:
         """That of the images that the run begins with."""
         return self.conditioning if self.fan is None else self.conditioning.images(self.fan.first)
 
-    def info(self, schedule: ScaleSchedule, depth: int, prefix: Prefix | None, guide: Guide) -> RunInfo:
+    def info(
+        self, schedule: ScaleSchedule, model: Transformer, prefix: Prefix | None, guide: Guide
+    ) -> RunInfo:
         """What a policy may know of the images that the run begins with."""
         negative, batch = self.begins.negative is not None, self.begins.batch
         seeds = self.seeds
         if self.fan is not None:
             seeds = tuple(seeds[index] for index in self.fan.first)
-        return RunInfo(schedule, depth, batch, guide.guided, negative, seeds, prefix, guide.until)
+        about = (model.config.depth, batch, guide.guided, negative, seeds, prefix, guide.until)
+        return RunInfo(schedule, *about, corrects=model.corrects)
 
     def leave(self, left: Left, scales: Sequence[ScaleCodes]) -> None:
         """Keep the state of a run that stopped, where the caller wants it."""

@@ -23,7 +23,7 @@ def work(preset: str) -> float:
     last = SCHEDULE.final.tokens * HART_0_7B.residual_flops
     units = replace(HART_0_7B.unit_costs, refine=(0.0,) * (len(SCHEDULE) - 1) + (last,))
     prefix = Prefix(0, 1, HART_0_7B.context, opens=True)
-    info = RunInfo(SCHEDULE, HART_0_7B.depth, 1, True, False, (0,), prefix)
+    info = RunInfo(SCHEDULE, HART_0_7B.depth, 1, True, False, (0,), prefix, corrects=False)
     return sum(forecast(PRESETS[preset], info, units).flops)
 
 

@@ -38,7 +38,7 @@ def test_a_family_that_signs_runs_under_every_preset(name: str) -> None:
 @pytest.mark.parametrize("name", ["off", "balanced", "paper"])
 def test_its_work_is_forecast_and_reported(name: str) -> None:
     model = toy()
-    info = RunInfo(SCHEDULE, model.config.depth, 1, True, False, (3,))
+    info = RunInfo(SCHEDULE, model.config.depth, 1, True, False, (3,), corrects=model.corrects)
     planned = forecast(PRESETS[name], info, run_costs(model, SCHEDULE, model.drawing_head()), 0).flops
     trace = generate(model, labels(1), SCHEDULE, SETTINGS, **drawing(), policy=PRESETS[name]).trace
     assert sum(planned) == pytest.approx(trace.flops, rel=0.1)
@@ -71,7 +71,8 @@ def refused(model, schedule=SCHEDULE, settings=SETTINGS, **options) -> str:
 
 def test_a_model_that_lacks_members_is_refused_by_their_names() -> None:
     said = refused(NoFamily())
-    assert said.startswith("NoFamily lacks check, classes, compute_dtype, condition, drawing_head, edits")
+    lacks = "NoFamily lacks check, classes, compute_dtype, condition, corrects, drawing_head, edits"
+    assert said.startswith(lacks)
     assert "models/contract.py" in said
     assert signed(toy()).family == "toy"
 

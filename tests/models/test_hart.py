@@ -270,7 +270,7 @@ def test_top_k_is_half_as_large_from_the_eighth_scale_on() -> None:
 def test_its_work_is_forecast_and_reported(name: str) -> None:
     model = tiny_hart()
     prefix = model.prefix(padded(1), SQUARES)
-    info = RunInfo(SQUARES, model.config.depth, 1, True, False, (5,), prefix)
+    info = RunInfo(SQUARES, model.config.depth, 1, True, False, (5,), prefix, corrects=model.corrects)
     planned = forecast(PRESETS[name], info, run_costs(model, SQUARES, model.drawing_head())).flops
     trace = draw(model, policy=PRESETS[name]).trace
     assert sum(planned) == pytest.approx(trace.flops, rel=0.02)
@@ -287,7 +287,7 @@ def test_the_steps_of_the_head_are_counted_at_full_size() -> None:
     """Per token and row: one reading of the hidden state, and eight passes over 33.65 M weights."""
     assert HART_0_7B.residual_flops == pytest.approx(2 * 1536 * 1024 + 8 * 2 * 33.65e6, rel=0.001)
     schedule = squares(*HART_0_7B.sides)
-    info = RunInfo(schedule, 24, 1, True, False, (0,), Prefix(0, 1, 300, opens=True))
+    info = RunInfo(schedule, 24, 1, True, False, (0,), Prefix(0, 1, 300, opens=True), corrects=False)
     with torch.device("meta"):
         model = HART(HART_0_7B)
     costs = run_costs(model, schedule, model.drawing_head())

@@ -108,7 +108,7 @@ def test_passes_cost_more_than_the_blocks_of_the_last_scale_of_the_1024_model() 
 @pytest.mark.parametrize("name", ["off", "balanced", "paper"])
 def test_the_forecast_has_the_passes(name: str) -> None:
     model = tiny_star(sampler=1)
-    info = RunInfo(SQUARES, model.config.depth, 1, True, False, (3,))
+    info = RunInfo(SQUARES, model.config.depth, 1, True, False, (3,), corrects=model.corrects)
     units = run_costs(model, SQUARES, model.drawing_head("auto"))
     assert run_costs(model, SQUARES, model.drawing_head("off")) == model.config.unit_costs
     found = forecast(PRESETS[name], info, units, 5).flops

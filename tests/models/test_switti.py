@@ -91,7 +91,7 @@ def test_a_forecast_counts_what_runs(ar: bool, name: str) -> None:
     for guided in (10, 4):
         model, text = tiny_switti(ar=ar, guided=guided), encoded(2)
         until = guided_until(model.guidance_weights(4.0, SHORT), model.config.unit_costs)
-        info = RunInfo(SHORT, model.config.depth, 2, True, False, (0, 1), guided_until=until)
+        info = RunInfo(SHORT, model.config.depth, 2, True, False, (0, 1), None, until, model.corrects)
         expected = forecast(PRESETS[name], info, model.config.unit_costs, text.tokens)
         trace = run(model, text, policy=PRESETS[name]).trace
         flops = [scale.flops.total for scale in trace.scales]
@@ -225,7 +225,7 @@ def test_inputs_that_cannot_be_used_are_named() -> None:
 def test_released_models_without_earlier_scales_need_no_cache() -> None:
     for config, keys in ((SWITTI_1024, False), (SWITTI_1024_AR, True)):
         schedule = squares(*config.sides)
-        info = RunInfo(schedule, config.depth, 1, True, False, (0,), guided_until=10)
+        info = RunInfo(schedule, config.depth, 1, True, False, (0,), guided_until=10, corrects=False)
         found = forecast(PRESETS["off"], info, config.unit_costs, 20)
         stored = 2 * sum(side**2 for side in config.sides[:-1])
         assert (found.keys > 0.7 * stored / 2) == keys

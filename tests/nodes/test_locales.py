@@ -21,6 +21,7 @@ NAMES = {
         "Infinity",
         "VAR",
         "STAR",
+        "HART",
         "VAREdit",
         "VARestorer",
         "ComfyUI",

@@ -104,7 +104,8 @@ def both(name: str, preset: str, how: dict, dtype: torch.dtype = torch.float32) 
     """What is said and what is counted."""
     model, schedule, conditioning, quantizer = family(name, dtype)
     config, policy = model.config, PRESETS[preset]
-    info = RunInfo(schedule, config.depth, 1, True, False, (0,), model.prefix(conditioning, schedule))
+    prefix = model.prefix(conditioning, schedule)
+    info = RunInfo(schedule, config.depth, 1, True, False, (0,), prefix, corrects=model.corrects)
     ways = {"sequential": "sequential" in how, "offload": "offload" in how}
     expected = forecast(policy, info, config.unit_costs, conditioning.tokens, **ways)
     settings = SamplingSettings(cfg_scale=3.0, temperature=1.0, top_k=100)

@@ -247,7 +247,7 @@ def check_rows(bench: Bench, policy: AccelerationPolicy, way: Way = Way()) -> in
 
 def check_weights(bench: Bench, kept: str = "conditional") -> None:
     """Rows that are left draw what both draw where theirs is the only weight in the guidance."""
-    alone, left = bench.run(preset("quality", guidance=kept)), 1.0 if kept == "conditional" else 0.0
+    alone, left = bench.run(preset("quality", guidance=kept, keep=1.0)), float(kept == "conditional")
     weights = [
         weight if scale.guidance.startswith("cfg") else left
         for scale, weight in zip(

@@ -74,6 +74,7 @@ class ToyBlock(nn.Module):
 
 class Toy(NoPrefix, nn.Module):
     family, text_family, learned_null, longest_text, refinements = "toy", None, True, None, ()
+    corrects = False
 
     def __init__(self, config: ToyConfig) -> None:
         super().__init__()
