@@ -129,6 +129,7 @@ def draw(canvas: Canvas, corner: tuple[float, float], axis: Axis, rows: list[Row
             if row.kind == name:
                 canvas.dot(at, colour, 2.6 if name == "tried" else 4.2)
     taken = [(at[0] - 5, at[0] + 5, at[1]) for at, row in dots if row.kind != "tried"]
+    taken.append((panel.left, panel.left + SIDE, panel.bottom + 12))  # of the ratios
     for at, row in sorted(dots, key=lambda dot: list(KINDS).index(dot[1].kind)):
         if row.kind != "tried":
             label(
