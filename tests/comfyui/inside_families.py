@@ -104,8 +104,9 @@ def check_inpainting(model: Any, vae: Any) -> None:
             if drawn is not None:
                 there = kept.expand_as(drawn)
                 assert torch.equal(drawn[there], source.expand_as(drawn).to(drawn.dtype)[there])
-        assert (run.codes[-1] != edit.codes[-1].expand_as(run.codes[-1])).any()
-        assert (run.codes[-1][0] != run.codes[-1][1]).any()
+        last = max(index for index, drawn in enumerate(run.codes) if drawn is not None)
+        assert (run.codes[last] != edit.codes[last].expand_as(run.codes[last])).any()
+        assert (run.codes[last][0] != run.codes[last][1]).any()
     nothing = EditNode.execute(model, vae, picture, torch.zeros(1, 64, 64)).args[0]
     whole = sample(model, vae, label("3"), edit=nothing)[0]
     resized = vae.encode(fitted(picture, (256, 256)))
