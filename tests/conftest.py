@@ -42,6 +42,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: (shared and item.path not in long, item.path == COMPILES))
 
 
+@pytest.fixture(autouse=True)
+def same_weights() -> None:
+    """What layers draw for themselves must not depend on the tests that ran before in the process."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def bed() -> Bed:
     """The test bed, from the environment or the default places."""
