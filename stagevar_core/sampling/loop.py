@@ -197,8 +197,8 @@ class Run:
         return Left(count, self.rows.running, cache, policy_run, self.guide.last)
 
     def settle(self, scale: Scale, settled: ScaleCodes, f_hat: Tensor) -> Tensor:
-        """The latent with what is given of a scale; the draws that it would have made are passed over."""
-        if self.noise is not None:
+        """The latent with what is given of a scale; its draws are passed over where others follow."""
+        if self.noise is not None and scale is not self.schedule.final:
             smooth = self.settings.smooth
             self.head.pass_over(scale, self.images, self.noise, self.device, smooth=smooth)
         f_hat = settled.add(f_hat, self.quantizer, self.schedule, scale)

@@ -329,6 +329,12 @@ def test_every_scale_has_the_noise_of_the_dense_run(policy) -> None:
     assert all(torch.equal(dense.drawn[i], other.drawn[i]) for i in dense.drawn)
 
 
+def test_a_last_scale_that_does_not_run_draws_nothing() -> None:
+    model, text, noise = tiny_infinity(), prompts(5, 9), DrawnNoise(5, 2)
+    sampled(model, text, noise=noise, policy=Planned({-2: ScalePlan(run=False), -1: ScalePlan(run=False)}))
+    assert list(noise.drawn) == list(range(len(LONG) - 1))
+
+
 # ------------------------------------------------------------------------------------------------ KV cache
 
 
