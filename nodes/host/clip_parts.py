@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import comfy.text_encoders
@@ -42,7 +43,7 @@ class StoredVocabulary:
         return PreTrainedTokenizerFast(tokenizer_object=vocabulary, **cls.special, **own)
 
 
-class CutTokenizer(sd1_clip.SDTokenizer):
+class CutTokenizer(sd1_clip.SDTokenizer, ABC):
     """ComfyUI's weighted tokenization, one chunk that is cut as in training; ``name``: of it in files."""
 
     def __init__(
@@ -82,9 +83,9 @@ class CutTokenizer(sd1_clip.SDTokenizer):
         )
         return [self.cut(chunks, (0,) if return_word_ids else ())]
 
+    @abstractmethod
     def cut(self, chunks: list[list], word: tuple[int, ...]) -> Cut:
         """The tokens that the encoder reads of core's chunks; ``word``: behind the weight of added ones."""
-        raise NotImplementedError
 
 
 class WholeTokenizer(CutTokenizer):

@@ -1,5 +1,6 @@
 """What the text encoders have in common, as bases; what is done with prompts is each one's own."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Generic, TypeVar
@@ -13,15 +14,15 @@ _Config = TypeVar("_Config", bound="EncoderConfig")
 
 
 @dataclass(frozen=True)
-class EncoderConfig:
+class EncoderConfig(ABC):
     """Shape of a text encoder, in the names of its ``config.json``."""
 
     vocab_size: int
 
     @property
+    @abstractmethod
     def width(self) -> int:
         """Channels of the features."""
-        raise NotImplementedError
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values for JSON."""
@@ -39,7 +40,7 @@ def default_text_dtype(device: torch.device | str) -> torch.dtype:
     return torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
 
 
-class FrozenEncoder(Generic[_Config]):
+class FrozenEncoder(ABC, Generic[_Config]):
     """A frozen text encoder with its vocabulary: prompts to one (tokens, width) float32 tensor each.
 
     ``tensors`` carry the names of the Hugging Face files, ``tokenizer_json`` is the format of the
@@ -73,9 +74,9 @@ class FrozenEncoder(Generic[_Config]):
         """Of the weights where none is asked for."""
         return default_text_dtype(self.device)
 
+    @abstractmethod
     def build(self, tensors: Mapping[str, Tensor]) -> nn.Module:
         """The network around ``tensors``; nothing is initialised, so nothing is held twice."""
-        raise NotImplementedError
 
     @property
     def width(self) -> int:
