@@ -39,6 +39,9 @@ EIGHT = Family(
 BY_NAME = {family.name: family for family in (*FAMILIES, HALF, EIGHT)}
 PICKED = ["infinity", "infinity in bfloat16", "infinity that edits", "var", "star with its sampler"]
 SEED, BATCH = 11, 3
+# Two or three mixed tokens are products of fewer than four rows, which round by the batch, and HART adds a
+# continuous function of them to its last codes. Here there are up to eleven; real schedules have hundreds.
+LONGER = ((1, 1), (2, 2), (3, 3), (4, 4), (8, 8), (12, 12))
 
 
 class Draws:
@@ -106,18 +109,14 @@ def test_a_stopped_run_goes_on_to_the_same_end(family: Family, name: str) -> Non
     ],
 )
 def test_picked_images_go_on_as_in_their_batch(family: str, name: str, images: tuple[int, ...]) -> None:
-    draws, until = Draws(BY_NAME[family], name), 4
+    asked = BY_NAME[family]
+    if family.startswith("hart") and name == "paper":
+        asked = replace(asked, grids=(LONGER,))
+    draws, until = Draws(asked, name), 4
     whole, paused = draws(), PausedRun()
     state = draws.state(draws(until=until, paused=paused)).pick(images)
     for found in (draws(images, resumed=state), draws(images, resumed=state, paused=paused)):
-        if family.startswith("hart") and name == "paper":
-            # The projection rounds by the batch, and HART adds a continuous function of it to its last codes.
-            for place, image in enumerate(images):
-                for one, other in zip(found.image(place), whole.image(image), strict=True):
-                    assert one.drawn is other.drawn is None or torch.equal(one.drawn, other.drawn)
-            assert torch.allclose(found.f_hat, whole.f_hat[list(images)], rtol=0, atol=1e-5)
-        else:
-            assert same(found, whole, images)
+        assert same(found, whole, images)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
