@@ -182,7 +182,7 @@ class CompiledTransformer(_InPlaceOf):
         """All blocks over the tokens of one scale, (rows, L, C)."""
         if self.compiler.failed:
             return self.network(x, ctx)
-        given = {item.name: getattr(ctx, item.name) for item in fields(ScaleContext)}
+        given = {item.name: getattr(ctx, item.name) for item in fields(ScaleContext) if item.init}
         with self.compiler.limits():
             return self.network(x, CompiledContext(**given, compiler=self.compiler))
 

@@ -14,7 +14,7 @@ from ..schedule import Scale, ScaleSchedule
 from .attention import Attend, AttentionFn
 from .cache import KVCache
 from .local import LocalWindow, WindowTable, local_attention
-from .tokens import Site, TokenMap, TokenReduction, in_parts
+from .tokens import Site, TokenMap, TokenReduction, added, in_parts
 
 Branch = Callable[[Tensor, Tensor | None], Tensor]
 """A residual branch: tokens (rows, L, C) and their rotary positions to what is added, (rows, L, C).
@@ -42,7 +42,8 @@ class ScaleContext:
     empty: all rows together. ``half``: which of them this is, None is all rows. ``images``: rows of one kind.
     ``per_image``: branches that run for the conditional rows alone and serve both, on the same tokens;
     through ``given`` and ``kept`` where rows run in turn. ``sight``: what is added to the scores where the
-    tokens of these rows or images do not see the same of the text, (rows, 1, L, T).
+    tokens of these rows or images do not see the same of the text, (rows, 1, L, T). ``fresh``: what a branch
+    of the block that runs left, which the next branch may overwrite.
     """
 
     scale: Scale
@@ -66,6 +67,7 @@ class ScaleContext:
     sight: Tensor | None = None
     given: dict[str, Tensor] = field(default_factory=dict)
     kept: dict[str, TokenMap | None] = field(default_factory=dict)
+    fresh: Tensor | None = field(default=None, init=False)
 
     @property
     def parts(self) -> Sequence[Scale]:
@@ -110,9 +112,11 @@ class ScaleContext:
                     self.given[part] = y
             if y.shape[0] != h.shape[0]:
                 y = y.repeat(h.shape[0] // y.shape[0], 1, 1)
-            return h + y if gate is None else torch.addcmul(h, y, gate)
+            return added(h, y, gate, into=h if h is self.fresh else None)
 
-        return self._reduced(x, compute, Site(self.scale, range(layer, layer + 1), part, self.half))
+        found = self._reduced(x, compute, Site(self.scale, range(layer, layer + 1), part, self.half))
+        self.fresh = found if self.reduction is None else None  # a reduction may remember it
+        return found
 
     def attending(self, layer: int) -> Attend:
         """:meth:`attend` of one block."""
@@ -157,11 +161,17 @@ class ScaleContext:
         for layer in span:
             if halves:
                 parts = zip(x.chunk(2), halves, strict=True)
-                y = torch.cat([blocks[layer](part, half, layer) for part, half in parts])
+                y = torch.cat([half._block(blocks[layer], layer, part) for part, half in parts])
             else:
-                y = blocks[layer](x, self, layer)
+                y = self._block(blocks[layer], layer, x)
             x = self.after_block(layer, y)
         return x
+
+    def _block(self, block: nn.Module, layer: int, x: Tensor) -> Tensor:
+        """One block; its output is whoever's keeps it."""
+        y = block(x, self, layer)
+        self.fresh = None
+        return y
 
     def _halves(self) -> list["ScaleContext"]:
         """This context for the rows of every turn; none where all rows run together."""

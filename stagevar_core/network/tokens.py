@@ -146,3 +146,23 @@ def in_parts(compute: Callable[[Tensor, Tensor | None], Any], x: Tensor, angles:
         for target, y in zip(whole, found, strict=True):
             target[:, part] = y
     return tuple(whole) if several else whole[0]
+
+
+def added(x: Tensor, y: Tensor, gate: Tensor | None = None, *, into: Tensor | None = None) -> Tensor:
+    """``x + y * gate`` of tokens (rows, L, C), on a CPU in parts for the reason of :func:`in_parts`.
+
+    ``gate``: (rows, 1 or L, C). ``into``: where the sum goes, ``x`` itself where nothing else needs it.
+    """
+    if torch.is_grad_enabled():
+        return x + y if gate is None else torch.addcmul(x, y, gate)
+    sums = torch.empty_like(x) if into is None else into
+    length = x.shape[1]
+    step = max(1, PART // (x.shape[0] * x.shape[2])) if x.device.type == "cpu" else max(1, length)
+    for start in range(0, length, step):
+        part = slice(start, start + step)
+        if gate is None:
+            torch.add(x[:, part], y[:, part], out=sums[:, part])
+        else:
+            share = gate if gate.shape[1] == 1 else gate[:, part]
+            torch.addcmul(x[:, part], y[:, part], share, out=sums[:, part])
+    return sums
