@@ -46,6 +46,19 @@ def empty_map(x: Tensor, channels: int, factor: int = 1) -> Tensor:
     return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=layout)
 
 
+def _front(x: Tensor, channels: int) -> Tensor:
+    """A map of fewer channels in the memory of ``x``; none of its rows lies behind where those of ``x`` end.
+
+    Written in order, rows overwrite only what came before them. With its channels last, a map lies in the
+    first part of the memory without gaps; else each image in its own first channels.
+    """
+    if not x.is_contiguous(memory_format=torch.channels_last):
+        return x[:, :channels]
+    count, _, height, width = x.shape
+    row = width * channels
+    return x.as_strided((count, channels, height, width), (height * row, 1, row, channels))
+
+
 def normed_conv(x: Tensor, norm: nn.GroupNorm, conv: nn.Conv2d, out: Tensor, *, add: bool = False) -> Tensor:
     """``conv(silu(norm(x)))`` of a 3x3 convolution, written to ``out`` or added to it."""
     weight, bias = cast(conv.weight, x), None if conv.bias is None else cast(conv.bias, x)
@@ -70,8 +83,8 @@ def normed_conv(x: Tensor, norm: nn.GroupNorm, conv: nn.Conv2d, out: Tensor, *, 
 
 
 def pointwise_conv(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """A 1x1 convolution."""
-    out = empty_map(x, conv.out_channels)
+    """A 1x1 convolution, in the memory of ``x`` where it leaves fewer channels."""
+    out = _front(x, conv.out_channels) if conv.out_channels < x.shape[1] else empty_map(x, conv.out_channels)
     for image, target in zip(x.split(1), out.split(1), strict=True):
         for band in _bands(image):
             target[:, :, band].copy_(conv(image[:, :, band]))

@@ -87,6 +87,24 @@ def test_encoder_features_are_those_of_the_layers() -> None:
     assert (features - tokenizer.encode(image)).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("images", [1, 3])
+@pytest.mark.parametrize("channels", [3, 8, 9, 12])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_fewer_channels_take_the_memory_of_what_they_are_made_of(
+    layout: torch.memory_format, channels: int, images: int
+) -> None:
+    """At a megapixel the wider map has half a gigabyte, which would stay beside all that follows."""
+    x = normal(images, 9, 7, 5).contiguous(memory_format=layout)
+    conv, where = nn.Conv2d(9, channels, 1).requires_grad_(False), x.data_ptr()
+    randomize(conv, 3)
+    with torch.inference_mode():
+        expected, found = conv(x), bands.pointwise_conv(x, conv)
+    assert torch.allclose(found, expected, rtol=0, atol=1e-6)
+    assert (found.data_ptr() == where) is (channels < 9)
+    if layout is torch.channels_last:
+        assert found.is_contiguous(memory_format=layout)
+
+
 def test_statistics_survive_a_mean_far_above_the_spread(monkeypatch) -> None:
     norm, conv = nn.GroupNorm(4, 8, eps=1e-6), nn.Conv2d(8, 8, 3, padding=1)
     x = normal(1, 8, 64, 64) + 300.0
