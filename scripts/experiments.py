@@ -3,7 +3,7 @@
     python scripts/experiments.py                    all of them, 300 prompts
     python scripts/experiments.py --only a,d         some of them
     python scripts/experiments.py --prompts 20       a quick look
-    python scripts/experiments.py --model artwork    what is asked of the artwork model, 84 classes
+    python scripts/experiments.py --model artwork    what is asked of the artwork model, 150 classes
 
 Experiments a to e start from the plain design, a quarter of the tokens at every fidelity scale; f starts from
 `balanced`, which is what a to e led to; h asks both models, and what `balanced` is on the artwork model came
@@ -52,7 +52,7 @@ from stagevar_core.schedule import Scale  # noqa: E402
 BASE = "a quarter"
 CORRECTED = "balanced of Infinity"  # for models that were trained to correct themselves, on any model
 SCENES, ARTWORK = MODELS
-PICTURES, BATCHES = {SCENES: 300, ARTWORK: 84}, {SCENES: 20, ARTWORK: 7}
+PICTURES, BATCHES = {SCENES: 300, ARTWORK: 150}, {SCENES: 20, ARTWORK: 7}
 RATIO = 3.25  # by which h's variants cost less than `off`; what `balanced` saves on the scenes model
 QUARTER = StageSettings(
     guidance=Guidance("reuse"), tokens=Tokens("gather", keep=0.25, score="change", code_weight=0.0)
@@ -347,7 +347,7 @@ def main() -> int:
     )
     parser.add_argument("--only", metavar="A,B,...", help="letters (default: all of the model's)")
     parser.add_argument("--model", choices=MODELS, default=SCENES)
-    parser.add_argument("--prompts", type=int, help="pictures of each variant (default: 300, artwork 84)")
+    parser.add_argument("--prompts", type=int, help="pictures of each variant (default: 300, artwork 150)")
     parser.add_argument("--seed", type=int, default=SEED, help="of captions and pictures")
     parser.add_argument("--batch", type=int, help="(default: 20, artwork 7)")
     parser.add_argument("--threads", type=int)

@@ -55,7 +55,7 @@ def trained(drawn):
 def test_every_class_is_named_once_and_every_set_says_its_licence():
     known = sources.listed()
     count = len(sources.class_names())
-    assert count == 84
+    assert count == 150
     assert len({name.lower() for name in known["classes"]}) == count
     assert len(set(known["classes"].values())) == count
     assert {each["licence"] for each in known["sets"]} == {"Apache-2.0", "MIT", "CC-BY-4.0"}
