@@ -98,7 +98,7 @@ class Continue(CheckedNode):
         made = f"{f'{batch} images of ' if batch > 1 else ''}{width} x {height}"
         begun = (*_differing(state, wanted), *begun_elsewhere(state, pair))
         masked = () if latent.get("noise_mask") is None else (_UNMASKED,)
-        notes = (*said, *begun, *masked, *_notes(state, positive), *notes)
+        notes = (*said, *begun, *masked, *_notes(state, positive), *notes, *_picked(latent, batch))
         drawn = draw(job, size, made, notes)
         return io.NodeOutput(drawn.latent, drawn.report, ui={"text": drawn.lines})
 
@@ -118,6 +118,15 @@ def _differing(state: RunState, wanted: Mapping[str, Any]) -> tuple[str, ...]:
         f"begun with different values of {', '.join(names)}; all go on with those of the first picture. "
         "Finish them one by one to keep their own",
     )
+
+
+def _picked(latent: Mapping[str, Any], batch: int) -> tuple[str, ...]:
+    """Which draft was picked: ComfyUI takes the last one, without a word, where a number is too large.
+
+    Of several nothing is said, as nodes that repeat them count the copies on.
+    """
+    places: list[int] = latent.get("batch_index") or []
+    return (f"draft {places[0]} of its batch; 0 is the first",) if batch == len(places) == 1 else ()
 
 
 def _notes(state: RunState, positive: HostConditioning) -> tuple[str, ...]:

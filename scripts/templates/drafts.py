@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from .artwork import ARTWORK, DRAFTS, named
 from .graph import COLUMN, Graph, Node
-from .parts import DRAWN, EMBEDDED, OWN, SAMPLER, SCENES, accelerate
+from .parts import DRAWN, EMBEDDED, OWN, SAMPLER, SCENES, accelerate, side_by_side
 
 LOOSE = "a red ring to the left of a blue cross"  # says no background, so that drafts differ
 
@@ -54,14 +54,8 @@ def draft_pick_finish(graph: Graph, drawn: Drawn = DRAFTED) -> None:
         **{"seed": 12, "after": "fixed", **drawn.settings, "stop_after": "structure"},
     )
     small = graph.add("VAEDecode", (1690, -60), (220, 60), samples=(sampler, "latent"), vae=above)
-    # A batch would show as a grid on classic pages alone.
-    each = graph.add("RebatchImages", (1970, -60), (220, 60), images=(small, "IMAGE"), batch_size=1)
-    cell = {"columns": 4, "cell_width": 192, "cell_height": 192, "padding": 4}
-    grid = graph.add("ImageGrid", (2230, -60), (260, 150), images=(each, "IMAGE"), **cell)
-    drafts = graph.add(
-        *("PreviewImage", (2530, -60), (440, 300)),
-        title="The drafts: 0 to 3, 4 to 7",
-        images=(grid, "images"),
+    drafts = side_by_side(
+        *(graph, (1970, -60), (small, "IMAGE"), 4, 192), size=(440, 300), title="The drafts: 0 to 3, 4 to 7"
     )
     pick = graph.add(
         *("LatentFromBatch", (1690, 500), (300, 110)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .graph import COLUMN, Graph, Node
-from .parts import EMBEDDED, SAMPLER, SCENES, first_picture
+from .parts import EMBEDDED, SAMPLER, SCENES, first_picture, side_by_side
 
 End = tuple[Node, str]
 SIZE = {"width": 128, "height": 128, "batch_size": 1}
@@ -27,8 +27,8 @@ def drawn_anew(
     model, vae, clip = loaded
     picture, part = graph.reroute((x - 100, -352), *image), graph.reroute((x - 100, -110), *mask)
     shown = graph.add(*("StageVARMaskPreview", (x, -500), (320, 110)), model=model, image=picture, mask=mask)
-    graph.add(
-        *("PreviewImage", (x + 410, -900), (400, 410)), title="Tokens drawn anew", images=(shown, "tokens")
+    side_by_side(
+        *(graph, (x + 410, -900), (shown, "tokens"), 2, 192), size=(440, 300), title="Tokens drawn anew"
     )
     encoded = graph.add("VAEEncode", (x, 42), (220, 60), pixels=picture, vae=vae)
     masked = graph.add(

@@ -110,6 +110,16 @@ def first_picture(graph: Graph, model: tuple, vae: tuple, clip: tuple) -> tuple[
     return text, decoded, before
 
 
+def side_by_side(
+    graph: Graph, at: tuple, images: tuple, columns: int, cell: int, *, size: tuple, title: str
+) -> Node:
+    """A batch as one picture of square cells; by itself it would show as a grid on classic pages alone."""
+    each = graph.add("RebatchImages", at, (220, 60), images=images, batch_size=1)
+    shape = {"columns": columns, "cell_width": cell, "cell_height": cell, "padding": 4}
+    grid = graph.add("ImageGrid", (at[0] + 260, at[1]), (260, 150), images=(each, "IMAGE"), **shape)
+    return graph.add("PreviewImage", (at[0] + 560, at[1]), size, title=title, images=(grid, "images"))
+
+
 def edit(graph: Graph, at: tuple, model: Node, vae: tuple, image: tuple, asked: Node, seed: int) -> Node:
     """StageVAR Edit by Text with the model's own settings."""
     return graph.add(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .graph import COLUMN, Graph, Node
-from .parts import EMBEDDED, SAMPLER, SCENE, SCENES
+from .parts import EMBEDDED, SAMPLER, SCENE, SCENES, side_by_side
 
 RING = "a ring to the left of a cross"
 DRAWING = "a striped red circle to the left of a blue diamond on a white background"
@@ -42,6 +42,9 @@ def vary(graph: Graph) -> None:
         **{"seed": 1, **FREE, "width": 128, "height": 128, "batch_size": 4},
     )
     after = graph.add("VAEDecode", (2690, -420), (220, 60), samples=(second, "latent"), vae=vae)
+    side_by_side(
+        graph, (2980, -900), (after, "IMAGE"), 2, 192, size=(440, 480), title="Variations side by side"
+    )
     saved = graph.add(
         *("SaveImage", (2980, -320), (460, 500)),
         title="Variations",
@@ -111,11 +114,7 @@ def strip(graph: Graph) -> None:
         *("StageVARScales", (1450, 0), (320, 150)),
         **{"latent": (sampler, "latent"), "vae": vae, "decoding": "full"},
     )
-    # A batch would show as a grid on classic pages alone.
-    each = graph.add("RebatchImages", (1840, 0), (220, 60), images=(scales, "images"), batch_size=1)
-    cell = {"columns": 7, "cell_width": 128, "cell_height": 128, "padding": 4}
-    row = graph.add("ImageGrid", (2130, 0), (260, 150), images=(each, "IMAGE"), **cell)
-    shown = graph.add("PreviewImage", (2460, 0), (760, 220), title="All scales", images=(row, "images"))
+    shown = side_by_side(graph, (1840, 0), (scales, "images"), 7, 128, size=(760, 260), title="All scales")
     saved = graph.add(
         *("SaveAnimatedWEBP", (1840, 340), (420, 480)),
         **{"images": (scales, "images"), "filename_prefix": "StageVAR_scales", "fps": 2.0},

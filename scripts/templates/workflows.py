@@ -71,7 +71,7 @@ def plain(
     saved = graph.add("SaveImage", (1710, 0), (420, 420), images=(decoded, "IMAGE"), filename_prefix=prefix)
     shown = [saved]
     if faster:
-        shown += [graph.add("StageVARStageReport", (1430, 500), (700, 700), report=(sampler, "report"))]
+        shown += [graph.add("StageVARStageReport", (1430, 570), (700, 700), report=(sampler, "report"))]
     choices = [(asked, widget), *([(made, "preset")] if made else [])]
     graph.app([*choices, (sampler, "seed"), (sampler, "batch_size")], shown)
     narrow = faster and encoder is not None
@@ -143,13 +143,13 @@ def inpaint_built_in(graph: Graph) -> None:
     size = {"width": 128, "height": 128, "batch_size": 1}
     text, decoded, before = first_picture(graph, model, vae, clip)
     whole = graph.add(
-        *("SolidMask", (940, 950), (270, 110)), title="Keep everything", value=0.0, width=128, height=128
+        *("SolidMask", (940, 1060), (270, 110)), title="Keep everything", value=0.0, width=128, height=128
     )
     part = graph.add(
-        *("SolidMask", (940, 1120), (270, 110)), title="Size of the new part", value=1.0, width=64, height=128
+        *("SolidMask", (940, 1230), (270, 110)), title="Size of the new part", value=1.0, width=64, height=128
     )
     mask = graph.add(
-        *("MaskComposite", (1290, 950), (270, 150)),
+        *("MaskComposite", (1290, 1060), (270, 150)),
         title="Where the new part is",
         **{"destination": (whole, "MASK"), "source": (part, "MASK"), "x": 64, "y": 0, "operation": "add"},
     )

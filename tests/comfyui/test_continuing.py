@@ -92,6 +92,9 @@ def test_shipped_workflow_draws_drafts_once_and_finishes_the_picked_one(
     assert {pick, done, large} <= ran
     (other,) = saved_images(comfy_server, comfy_server.run(drafts), large)
     assert np.abs(other - first).max() > 0.1
+    drafts[pick]["inputs"]["batch_index"] = 40
+    beyond = comfy_server.run(drafts)
+    assert "draft 7 of its batch; 0 is the first" in beyond["outputs"][done]["text"]
     drafts[done]["inputs"]["latent"] = [sampler, 0]
     all_of_them = saved_images(comfy_server, comfy_server.run(drafts), large)
     for found, wanted in ((all_of_them[0], first), (all_of_them[5], other)):

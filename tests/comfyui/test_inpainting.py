@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from testbed.comfy_server import (
     ComfyServer,
     Json,
@@ -70,7 +72,10 @@ def test_shipped_workflow_draws_one_side_and_keeps_the_other(comfy_server: Comfy
     sampler = next(node for node in nodes_of(made, "StageVARSampler") if "latent" in made[node]["inputs"])
     assert "128 x 128" in entry["outputs"][sampler]["text"][0]
     preview = nodes_of(made, "PreviewImage")[-1]
-    assert len(entry["outputs"][preview]["images"]) == 2
+    (marked,) = entry["outputs"][preview]["images"]
+    shown = np.asarray(Image.open(io.BytesIO(comfy_server.view(marked))).convert("RGB"))
+    assert shown.shape == (192, 2 * 192 + 4, 3)  # where its tokens stand at the last scale, and before
+    assert (shown[:, :192] != shown[:, 196:]).any()
 
 
 def test_core_masks_and_batches_reach_the_sampler(comfy_server: ComfyServer) -> None:

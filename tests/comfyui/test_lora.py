@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -75,3 +76,36 @@ def test_the_node_says_how_many_layers_it_changed(comfy_server: ComfyServer, pro
     prompt[node]["inputs"]["strength"] = 0.75
     said = comfy_server.run(prompt)["outputs"][node]["text"]
     assert said == ["changed 30 layers of rank 4; strength 0.75"]
+
+
+KEPT = "the first 5 scales: they are those of the run that this one goes on from"
+AGAIN = "the first 5 scales ran again on their codes"
+
+
+def test_drafts_are_finished_with_another_strength(comfy_server: ComfyServer, prompt: Json) -> None:
+    """What the drafts left in memory is of their strength alone, and waits for it; they are drawn once."""
+    made = read_json(shipped_workflow("06_draft_pick_finish_no_download"))
+    sampler, done = (only_node(made, kind) for kind in ("StageVARSampler", "StageVARContinue"))
+    plain = made[done]["inputs"]["model"]
+    lora = prompt[only_node(prompt, "StageVARLoadLora")]["inputs"] | {"model": plain}
+    changed = add_node(made, "StageVARLoadLora", **lora)
+    drafts = add_node(made, "StageVARLoadLora", **lora)
+    made[sampler]["inputs"] |= {"batch_size": 2, "seed": 4712, "model": drafts}
+
+    def finished(model: list, strength: float) -> tuple[str, np.ndarray]:
+        made[done]["inputs"]["model"] = model
+        made[changed[0]]["inputs"]["strength"] = strength
+        entry = comfy_server.run(made)
+        (picture,) = saved_images(comfy_server, entry)
+        (cached,) = (data for name, data in entry["status"]["messages"] if name == "execution_cached")
+        ran.append(sampler not in cached["nodes"])
+        return entry["outputs"][done]["text"][1], picture
+
+    ran: list[bool] = []
+    steps = [(changed, strength) for strength in (1.0, 0.5, 0.0)] + [(plain, 1.0), (changed, 1.0)]
+    lines, (first, half, none, without, last) = zip(*(finished(*step) for step in steps), strict=True)
+    assert ran == [True] + [False] * 4
+    assert [line.startswith(AGAIN) for line in lines] == [False, True, True, True, False]
+    assert lines[0] == lines[-1] == KEPT
+    assert np.array_equal(first, last) and np.array_equal(none, without)
+    assert min(np.abs(half - other).max() for other in (first, none)) > 0.02

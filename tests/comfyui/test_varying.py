@@ -37,7 +37,7 @@ def test_check_passes_inside_comfyui(said: str, check: str) -> None:
 def shipped(name: str) -> tuple[Json, str, str]:
     """A shipped workflow that saves what it shows, and its nodes that save, in their order."""
     made = read_json(shipped_workflow(name))
-    (before,) = nodes_of(made, "PreviewImage")
+    before, *_ = nodes_of(made, "PreviewImage")
     (after,) = nodes_of(made, "SaveImage")
     inputs = {**made[before]["inputs"], "filename_prefix": "before"}
     made[before] = {**made[after], "inputs": inputs}

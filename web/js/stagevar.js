@@ -68,6 +68,10 @@ function place(node) {
   const options = { serialize: false, hideOnZoom: false, margin: MARGIN, getMinHeight: height, getMaxHeight: height };
   const widget = node.addDOMWidget(WIDGET, "stagevar", box, options);
   widget.serialize = false;
+  // Vue pages stretch a widget that lays itself out, and would halve the room of a picture below an empty one.
+  const layout = widget.computeLayoutSize;
+  const layoutOf = () => (window.LiteGraph.vueNodesMode ? undefined : layout);
+  Object.defineProperty(widget, "computeLayoutSize", { configurable: true, get: layoutOf });
   const observer = new ResizeObserver(() => grow(node));
   observer.observe(text);
   const removed = widget.onRemove;
