@@ -99,7 +99,7 @@ def test_drafts_are_finished_with_another_strength(comfy_server: ComfyServer, pr
         (picture,) = saved_images(comfy_server, entry)
         (cached,) = (data for name, data in entry["status"]["messages"] if name == "execution_cached")
         ran.append(sampler not in cached["nodes"])
-        return entry["outputs"][done]["text"][1], picture
+        return entry["outputs"][done]["text"][-1], picture
 
     ran: list[bool] = []
     steps = [(changed, strength) for strength in (1.0, 0.5, 0.0)] + [(plain, 1.0), (changed, 1.0)]
