@@ -168,7 +168,7 @@ class ScaleContext:
         return x
 
     def _block(self, block: nn.Module, layer: int, x: Tensor) -> Tensor:
-        """One block; its output is whoever's keeps it."""
+        """One block; its output is no longer ours to overwrite, as others may keep it."""
         y = block(x, self, layer)
         self.fresh = None
         return y
